@@ -1,0 +1,349 @@
+//! Typed form of `contracts/*.yaml`: what goes in and out of each graph.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Recipe, VisionLayout, YamlError};
+
+const COMMUNITY: &str = include_str!("../contracts/community.yaml");
+
+/// The graphs that make up a model. The name is also the stem of the graph's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Graph {
+    /// Token ids to embeddings.
+    #[serde(rename = "embed_tokens")]
+    EmbedTokens,
+    /// Vision tower and projector in one graph.
+    #[serde(rename = "vision_encoder")]
+    VisionEncoder,
+    /// Vision tower alone.
+    #[serde(rename = "vision_tower")]
+    VisionTower,
+    /// Projector alone.
+    #[serde(rename = "projector")]
+    Projector,
+    /// One step of the language model with its conv and KV state.
+    #[serde(rename = "decoder_model_merged")]
+    Decoder,
+}
+
+impl Graph {
+    /// The file stem that the community contract prescribes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Graph::EmbedTokens => "embed_tokens",
+            Graph::VisionEncoder => "vision_encoder",
+            Graph::VisionTower => "vision_tower",
+            Graph::Projector => "projector",
+            Graph::Decoder => "decoder_model_merged",
+        }
+    }
+}
+
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Element type of a graph input or output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit float.
+    Float32,
+    /// 16-bit float.
+    Float16,
+    /// 64-bit signed integer.
+    Int64,
+    /// 32-bit signed integer.
+    Int32,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::Float32 => "float32",
+            Dtype::Float16 => "float16",
+            Dtype::Int64 => "int64",
+            Dtype::Int32 => "int32",
+        })
+    }
+}
+
+/// The two kinds of LFM2 layer, named as in `config.json`'s `layer_types`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// Gated short convolution.
+    Conv,
+    /// Grouped-query attention.
+    FullAttention,
+}
+
+/// The sizes of a model that a contract can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelDims {
+    /// Width of the language model.
+    pub hidden_size: usize,
+    /// Rows of the output head.
+    pub vocab_size: usize,
+    /// Key/value heads of the language model.
+    pub num_key_value_heads: usize,
+    /// Width of one attention head of the language model.
+    pub head_dim: usize,
+    /// Columns of a conv state.
+    pub conv_l_cache: usize,
+    /// Width of the vision tower.
+    pub vision_hidden_size: usize,
+    /// Values of one patch: 3 * patch_size^2.
+    pub patch_values: usize,
+    /// Kind of each language-model layer.
+    pub layer_types: Vec<LayerKind>,
+}
+
+impl ModelDims {
+    fn value(&self, symbol: &str) -> Option<usize> {
+        Some(match symbol {
+            "hidden_size" => self.hidden_size,
+            "vocab_size" => self.vocab_size,
+            "num_key_value_heads" => self.num_key_value_heads,
+            "head_dim" => self.head_dim,
+            "conv_L_cache" => self.conv_l_cache,
+            "vision_hidden_size" => self.vision_hidden_size,
+            "patch_values" => self.patch_values,
+            _ => return symbol.parse().ok(),
+        })
+    }
+
+    /// Indices of the layers of one kind, ascending.
+    pub fn layers(&self, kind: LayerKind) -> impl Iterator<Item = usize> + '_ {
+        self.layer_types.iter().enumerate().filter_map(move |(i, &k)| (k == kind).then_some(i))
+    }
+}
+
+/// One dimension of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dim {
+    /// A size that the model fixes.
+    Fixed(usize),
+    /// A size that the caller chooses, by its symbolic name.
+    Free(String),
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Fixed(n) => write!(f, "{n}"),
+            Dim::Free(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One input or output of a graph, resolved for a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Name in the graph.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions in order.
+    pub shape: Vec<Dim>,
+}
+
+/// All inputs and outputs of one graph, resolved for a model, in contract order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphSpec {
+    /// Which graph.
+    pub graph: Graph,
+    /// Inputs in order.
+    pub inputs: Vec<Tensor>,
+    /// Outputs in order.
+    pub outputs: Vec<Tensor>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TensorTemplate {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<Symbol>,
+    layers: Option<LayerKind>,
+    option: Option<RecipeOption>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Symbol {
+    Name(String),
+    Size(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RecipeOption {
+    LastHiddenState,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GraphTemplate {
+    inputs: Vec<TensorTemplate>,
+    outputs: Vec<TensorTemplate>,
+}
+
+/// A contract: the inputs and outputs of every graph, before a model's sizes are filled in.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contract {
+    /// Name of the contract.
+    #[serde(rename = "contract")]
+    pub name: String,
+    /// Version; a change that breaks a client raises it.
+    pub version: u32,
+    graphs: std::collections::BTreeMap<Graph, GraphTemplate>,
+}
+
+impl Contract {
+    /// The contract built into this crate under `name`.
+    ///
+    /// # Errors
+    /// [`YamlError::Unknown`] when there is none of that name.
+    pub fn builtin(name: &str) -> Result<Self, YamlError> {
+        match name {
+            "community" => serde_yaml::from_str(COMMUNITY).map_err(|source| YamlError::Invalid {
+                what: "the built-in contract 'community'".into(),
+                source,
+            }),
+            _ => Err(YamlError::Unknown {
+                kind: "contract",
+                name: name.into(),
+                known: "community".into(),
+            }),
+        }
+    }
+
+    /// The graphs that a recipe consists of.
+    pub fn graphs(recipe: &Recipe) -> Vec<Graph> {
+        match recipe.vision {
+            VisionLayout::Fused => vec![Graph::VisionEncoder, Graph::EmbedTokens, Graph::Decoder],
+            VisionLayout::Split => {
+                vec![Graph::VisionTower, Graph::Projector, Graph::EmbedTokens, Graph::Decoder]
+            }
+        }
+    }
+
+    /// Inputs and outputs of `graph` for a model, as `recipe` asks for them.
+    ///
+    /// Returns `None` when the contract does not have that graph.
+    pub fn resolve(&self, graph: Graph, dims: &ModelDims, recipe: &Recipe) -> Option<GraphSpec> {
+        let template = self.graphs.get(&graph)?;
+        let resolve = |tensors: &[TensorTemplate]| -> Vec<Tensor> {
+            tensors
+                .iter()
+                .filter(|t| t.option.is_none() || recipe.last_hidden_state)
+                .flat_map(|t| t.resolve(dims, recipe))
+                .collect()
+        };
+        Some(GraphSpec {
+            graph,
+            inputs: resolve(&template.inputs),
+            outputs: resolve(&template.outputs),
+        })
+    }
+}
+
+impl TensorTemplate {
+    fn resolve(&self, dims: &ModelDims, recipe: &Recipe) -> Vec<Tensor> {
+        let dim = |symbol: &Symbol| match symbol {
+            Symbol::Size(n) => Dim::Fixed(*n),
+            // All positions are computed, so there is one row of logits for each new token.
+            Symbol::Name(s) if s == "num_logits" && recipe.logits == crate::Logits::All => {
+                Dim::Free("sequence".into())
+            }
+            Symbol::Name(s) => dims.value(s).map_or_else(|| Dim::Free(s.clone()), Dim::Fixed),
+        };
+        let tensor = |name: String| Tensor {
+            name,
+            dtype: self.dtype,
+            shape: self.shape.iter().map(dim).collect(),
+        };
+        match self.layers {
+            None => vec![tensor(self.name.clone())],
+            Some(kind) => dims
+                .layers(kind)
+                .map(|i| tensor(self.name.replace("{i}", &i.to_string())))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dims() -> ModelDims {
+        ModelDims {
+            hidden_size: 128,
+            vocab_size: 1501,
+            num_key_value_heads: 2,
+            head_dim: 32,
+            conv_l_cache: 3,
+            vision_hidden_size: 96,
+            patch_values: 768,
+            layer_types: vec![LayerKind::Conv, LayerKind::FullAttention, LayerKind::Conv],
+        }
+    }
+
+    #[test]
+    fn layer_tensors_keep_their_layer_index() {
+        let contract = Contract::builtin("community").unwrap();
+        let recipe = Recipe::builtin("default").unwrap();
+        let decoder = contract.resolve(Graph::Decoder, &dims(), &recipe).unwrap();
+        let names: Vec<_> = decoder.inputs.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "inputs_embeds",
+                "attention_mask",
+                "past_conv.0",
+                "past_conv.2",
+                "past_key_values.1.key",
+                "past_key_values.1.value"
+            ]
+        );
+        assert_eq!(
+            decoder.inputs[4].shape,
+            [
+                Dim::Free("batch".into()),
+                Dim::Fixed(2),
+                Dim::Free("past_sequence".into()),
+                Dim::Fixed(32)
+            ]
+        );
+    }
+
+    #[test]
+    fn every_recipe_resolves_every_graph_it_names() {
+        for name in Recipe::BUILTIN {
+            let recipe = Recipe::builtin(name).unwrap();
+            let contract = Contract::builtin(&recipe.contract).unwrap();
+            for graph in Contract::graphs(&recipe) {
+                let spec = contract.resolve(graph, &dims(), &recipe).unwrap();
+                assert!(!spec.inputs.is_empty() && !spec.outputs.is_empty(), "{name} {graph}");
+            }
+        }
+    }
+
+    #[test]
+    fn hidden_state_only_where_the_recipe_asks() {
+        let contract = Contract::builtin("community").unwrap();
+        for (name, expected) in [("default", false), ("features", true)] {
+            let recipe = Recipe::builtin(name).unwrap();
+            let decoder = contract.resolve(Graph::Decoder, &dims(), &recipe).unwrap();
+            let has = decoder.outputs.iter().any(|t| t.name == "last_hidden_state");
+            assert_eq!(has, expected, "{name}");
+        }
+    }
+}

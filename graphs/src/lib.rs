@@ -1,0 +1,46 @@
+//! What the exporter and the runtime agree on, and the only thing they share: the contracts of
+//! the graphs, the recipes, the manifest of an exported folder, and where the ONNX Runtime
+//! library is found.
+//!
+//! The YAML files beside this crate are the single source of truth; they are embedded here.
+
+mod contract;
+mod library;
+mod manifest;
+mod recipe;
+
+pub use contract::{Contract, Dim, Dtype, Graph, GraphSpec, LayerKind, ModelDims, Tensor};
+pub use library::{LibraryError, environment, library_path};
+pub use manifest::{Bundle, GraphFiles, MANIFEST, Manifest, ManifestFile};
+pub use recipe::{Logits, Operators, Precision, Recipe, VisionLayout};
+
+/// A YAML file that could not be read as what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum YamlError {
+    /// Not valid YAML, an unknown key, or a wrong value; the message gives line and column.
+    #[error("{what} is not valid: {source}; correct it or use one of the built-in files")]
+    Invalid {
+        /// The file or the built-in name.
+        what: String,
+        /// The parser's message.
+        source: serde_yaml::Error,
+    },
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}; check that the file exists and can be read")]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// No built-in file of that name.
+    #[error("there is no {kind} named '{name}'; use one of {known}, or the path of a YAML file")]
+    Unknown {
+        /// "recipe" or "contract".
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+}
