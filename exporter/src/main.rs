@@ -1,2 +1,150 @@
-//! stub
-fn main() {}
+//! `lfm2vl-export`: a checkpoint in, a folder of ONNX graphs out.
+
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Result;
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lfm2vl_exporter::{
+    ExportError, ExportOptions, Part, Report, Verification, checkpoint::Checkpoint, export, hub, verify,
+};
+use lfm2vl_graphs::{Precision, Recipe};
+
+/// Build ONNX graphs of an LFM2-VL model from its safetensors checkpoint.
+#[derive(Parser)]
+#[command(name = "lfm2vl-export", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Folder of the checkpoint, or its id on the Hugging Face hub (LiquidAI/LFM2-VL-450M).
+    checkpoint: String,
+    /// Folder to write; it appears only when the export is complete.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Precision of the weights; repeat it for several sets of graphs.
+    #[arg(long, value_name = "fp32|fp16|q8|q4|q4f16", default_value = "fp32")]
+    precision: Vec<Precision>,
+    /// How graphs are built: default, portable, split, features, or a YAML file.
+    #[arg(long, value_name = "NAME|FILE.yaml", default_value = "default")]
+    recipe: String,
+    /// Build only these graphs.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,...")]
+    graphs: Vec<Part>,
+    /// Run every graph and compare it with an independent implementation of the model.
+    #[arg(long)]
+    verify: bool,
+    /// Replace an earlier export.
+    #[arg(long)]
+    force: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lfm2vl-export LiquidAI/LFM2-VL-450M -o lfm2-vl-450m --verify
+  lfm2vl-export ./checkpoint -o ./exported --recipe portable --force";
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+
+    let mut precisions = arguments.precision.clone();
+    precisions.sort();
+    precisions.dedup();
+    let options = ExportOptions {
+        recipe: Recipe::load(&arguments.recipe)?,
+        precisions,
+        parts: arguments.graphs.clone(),
+        force: arguments.force,
+    };
+    let folder = hub::resolve(&arguments.checkpoint)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+
+    let bar = progress_bar(arguments.json);
+    let draft = export(&checkpoint, &arguments.output, &options, &mut |progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.written);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    bar.finish_and_clear();
+
+    let verification = if arguments.verify {
+        let verification = verify(&checkpoint, draft.path(), &draft.report().manifest)?;
+        eprint!("{verification}");
+        verification.check()?;
+        Some(verification)
+    } else {
+        None
+    };
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(ExportError::Interrupted.into());
+    }
+    print(arguments, &draft.publish()?, verification.as_ref())?;
+    Ok(())
+}
+
+fn progress_bar(hidden: bool) -> ProgressBar {
+    let target =
+        if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {elapsed} eta {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, target).with_style(style)
+}
+
+fn print(
+    arguments: &Arguments,
+    report: &Report,
+    verification: Option<&Verification>,
+) -> Result<(), ExportError> {
+    let mut text = String::new();
+    if arguments.json {
+        let value = serde_json::json!({
+            "output": arguments.output,
+            "report": report,
+            "verification": verification,
+        });
+        text = format!("{value:#}\n");
+    } else {
+        for graph in &report.manifest.graphs {
+            let bytes: u64 = graph.files.iter().map(|f| f.bytes).sum();
+            text += &format!(
+                "{:<22} {:<6} {:>9.1} MB\n",
+                graph.graph.name(),
+                graph.precision.to_string(),
+                bytes as f64 / 1e6
+            );
+        }
+        text += &format!(
+            "wrote {:.1} MB to {} in {:.1} s\n",
+            report.bytes as f64 / 1e6,
+            arguments.output.display(),
+            report.seconds
+        );
+    }
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|source| ExportError::Write { path: "the standard output".into(), source })
+}

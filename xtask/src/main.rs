@@ -1,2 +1,58 @@
-//! stub
-fn main() {}
+//! Project tasks: `cargo xtask setup | demo | test | make-checkpoint`.
+
+mod demo;
+mod make_checkpoint;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Project tasks of lfm2vl.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch the ONNX Runtime library into `.onnxruntime`.
+    Setup,
+    /// Export the sample checkpoint, check it, and ask it questions about the sample images.
+    Demo,
+    /// Set up and run all tests.
+    Test,
+    /// Write a random bf16 checkpoint of any shape, for measurements.
+    MakeCheckpoint {
+        /// The model's config.json.
+        #[arg(long, value_name = "FILE.json")]
+        config: PathBuf,
+        /// Folder to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Seed of the random weights.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::onnxruntime().map(|library| eprintln!("{}", library.display())),
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
+        Task::MakeCheckpoint { config, out, seed } => {
+            make_checkpoint::make_checkpoint(&config, &out, seed)
+        }
+    }
+}
+
+/// The project's root folder.
+fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}

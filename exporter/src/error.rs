@@ -1,0 +1,77 @@
+//! Why an export failed.
+
+use std::{io, path::PathBuf};
+
+use lfm2vl_graphs::{Graph, Precision, YamlError};
+
+use crate::checkpoint::CheckpointError;
+
+/// Why an export failed. Nothing is left of the output folder in any of these cases.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The checkpoint is not one that can be exported.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The recipe or its contract is not valid.
+    #[error(transparent)]
+    Recipe(#[from] YamlError),
+    /// The output folder exists.
+    #[error("the output folder {0} already exists; give another one, or --force to replace it")]
+    OutputExists(PathBuf),
+    /// `--force` would remove something that is no export.
+    #[error(
+        "{0} exists and is not an exported folder (it has no lfm2vl.yaml), so --force does not replace it; give another folder"
+    )]
+    NotAnExport(PathBuf),
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}; {}", remedy(source))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file of the checkpoint could not be read.
+    #[error("cannot read {path}: {source}; check the checkpoint folder")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A JSON file of the checkpoint is not valid.
+    #[error("{path} is not valid JSON ({source}); fetch the checkpoint again")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// The checkpoint has no chat template.
+    #[error(
+        "{0} has neither chat_template.jinja nor a chat_template in tokenizer_config.json; add the model's template"
+    )]
+    NoChatTemplate(PathBuf),
+    /// A precision that this version cannot build.
+    #[error("graphs in {0} cannot be built by this version; use --precision fp32")]
+    Precision(Precision),
+    /// The contract lacks a graph of the recipe.
+    #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
+    NotInContract {
+        /// The contract.
+        contract: String,
+        /// The graph.
+        graph: Graph,
+    },
+    /// Stopped by the user.
+    #[error("the export was interrupted; nothing was written, run it again to export")]
+    Interrupted,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "free some space or give a folder on another disk",
+        io::ErrorKind::PermissionDenied => "give a folder that you may write to",
+        _ => "check the output folder and its disk",
+    }
+}

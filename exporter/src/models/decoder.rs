@@ -1,0 +1,296 @@
+//! The LFM2 language model: short convolutions and grouped-query attention, with their state.
+
+use lfm2vl_graphs::{LayerKind, Logits, Operators, Recipe};
+
+use super::{Model, blocks::Residual, embedding::EMBEDDING};
+use crate::onnx::{Attribute, Op, Value};
+
+/// What the layers of one run share.
+#[derive(Clone, Copy)]
+struct Step<'g> {
+    /// [batch, sequence, -1] as a shape vector.
+    shape: Value<'g>,
+    attention: AttentionInputs<'g>,
+}
+
+/// The inputs of attention besides queries, keys and values, for each set of operators.
+#[derive(Clone, Copy)]
+enum AttentionInputs<'g> {
+    /// `GroupQueryAttention`: tokens of each row less one, int32 [batch]; tokens of the longest
+    /// row, int32 scalar; rotary tables [positions, head_dim / 2].
+    Fused { last_position: Value<'g>, total: Value<'g>, cos: Value<'g>, sin: Value<'g> },
+    /// Standard operators: which keys each query sees, as float32 [batch, 1, 1, sequence, total]
+    /// added to the scores; which new positions are tokens, float32 [batch * sequence, 1];
+    /// rotary factors of the new positions [sequence, head_dim / 2].
+    Standard { bias: Value<'g>, tokens: Value<'g>, cos: Value<'g>, sin: Value<'g> },
+}
+
+impl<'g> Model<'g> {
+    /// Builds the whole decoder graph: embeddings and state in; logits and new state out.
+    pub(super) fn decoder(self, recipe: &Recipe, tied_head: bool) {
+        let text = &self.config.text;
+        let size = text.hidden_size;
+        let embeds = self.g.input("inputs_embeds");
+
+        let hidden = {
+            let _scope = self.g.enter("language_model");
+            let step = self.step(embeds, self.g.input("attention_mask"));
+            let mut x = Residual::new(embeds.reshape(&[-1, size as i64])); // [tokens, hidden]
+            for (layer, kind) in text.layer_types.iter().enumerate() {
+                let _scope = self.g.enter(format!("layers.{layer}"));
+                let (normed, stream) = self.rms_norm(x, "operator_norm", size, text.norm_eps);
+                x = stream.add(match kind {
+                    LayerKind::Conv => self.short_conv(normed, layer, step),
+                    LayerKind::FullAttention => self.self_attention(normed, layer, step),
+                });
+                let (normed, stream) = self.rms_norm(x, "ffn_norm", size, text.norm_eps);
+                x = stream.add(self.feed_forward(normed));
+            }
+            let (normed, _) = self.rms_norm(x, "embedding_norm", size, text.norm_eps);
+            normed.reshape_to(step.shape) // [batch, sequence, hidden]
+        };
+
+        let scored = match recipe.logits {
+            Logits::Last => hidden.slice_from(1, -1),
+            Logits::All => hidden,
+        };
+        self.g.output("logits", self.head(scored, tied_head));
+        if recipe.last_hidden_state {
+            self.g.output("last_hidden_state", hidden);
+        }
+    }
+
+    /// Hidden states [batch, positions, hidden] -> logits [batch, positions, vocab].
+    fn head(self, hidden: Value<'g>, tied: bool) -> Value<'g> {
+        let text = &self.config.text;
+        let name = if tied { EMBEDDING } else { "lm_head.weight" };
+        let _scope = self.g.enter("lm_head");
+        let weight = self.g.stored(name, &[text.vocab_size, text.hidden_size]);
+        let logits = hidden.reshape(&[-1, text.hidden_size as i64]).linear(weight, None);
+        logits.reshape_to(hidden.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0))
+    }
+
+    /// Masks and rotary factors, computed once for all layers.
+    fn step(self, embeds: Value<'g>, attention_mask: Value<'g>) -> Step<'g> {
+        let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
+        let attention = match self.operators {
+            Operators::OnnxRuntime => {
+                let one = self.g.ints(&[1], &[]);
+                let limit = self.config.text.max_position_embeddings as i64;
+                // Only constants go in, so ONNX Runtime computes the tables when it loads the
+                // graph and the file need not carry them.
+                let (cos, sin) = self.rotary_factors(self.g.ints(&[limit], &[]).range());
+                AttentionInputs::Fused {
+                    last_position: (attention_mask.sum(1).squeeze(&[1]) - one).to_i32(),
+                    total: attention_mask.dim(1).to_i32(),
+                    cos,
+                    sin,
+                }
+            }
+            Operators::Standard => {
+                let total = attention_mask.dim(1);
+                let past = total - embeds.dim(1);
+                let positions = total.range_from(past); // [sequence]
+                let (cos, sin) = self.rotary_factors(positions);
+                let is_token = attention_mask.greater_or_equal(self.g.ints(&[1], &[]));
+                let causal = positions.unsqueeze(&[1]).greater_or_equal(total.range());
+                let seen = causal.and(is_token.unsqueeze(&[1, 2, 3]));
+                let new_tokens = attention_mask.gather(positions, 1).to_f32();
+                AttentionInputs::Standard {
+                    bias: self.attention_bias(seen),
+                    tokens: new_tokens.reshape(&[-1, 1]),
+                    cos,
+                    sin,
+                }
+            }
+        };
+        Step { shape, attention }
+    }
+
+    /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.
+    fn rotary_factors(self, positions: Value<'g>) -> (Value<'g>, Value<'g>) {
+        let text = &self.config.text;
+        let inverse_frequencies: Vec<f32> = (0..text.head_dim / 2)
+            .map(|i| text.rope_theta.powf(-((2 * i) as f64) / text.head_dim as f64) as f32)
+            .collect();
+        let _scope = self.g.enter("rotary_emb");
+        let inverse_frequencies =
+            self.g.floats(&inverse_frequencies, &[1, inverse_frequencies.len()]);
+        let angles = positions.to_f32().unsqueeze(&[1]) * inverse_frequencies;
+        (angles.cos(), angles.sin())
+    }
+
+    /// Grouped-query self-attention on x [tokens, hidden]; extends the layer's keys and values.
+    fn self_attention(self, x: Value<'g>, layer: usize, step: Step<'g>) -> Value<'g> {
+        let text = &self.config.text;
+        let (heads, kv_heads, head_dim) =
+            (text.num_attention_heads, text.num_key_value_heads, text.head_dim);
+        let past_keys = self.g.input(&format!("past_key_values.{layer}.key"));
+        let past_values = self.g.input(&format!("past_key_values.{layer}.value"));
+        let _scope = self.g.enter("self_attn");
+
+        let project = |name, heads| self.linear(x, name, text.hidden_size, heads * head_dim, false);
+        let normed = |value: Value<'g>, name| {
+            let value = Residual::new(value.reshape(&[-1, head_dim as i64]));
+            self.rms_norm(value, name, head_dim, text.norm_eps).0
+        };
+        let query = normed(project("q_proj", heads), "q_layernorm");
+        let keys = normed(project("k_proj", kv_heads), "k_layernorm");
+        let values = project("v_proj", kv_heads);
+
+        let (attended, keys, values) = match step.attention {
+            AttentionInputs::Fused { last_position, total, cos, sin } => {
+                // Each row of q and k is one head of one token until here.
+                let flat = |v: Value<'g>, heads: usize| {
+                    v.reshape(&[-1, (heads * head_dim) as i64]).reshape_to(step.shape)
+                };
+                let (query, keys) = (flat(query, heads), flat(keys, kv_heads));
+                let values = values.reshape_to(step.shape);
+                let [attended, keys, values] = self.g.node_with_outputs(
+                    Op::microsoft("GroupQueryAttention"),
+                    &[query, keys, values, past_keys, past_values, last_position, total, cos, sin],
+                    &[
+                        ("num_heads", Attribute::Int(heads as i64)),
+                        ("kv_num_heads", Attribute::Int(kv_heads as i64)),
+                        ("do_rotary", Attribute::Int(1)),
+                        ("scale", Attribute::Float((head_dim as f32).powf(-0.5))),
+                    ],
+                );
+                (attended, keys, values)
+            }
+            AttentionInputs::Standard { bias, cos, sin, .. } => {
+                let by_head = |v: Value<'g>, heads: usize| {
+                    let shape = [heads as i64, head_dim as i64];
+                    let shape = step.shape.slice(0, 0, 2).concat(&[self.g.int_vector(&shape)], 0);
+                    v.reshape_to(shape).transpose(&[0, 2, 1, 3])
+                };
+                let query = rotate(by_head(query, heads), cos, sin);
+                let keys = rotate(by_head(keys, kv_heads), cos, sin);
+                let keys = past_keys.concat(&[keys], 2);
+                let values = past_values.concat(&[by_head(values, kv_heads)], 2);
+
+                // Queries that share keys and values form a group: [batch, kv, group, seq, dim].
+                let groups = self.g.int_vector(&[
+                    0,
+                    kv_heads as i64,
+                    (heads / kv_heads) as i64,
+                    -1,
+                    head_dim as i64,
+                ]);
+                let attended = self.attend(
+                    query.reshape_to(groups),
+                    keys.unsqueeze(&[2]),
+                    values.unsqueeze(&[2]),
+                    bias,
+                    head_dim,
+                    &[0, 1, 2, 4, 3],
+                );
+                (attended.transpose(&[0, 3, 1, 2, 4]), keys, values)
+            }
+        };
+        self.g.output(&format!("present.{layer}.key"), keys);
+        self.g.output(&format!("present.{layer}.value"), values);
+
+        let width = heads * head_dim;
+        let attended = attended.reshape(&[-1, width as i64]);
+        self.linear(attended, "out_proj", width, text.hidden_size, false)
+    }
+
+    /// Gated short convolution on x [tokens, hidden]; shifts the layer's conv state.
+    fn short_conv(self, x: Value<'g>, layer: usize, step: Step<'g>) -> Value<'g> {
+        let text = &self.config.text;
+        let (size, width, bias) = (text.hidden_size, text.conv_l_cache, text.conv_bias);
+        let past = self.g.input(&format!("past_conv.{layer}")); // [batch, hidden, width]
+        let _scope = self.g.enter("conv");
+
+        let x = match step.attention {
+            AttentionInputs::Fused { .. } => x,
+            // Padding must not leak into the convolution.
+            AttentionInputs::Standard { tokens, .. } => x * tokens,
+        };
+        let gates = self.linear(x, "in_proj", size, 3 * size, bias).reshape_to(step.shape);
+        let [before, after, x] = gates.split(2); // [batch, sequence, hidden] each
+        let x = before * x;
+        let (convolved, present) = {
+            let _scope = self.g.enter("conv");
+            let weight = self.g.weight("weight", &[size, 1, width]);
+            let bias = bias.then(|| self.g.weight("bias", &[size]));
+            match self.operators {
+                Operators::OnnxRuntime => self.causal_conv(x, past, weight, bias),
+                Operators::Standard => self.depthwise_conv(x, past, weight, bias),
+            }
+        };
+        self.g.output(&format!("present_conv.{layer}"), present);
+        let y = (after * convolved).reshape(&[-1, size as i64]);
+        self.linear(y, "out_proj", size, size, text.conv_bias)
+    }
+
+    /// ONNX Runtime's convolution, which needs no transposes around x [batch, sequence, hidden].
+    fn causal_conv(
+        self,
+        x: Value<'g>,
+        past: Value<'g>,
+        weight: Value<'g>,
+        bias: Option<Value<'g>>,
+    ) -> (Value<'g>, Value<'g>) {
+        let width = self.config.text.conv_l_cache as i64;
+        let past = past.transpose(&[0, 2, 1]); // [batch, width, hidden]
+        let [convolved, _state] = self.g.node_with_outputs(
+            Op::microsoft("CausalConvWithState"),
+            &[x, weight, bias.unwrap_or(self.g.omitted()), past.slice_from(1, 1)],
+            &[("channels_last", Attribute::Int(1))],
+        );
+        // The operator keeps one column less than the contract, so the state is joined here.
+        let recent = past.concat(&[x.slice_from(1, -width)], 1);
+        (convolved, recent.slice_from(1, -width).transpose(&[0, 2, 1]))
+    }
+
+    /// The same as a plain depthwise convolution over state and x.
+    fn depthwise_conv(
+        self,
+        x: Value<'g>,
+        past: Value<'g>,
+        weight: Value<'g>,
+        bias: Option<Value<'g>>,
+    ) -> (Value<'g>, Value<'g>) {
+        let text = &self.config.text;
+        let history = past.concat(&[x.transpose(&[0, 2, 1])], 2); // [batch, hidden, width + seq]
+        let inputs: Vec<_> =
+            [history.slice_from(2, 1), weight].into_iter().chain(bias).collect();
+        let convolved = self.g.node(
+            Op::onnx("Conv"),
+            &inputs,
+            &[
+                ("group", Attribute::Int(text.hidden_size as i64)),
+                ("kernel_shape", Attribute::Ints(vec![text.conv_l_cache as i64])),
+            ],
+        );
+        let present = history.slice_from(2, -(text.conv_l_cache as i64));
+        (convolved.transpose(&[0, 2, 1]), present)
+    }
+
+    /// SwiGLU: `w2(silu(w1 x) * w3 x)`.
+    fn feed_forward(self, x: Value<'g>) -> Value<'g> {
+        let text = &self.config.text;
+        let (size, inner) = (text.hidden_size, text.feed_forward_size);
+        let _scope = self.g.enter("feed_forward");
+        let gate = self.linear(x, "w1", size, inner, false);
+        let up = self.linear(x, "w3", size, inner, false);
+        let gate = match self.operators {
+            // With a factor of 1 this is silu.
+            Operators::OnnxRuntime => self.g.node(
+                Op::microsoft("QuickGelu"),
+                &[gate],
+                &[("alpha", Attribute::Float(1.0))],
+            ),
+            Operators::Standard => gate * gate.sigmoid(),
+        };
+        self.linear(gate * up, "w2", inner, size, false)
+    }
+}
+
+/// Rotary embedding on x [batch, heads, sequence, head_dim], halves rotated against each other.
+fn rotate<'g>(x: Value<'g>, cos: Value<'g>, sin: Value<'g>) -> Value<'g> {
+    let [first, second] = x.split(3);
+    (first * cos - second * sin).concat(&[second * cos + first * sin], 3)
+}

@@ -1,0 +1,99 @@
+//! SigLIP2 NaFlex vision tower: patches of any grid in, one hidden state for each patch out.
+
+use lfm2vl_graphs::Operators;
+
+use super::{Model, blocks::Residual};
+use crate::onnx::{Attribute, Gelu, Op, Value};
+
+/// What the attention layers of the tower share.
+#[derive(Clone, Copy)]
+struct Batch<'g> {
+    /// [views, patches, -1] as a shape vector.
+    shape: Value<'g>,
+    /// Fused attention: int32 [views, patches], 1 for a valid patch.
+    /// Standard attention: float32 [views, 1, 1, patches] added to the scores.
+    mask: Value<'g>,
+}
+
+impl<'g> Model<'g> {
+    /// Patches [views, patches, values] -> last hidden state [views, patches, vision hidden],
+    /// after the last norm. Rows where `pixel_attention_mask` [views, patches] is 0 are padding
+    /// and carry no meaning.
+    pub(super) fn vision_tower(
+        self,
+        pixel_values: Value<'g>,
+        pixel_attention_mask: Value<'g>,
+        spatial_shapes: Value<'g>,
+    ) -> Value<'g> {
+        let vision = &self.config.vision;
+        let (size, epsilon) = (vision.hidden_size, vision.layer_norm_eps);
+        let _scope = self.g.enter("vision_tower");
+
+        let embeddings = self.patch_embeddings(pixel_values, spatial_shapes);
+        let batch = Batch {
+            shape: pixel_values.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
+            mask: match self.operators {
+                Operators::OnnxRuntime => pixel_attention_mask.to_i32(),
+                Operators::Standard => {
+                    let valid = pixel_attention_mask.greater_or_equal(self.g.ints(&[1], &[]));
+                    self.attention_bias(valid.unsqueeze(&[1, 2]))
+                }
+            },
+        };
+
+        let mut x = Residual::new(embeddings); // [views * patches, hidden]
+        for layer in 0..vision.num_hidden_layers {
+            let _scope = self.g.enter(format!("encoder.layers.{layer}"));
+            let (normed, stream) = self.layer_norm(x, "layer_norm1", size, epsilon);
+            x = stream.add(self.vision_attention(normed, batch));
+            let (normed, stream) = self.layer_norm(x, "layer_norm2", size, epsilon);
+            x = stream.add(self.vision_mlp(normed));
+        }
+        let (hidden, _) = self.layer_norm(x, "post_layernorm", size, epsilon);
+        hidden.reshape_to(batch.shape)
+    }
+
+    /// Patches [views, patches, values] -> embeddings with positions [views * patches, hidden].
+    fn patch_embeddings(self, pixel_values: Value<'g>, spatial_shapes: Value<'g>) -> Value<'g> {
+        let vision = &self.config.vision;
+        let values = self.config.dims().patch_values;
+        let _scope = self.g.enter("embeddings");
+        let patches = pixel_values.reshape(&[-1, values as i64]);
+        let embedded = self.linear(patches, "patch_embedding", values, vision.hidden_size, true);
+        let positions = self.position_embeddings(spatial_shapes, pixel_values.dim(1));
+        embedded + positions.reshape(&[-1, vision.hidden_size as i64])
+    }
+
+    /// Bidirectional self-attention over the patches of each view.
+    fn vision_attention(self, x: Value<'g>, batch: Batch<'g>) -> Value<'g> {
+        let vision = &self.config.vision;
+        let (size, heads) = (vision.hidden_size, vision.num_attention_heads);
+        let _scope = self.g.enter("self_attn");
+        let [query, keys, values] = ["q_proj", "k_proj", "v_proj"]
+            .map(|name| self.linear(x, name, size, size, true).reshape_to(batch.shape));
+        let attended = match self.operators {
+            Operators::OnnxRuntime => self.g.node(
+                Op::microsoft("MultiHeadAttention"),
+                &[query, keys, values, self.g.omitted(), batch.mask],
+                &[("num_heads", Attribute::Int(heads as i64))],
+            ),
+            Operators::Standard => {
+                let head_dim = size / heads;
+                let [query, keys, values] = [query, keys, values].map(|v| {
+                    v.reshape(&[0, 0, heads as i64, head_dim as i64]).transpose(&[0, 2, 1, 3])
+                });
+                self.attend(query, keys, values, batch.mask, head_dim, &[0, 1, 3, 2])
+                    .transpose(&[0, 2, 1, 3])
+            }
+        };
+        self.linear(attended.reshape(&[-1, size as i64]), "out_proj", size, size, true)
+    }
+
+    fn vision_mlp(self, x: Value<'g>) -> Value<'g> {
+        let vision = &self.config.vision;
+        let _scope = self.g.enter("mlp");
+        let hidden = self.linear(x, "fc1", vision.hidden_size, vision.intermediate_size, true);
+        let hidden = hidden.gelu(Gelu::Tanh);
+        self.linear(hidden, "fc2", vision.intermediate_size, vision.hidden_size, true)
+    }
+}

@@ -1,0 +1,336 @@
+//! Building a graph node by node. Values are typed handles; names follow from the module path
+//! that is being built, so graph code never handles a string name twice.
+
+use std::{cell::RefCell, collections::HashMap, fmt::Display};
+
+use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
+
+use super::proto::{
+    AttributeProto, AttributeType, DataType, DimensionProto, DimensionValue, GraphProto, NodeProto,
+    TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
+
+/// A weight tensor, described: which stored tensor it is and its shape in the graph. Its bytes
+/// are moved once, when the external data is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weight {
+    /// Canonical name of the stored tensor; also the name of the initializer.
+    pub tensor: String,
+    /// Shape in the graph; the same elements in the same order as stored.
+    pub shape: Vec<usize>,
+}
+
+/// A value in a graph under construction: an input, a weight, a constant or a node's output.
+#[derive(Clone, Copy)]
+pub struct Value<'g> {
+    pub(super) graph: &'g GraphBuilder,
+    id: usize,
+}
+
+/// An operator and its domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Op {
+    domain: &'static str,
+    name: &'static str,
+}
+
+impl Op {
+    /// An operator of the ONNX standard.
+    pub const fn onnx(name: &'static str) -> Self {
+        Op { domain: "", name }
+    }
+
+    /// An operator of ONNX Runtime.
+    pub const fn microsoft(name: &'static str) -> Self {
+        Op { domain: "com.microsoft", name }
+    }
+}
+
+/// The value of a node's attribute.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Attribute {
+    /// One integer.
+    Int(i64),
+    /// One float.
+    Float(f32),
+    /// Integers.
+    Ints(Vec<i64>),
+    /// Text.
+    Text(&'static str),
+}
+
+/// Collects the nodes, weights and constants of one graph.
+pub struct GraphBuilder {
+    spec: GraphSpec,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Name of each value; empty for an omitted optional input.
+    values: Vec<String>,
+    nodes: Vec<NodeProto>,
+    weights: Vec<Weight>,
+    constants: Vec<TensorProto>,
+    known: HashMap<String, usize>,
+    scope: Vec<String>,
+    node_names: HashMap<String, usize>,
+}
+
+/// What a finished [`GraphBuilder`] holds.
+pub(crate) struct FinishedGraph {
+    /// The graph, with constants but without weights.
+    pub(crate) proto: GraphProto,
+    /// The weights in order of first use.
+    pub(crate) weights: Vec<Weight>,
+    /// Whether a node of `com.microsoft` is used.
+    pub(crate) uses_microsoft: bool,
+}
+
+/// Leaves a module's scope when dropped.
+pub struct Scope<'g>(&'g GraphBuilder);
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().scope.pop();
+    }
+}
+
+impl GraphBuilder {
+    /// A graph with the inputs of `spec`.
+    pub fn new(spec: GraphSpec) -> Self {
+        let builder = GraphBuilder { spec, state: RefCell::default() };
+        for input in &builder.spec.inputs {
+            builder.named(&input.name);
+        }
+        builder
+    }
+
+    /// The input named `name` of the contract.
+    ///
+    /// # Panics
+    /// When the contract has no such input: that is a mistake in the graph code.
+    pub fn input(&self, name: &str) -> Value<'_> {
+        assert!(self.spec.inputs.iter().any(|t| t.name == name), "no input {name}");
+        self.named(name)
+    }
+
+    /// Declares `value` to be the output `name` of the contract.
+    pub fn output(&self, name: &str, value: Value<'_>) {
+        assert!(self.spec.outputs.iter().any(|t| t.name == name), "no output {name}");
+        let mut state = self.state.borrow_mut();
+        let old = std::mem::replace(&mut state.values[value.id], name.to_owned());
+        for node in &mut state.nodes {
+            for used in node.input.iter_mut().chain(&mut node.output) {
+                if *used == old {
+                    name.clone_into(used);
+                }
+            }
+        }
+    }
+
+    /// Enters the module `name`: what is built until the guard is dropped is named under it.
+    #[must_use]
+    pub fn enter(&self, name: impl Display) -> Scope<'_> {
+        self.state.borrow_mut().scope.push(name.to_string());
+        Scope(self)
+    }
+
+    /// The stored tensor `name` of the current module (`weight`, say), in the given shape.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Value<'_> {
+        let tensor = {
+            let state = self.state.borrow();
+            state.scope.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
+        };
+        self.stored(&tensor, shape)
+    }
+
+    /// A stored tensor by its whole canonical name.
+    pub fn stored(&self, tensor: &str, shape: &[usize]) -> Value<'_> {
+        let known = self.state.borrow().known.contains_key(tensor);
+        if !known {
+            let weight = Weight { tensor: tensor.to_owned(), shape: shape.to_vec() };
+            self.state.borrow_mut().weights.push(weight);
+        }
+        self.named(tensor)
+    }
+
+    /// A constant int64 tensor.
+    pub fn ints(&self, values: &[i64], shape: &[usize]) -> Value<'_> {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(format!("int64.{shape:?}.{values:?}"), DataType::Int64, shape, bytes)
+    }
+
+    /// A constant int64 vector.
+    pub fn int_vector(&self, values: &[i64]) -> Value<'_> {
+        self.ints(values, &[values.len()])
+    }
+
+    /// A constant float32 scalar.
+    pub fn float(&self, value: f32) -> Value<'_> {
+        self.floats(&[value], &[])
+    }
+
+    /// A constant float32 tensor.
+    pub fn floats(&self, values: &[f32], shape: &[usize]) -> Value<'_> {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(format!("float32.{shape:?}.{values:?}"), DataType::Float, shape, bytes)
+    }
+
+    fn constant(
+        &self,
+        content: String,
+        data_type: DataType,
+        shape: &[usize],
+        bytes: Vec<u8>,
+    ) -> Value<'_> {
+        let known = self.state.borrow().known.get(&content).copied();
+        let id = known.unwrap_or_else(|| {
+            let mut state = self.state.borrow_mut();
+            let name = format!("constants.{}", state.constants.len());
+            state.constants.push(TensorProto {
+                dims: shape.iter().map(|&d| d as i64).collect(),
+                data_type: data_type as i32,
+                name: name.clone(),
+                raw_data: Some(bytes),
+                ..TensorProto::default()
+            });
+            state.values.push(name);
+            let id = state.values.len() - 1;
+            state.known.insert(content, id);
+            id
+        });
+        Value { graph: self, id }
+    }
+
+    /// An optional input that is left out.
+    pub fn omitted(&self) -> Value<'_> {
+        self.named("")
+    }
+
+    /// Adds a node with one output.
+    pub fn node(
+        &self,
+        op: Op,
+        inputs: &[Value<'_>],
+        attributes: &[(&'static str, Attribute)],
+    ) -> Value<'_> {
+        let [output] = self.node_with_outputs(op, inputs, attributes);
+        output
+    }
+
+    /// Adds a node with `N` outputs.
+    pub fn node_with_outputs<const N: usize>(
+        &self,
+        op: Op,
+        inputs: &[Value<'_>],
+        attributes: &[(&'static str, Attribute)],
+    ) -> [Value<'_>; N] {
+        let mut state = self.state.borrow_mut();
+        let mut name = state.scope.iter().fold(String::new(), |path, s| path + "/" + s);
+        name = name + "/" + op.name;
+        let count = state.node_names.entry(name.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            name = format!("{name}_{count}");
+        }
+        let outputs: [usize; N] = std::array::from_fn(|i| {
+            state.values.push(format!("{name}/output_{i}"));
+            state.values.len() - 1
+        });
+        let node = NodeProto {
+            input: inputs.iter().map(|v| state.values[v.id].clone()).collect(),
+            output: outputs.iter().map(|&id| state.values[id].clone()).collect(),
+            name,
+            op_type: op.name.to_owned(),
+            domain: op.domain.to_owned(),
+            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+        };
+        state.nodes.push(node);
+        outputs.map(|id| Value { graph: self, id })
+    }
+
+    /// The value of that name, made if new.
+    fn named(&self, name: &str) -> Value<'_> {
+        let mut state = self.state.borrow_mut();
+        let id = state.known.get(name).copied().unwrap_or_else(|| {
+            state.values.push(name.to_owned());
+            let id = state.values.len() - 1;
+            state.known.insert(name.to_owned(), id);
+            id
+        });
+        Value { graph: self, id }
+    }
+
+    /// The finished graph. Every output of the contract must have been declared.
+    pub(crate) fn finish(self) -> FinishedGraph {
+        let state = self.state.into_inner();
+        for output in &self.spec.outputs {
+            assert!(
+                state.nodes.iter().any(|n| n.output.contains(&output.name)),
+                "output {} was not built",
+                output.name
+            );
+        }
+        let uses_microsoft = state.nodes.iter().any(|n| n.domain == "com.microsoft");
+        let proto = GraphProto {
+            node: state.nodes,
+            name: self.spec.graph.name().to_owned(),
+            initializer: state.constants,
+            input: self.spec.inputs.iter().map(value_info).collect(),
+            output: self.spec.outputs.iter().map(value_info).collect(),
+        };
+        FinishedGraph { proto, weights: state.weights, uses_microsoft }
+    }
+}
+
+fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+    let mut proto = AttributeProto { name: name.to_owned(), ..AttributeProto::default() };
+    match value {
+        Attribute::Int(i) => {
+            proto.i = Some(*i);
+            proto.set_type(AttributeType::Int);
+        }
+        Attribute::Float(f) => {
+            proto.f = Some(*f);
+            proto.set_type(AttributeType::Float);
+        }
+        Attribute::Ints(ints) => {
+            proto.ints.clone_from(ints);
+            proto.set_type(AttributeType::Ints);
+        }
+        Attribute::Text(s) => {
+            proto.s = Some(s.as_bytes().to_vec());
+            proto.set_type(AttributeType::String);
+        }
+    }
+    proto
+}
+
+fn value_info(tensor: &lfm2vl_graphs::Tensor) -> ValueInfoProto {
+    let dim = tensor
+        .shape
+        .iter()
+        .map(|d| DimensionProto {
+            value: Some(match d {
+                Dim::Fixed(n) => DimensionValue::Value(*n as i64),
+                Dim::Free(name) => DimensionValue::Param(name.clone()),
+            }),
+        })
+        .collect();
+    let elem_type = match tensor.dtype {
+        Dtype::Float32 => DataType::Float,
+        Dtype::Float16 => DataType::Float16,
+        Dtype::Int64 => DataType::Int64,
+        Dtype::Int32 => DataType::Int32,
+    };
+    ValueInfoProto {
+        name: tensor.name.clone(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: elem_type as i32,
+                shape: Some(TensorShapeProto { dim }),
+            }),
+        }),
+    }
+}

@@ -1,0 +1,230 @@
+//! The exported folder: graphs, the files that clients need beside them, and the manifest.
+
+mod files;
+mod folder;
+
+use std::{ops::ControlFlow, path::Path, time::Instant};
+
+use lfm2vl_graphs::{
+    Bundle, Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Precision,
+    Recipe,
+};
+
+use crate::{
+    checkpoint::Checkpoint,
+    error::ExportError,
+    models,
+    onnx::{WrittenFile, external_bytes, write_file, write_model},
+};
+
+use folder::NewFolder;
+
+/// A part of the model that `--graphs` can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// The vision tower (with the projector, where the recipe fuses them).
+    Vision,
+    /// The projector (with the vision tower, where the recipe fuses them).
+    Projector,
+    /// The token embedding.
+    Embedding,
+    /// The decoder.
+    Decoder,
+}
+
+impl Part {
+    fn includes(self, graph: Graph) -> bool {
+        match self {
+            Part::Vision => matches!(graph, Graph::VisionEncoder | Graph::VisionTower),
+            Part::Projector => matches!(graph, Graph::VisionEncoder | Graph::Projector),
+            Part::Embedding => graph == Graph::EmbedTokens,
+            Part::Decoder => graph == Graph::Decoder,
+        }
+    }
+}
+
+/// What to export and how.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// How graphs are built.
+    pub recipe: Recipe,
+    /// Precisions of the weights, each giving its own set of graphs.
+    pub precisions: Vec<Precision>,
+    /// Parts of the model; all when empty.
+    pub parts: Vec<Part>,
+    /// Whether to replace an earlier export.
+    pub force: bool,
+}
+
+/// What was exported.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Report {
+    /// The manifest that was written.
+    pub manifest: Manifest,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+}
+
+/// How far an export is, in bytes of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes written so far.
+    pub written: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// A complete export that does not have its name yet; it vanishes when dropped.
+pub struct Draft {
+    folder: NewFolder,
+    report: Report,
+}
+
+impl Draft {
+    /// Where the files are for now.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What was written.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Gives the folder its name, in place of an earlier export.
+    ///
+    /// # Errors
+    /// [`ExportError::Write`] when the folder cannot be renamed.
+    pub fn publish(self) -> Result<Report, ExportError> {
+        self.folder.publish()?;
+        Ok(self.report)
+    }
+}
+
+/// Exports `checkpoint`; the folder `out` appears when the [`Draft`] is published.
+///
+/// `on_progress` is called as weights are written; it stops the export by breaking.
+///
+/// # Errors
+/// [`ExportError`]; nothing is left behind, and an earlier export stays as it was.
+pub fn export(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    options: &ExportOptions,
+    on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Draft, ExportError> {
+    let start = Instant::now();
+    if let Some(&precision) = options.precisions.iter().find(|&&p| p != Precision::Fp32) {
+        return Err(ExportError::Precision(precision));
+    }
+    let contract = Contract::builtin(&options.recipe.contract)?;
+    let specs = specs(&contract, checkpoint, options)?;
+    let tied_head = !checkpoint.has_lm_head();
+    let build =
+        |spec: GraphSpec| models::build(spec, checkpoint.config(), &options.recipe, tied_head);
+
+    let folder = NewFolder::create(out, options.force)?;
+    let files = files::write_client_files(checkpoint.dir(), folder.path())?;
+    let onnx = folder.create_subfolder("onnx")?;
+
+    let total = specs.iter().map(|s| external_bytes(&build(s.clone()).finish().weights)).sum();
+    let mut written = 0;
+    let mut on_bytes = |bytes| {
+        written += bytes;
+        on_progress(Progress { written, total })
+    };
+    let mut graphs = Vec::new();
+    for &precision in &options.precisions {
+        for spec in &specs {
+            let stem = format!("{}{}", spec.graph, precision.suffix());
+            let metadata = metadata(checkpoint, &contract, &options.recipe, precision);
+            let model = write_model(
+                build(spec.clone()),
+                checkpoint,
+                &onnx,
+                &stem,
+                &metadata,
+                &mut on_bytes,
+            )?;
+            let files = model.files.into_iter().map(|f| manifest_file("onnx/", f)).collect();
+            graphs.push(GraphFiles { graph: spec.graph, precision, files });
+        }
+    }
+
+    let manifest = Manifest {
+        exporter: format!("lfm2vl-export {}", env!("CARGO_PKG_VERSION")),
+        contract: contract.name,
+        contract_version: contract.version,
+        recipe: options.recipe.clone(),
+        source_fingerprint: checkpoint.fingerprint(),
+        graphs,
+        bundles: options.precisions.iter().map(|&p| uniform_bundle(p)).collect(),
+        files: files.into_iter().map(|f| manifest_file("", f)).collect(),
+    };
+    let text = serde_yaml::to_string(&manifest)
+        .map_err(|source| lfm2vl_graphs::YamlError::Invalid { what: MANIFEST.into(), source })?;
+    write_file(folder.path(), MANIFEST, text.as_bytes())?;
+
+    let graph_files = manifest.graphs.iter().flat_map(|g| &g.files);
+    let bytes = graph_files.chain(&manifest.files).map(|f| f.bytes).sum();
+    let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64() };
+    Ok(Draft { folder, report })
+}
+
+/// The graphs that the options ask for, with their inputs and outputs.
+fn specs(
+    contract: &Contract,
+    checkpoint: &Checkpoint,
+    options: &ExportOptions,
+) -> Result<Vec<GraphSpec>, ExportError> {
+    let dims = checkpoint.config().dims();
+    Contract::graphs(&options.recipe)
+        .into_iter()
+        .filter(|&graph| {
+            options.parts.is_empty() || options.parts.iter().any(|part| part.includes(graph))
+        })
+        .map(|graph| {
+            contract.resolve(graph, &dims, &options.recipe).ok_or_else(|| {
+                ExportError::NotInContract { contract: contract.name.clone(), graph }
+            })
+        })
+        .collect()
+}
+
+/// What each `.onnx` file says of itself.
+fn metadata(
+    checkpoint: &Checkpoint,
+    contract: &Contract,
+    recipe: &Recipe,
+    precision: Precision,
+) -> Vec<(String, String)> {
+    [
+        ("source_model_type", "lfm2_vl".to_owned()),
+        ("source_fingerprint", checkpoint.fingerprint()),
+        ("exporter_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("contract", format!("{} {}", contract.name, contract.version)),
+        ("recipe", recipe.name.clone()),
+        ("precision", precision.to_string()),
+    ]
+    .map(|(key, value)| (format!("lfm2vl.{key}"), value))
+    .to_vec()
+}
+
+fn uniform_bundle(precision: Precision) -> Bundle {
+    Bundle {
+        name: precision.to_string(),
+        vision: precision,
+        embedding: precision,
+        decoder: precision,
+    }
+}
+
+fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {
+    ManifestFile {
+        path: format!("{prefix}{}", file.name),
+        bytes: file.bytes,
+        sha256: file.sha256,
+    }
+}

@@ -1,0 +1,178 @@
+//! `--verify`: every exported graph, run in ONNX Runtime, against the reference implementation
+//! in [`reference`], on the same inputs.
+
+mod metrics;
+pub mod reference;
+mod sample;
+mod session;
+
+use std::{fmt, path::Path};
+
+use lfm2vl_graphs::{Contract, Graph, GraphSpec, LibraryError, Manifest, Precision, YamlError};
+use ndarray::{Array2, Axis, concatenate};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use metrics::Comparison;
+use reference::{ReferenceModel, ReferenceState};
+use sample::Sample;
+use session::{Tensor, TestSession};
+
+/// Cached decode steps after the prompt.
+const DECODE_STEPS: usize = 6;
+
+/// How far a float32 graph may be from the reference: largest absolute difference over the
+/// reference's largest magnitude, where that exceeds 1.
+const MAX_ERROR: f32 = 1e-3;
+/// The least cosine similarity.
+const MIN_COSINE: f64 = 0.9999;
+
+/// Why a graph could not be verified, or did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// ONNX Runtime is not available.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// A weight could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The contract is not valid.
+    #[error(transparent)]
+    Contract(#[from] YamlError),
+    /// ONNX Runtime refused a graph, or failed to run it.
+    #[error("ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json")]
+    Run {
+        /// The graph.
+        graph: Graph,
+        /// ONNX Runtime's message.
+        message: String,
+    },
+    /// A graph is too far from the reference.
+    #[error(
+        "{graph} in {precision} differs from the reference (error {error:.2e}, cosine {cosine:.6}), so nothing was written; report this with the model's config.json"
+    )]
+    Differs {
+        /// The graph.
+        graph: Graph,
+        /// Its precision.
+        precision: Precision,
+        /// Scaled maximum absolute error.
+        error: f32,
+        /// Cosine similarity.
+        cosine: f64,
+    },
+}
+
+/// How one graph compares.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct GraphCheck {
+    /// The graph.
+    pub graph: Graph,
+    /// Precision of its weights.
+    pub precision: Precision,
+    /// Largest absolute difference of any output value.
+    pub max_abs_error: f32,
+    /// The same over the reference's largest magnitude, where that exceeds 1.
+    pub scaled_error: f32,
+    /// Cosine similarity of all outputs.
+    pub cosine: f64,
+    /// Positions whose best token is the reference's, of how many; for the decoder.
+    pub top1: Option<(usize, usize)>,
+}
+
+/// How all graphs compare.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Verification {
+    /// One entry for each graph and precision.
+    pub graphs: Vec<GraphCheck>,
+}
+
+impl Verification {
+    /// Whether every graph is within the bounds.
+    ///
+    /// # Errors
+    /// [`VerifyError::Differs`] names the first graph that is not.
+    pub fn check(&self) -> Result<(), VerifyError> {
+        let fails = |c: &&GraphCheck| {
+            // Written so that NaN fails.
+            let close = c.scaled_error <= MAX_ERROR && c.cosine >= MIN_COSINE;
+            !close || c.top1.is_some_and(|(agree, all)| agree < all)
+        };
+        self.graphs.iter().find(fails).map_or(Ok(()), |c| {
+            Err(VerifyError::Differs {
+                graph: c.graph,
+                precision: c.precision,
+                error: c.scaled_error,
+                cosine: c.cosine,
+            })
+        })
+    }
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<22} {:<6} {:>9} {:>10} {:>7}",
+            "graph", "", "max error", "cosine", "top-1"
+        )?;
+        for c in &self.graphs {
+            let top1 = c.top1.map_or(String::new(), |(agree, all)| format!("{agree}/{all}"));
+            writeln!(
+                f,
+                "{:<22} {:<6} {:>9.1e} {:>10.7} {:>7}",
+                c.graph.name(),
+                c.precision.to_string(),
+                c.max_abs_error,
+                c.cosine,
+                top1
+            )?;
+        }
+        writeln!(f, "bounds: scaled error {MAX_ERROR:.0e}, cosine {MIN_COSINE}, top-1 all")
+    }
+}
+
+/// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch
+/// of views for the vision graphs, a prompt with image features and several cached steps for the
+/// decoder.
+///
+/// # Errors
+/// [`VerifyError`] when a graph cannot be run. Whether it is close enough is for
+/// [`Verification::check`] to say.
+pub fn verify(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    manifest: &Manifest,
+) -> Result<Verification, VerifyError> {
+    let model = ReferenceModel::load(checkpoint)?;
+    let sample = Sample::new(checkpoint.config());
+    let contract = Contract::builtin(&manifest.contract)?;
+    let mut graphs = Vec::new();
+    for files in &manifest.graphs {
+        let Some(spec) =
+            contract.resolve(files.graph, &checkpoint.config().dims(), &manifest.recipe)
+        else {
+            continue;
+        };
+        let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
+        let mut session = TestSession::open(spec, &folder.join(path))?;
+        let (comparison, top1) = match files.graph {
+            Graph::EmbedTokens => (embedding(&mut session, &model, &sample)?, None),
+            Graph::VisionEncoder => (vision(&mut session, &model, &sample)?, None),
+            Graph::VisionTower => (tower(&mut session, &model, &sample)?, None),
+            Graph::Projector => (projector(&mut session, &model, &sample)?, None),
+            Graph::Decoder => {
+                let (comparison, top1) = decoder(&mut session, &model, &sample)?;
+                (comparison, Some(top1))
+            }
+        };
+        graphs.push(GraphCheck {
+            graph: files.graph,
+            precision: files.precision,
+            max_abs_error: comparison.max_abs_error(),
+            scaled_error: comparison.scaled_error(),
+            cosine: comparison.cosine(),
+            top1,
+        });
+    }
+    Ok(Verification { graphs })
+}

@@ -1,0 +1,92 @@
+//! What the project needs besides cargo: the ONNX Runtime library, and for the tests with other
+//! programs a Python environment.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::root;
+
+/// The pinned release; the `ort` crate needs 1.31 or newer.
+const ONNXRUNTIME: &str = "1.32.0";
+
+/// What the Python tests import.
+const PYTHON_PACKAGES: [&str; 4] =
+    ["onnx==1.23.2", "onnxruntime==1.32.0", "numpy==2.4.6", "safetensors==0.8.0"];
+
+/// Runs a command to its end, with its output shown.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(status.success(), "{} failed ({status})", command.get_program().display());
+    Ok(())
+}
+
+/// The library in `.onnxruntime`, taken out of the `onnxruntime` wheel on the first call.
+pub(crate) fn onnxruntime() -> Result<PathBuf> {
+    let folder = root().join(".onnxruntime");
+    let stamp = folder.join(format!("version-{ONNXRUNTIME}"));
+    if !stamp.is_file() {
+        eprintln!("fetching ONNX Runtime {ONNXRUNTIME}");
+        let wheels = folder.join("wheel");
+        fs::create_dir_all(&wheels)?;
+        run(Command::new("python3")
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"])
+            .arg("--dest")
+            .arg(&wheels)
+            .arg(format!("onnxruntime=={ONNXRUNTIME}")))
+        .context("cannot download the onnxruntime wheel; python3 with pip is needed")?;
+        for wheel in fs::read_dir(&wheels)? {
+            extract_library(&wheel?.path(), &folder)?;
+        }
+        fs::remove_dir_all(&wheels)?;
+        File::create(stamp)?;
+    }
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if is_library(&name) {
+            return Ok(path);
+        }
+    }
+    bail!("no ONNX Runtime library in {}; remove that folder and try again", folder.display())
+}
+
+fn is_library(name: &str) -> bool {
+    name.starts_with("libonnxruntime.") || name == "onnxruntime.dll"
+}
+
+fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
+    let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index)?;
+        let name = entry.name().rsplit('/').next().unwrap_or_default().to_owned();
+        if is_library(&name) {
+            io::copy(&mut entry, &mut File::create(folder.join(name))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The interpreter of `.venv`, made with what the tests import on the first call.
+pub(crate) fn python() -> Result<PathBuf> {
+    let venv = root().join(".venv");
+    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    let wanted = PYTHON_PACKAGES.join("\n");
+    let stamp = venv.join("packages.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    eprintln!("installing the Python packages that the tests use");
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
+        .context("cannot make a virtual environment; python3 with venv is needed")?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PYTHON_PACKAGES))?;
+    fs::write(stamp, wanted)?;
+    Ok(python)
+}
