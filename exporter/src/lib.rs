@@ -2,9 +2,12 @@
 
 pub mod checkpoint;
 mod error;
+pub mod hub;
 mod models;
 mod onnx;
 mod package;
+mod verify;
 
 pub use error::ExportError;
-pub use package::{ExportOptions, Part, Progress, Report, export};
+pub use package::{Draft, ExportOptions, Part, Progress, Report, export};
+pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

@@ -15,7 +15,9 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, Verification, checkpoint::Checkpoint, export, hub, verify,
+    ExportError, ExportOptions, Part, Report, Verification, checkpoint::Checkpoint, export,
+    hub::{self, HubSettings},
+    verify,
 };
 use lfm2vl_graphs::{Precision, Recipe};
 
@@ -77,7 +79,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         parts: arguments.graphs.clone(),
         force: arguments.force,
     };
-    let folder = hub::resolve(&arguments.checkpoint)?;
+    let folder = hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
     let checkpoint = Checkpoint::open(&folder)?;
 
     let bar = progress_bar(arguments.json);

@@ -61,7 +61,7 @@ pub fn environment() -> Result<&'static Environment, LibraryError> {
             })?;
             let environment =
                 builder.with_name("lfm2vl").build().map_err(|e| cannot_load(e.to_string()))?;
-            environment.set_log_level(ort::logging::LogLevel::Error);
+            environment.set_log_level(ort::logging::LogLevel::Fatal);
             Ok(environment)
         })
         .as_ref()

@@ -73,7 +73,7 @@ impl<'g> Model<'g> {
     /// Masks and rotary factors, computed once for all layers.
     fn step(self, embeds: Value<'g>, attention_mask: Value<'g>) -> Step<'g> {
         let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
-        let attention = match self.operators {
+        let attention = match self.attention_operators() {
             Operators::OnnxRuntime => {
                 let one = self.g.ints(&[1], &[]);
                 let limit = self.config.text.max_position_embeddings as i64;
@@ -105,6 +105,11 @@ impl<'g> Model<'g> {
             }
         };
         Step { shape, attention }
+    }
+
+    /// `GroupQueryAttention` rotates heads whose size is a multiple of 16 only.
+    fn attention_operators(self) -> Operators {
+        if self.config.text.head_dim.is_multiple_of(16) { self.operators } else { Operators::Standard }
     }
 
     /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.

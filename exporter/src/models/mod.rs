@@ -23,7 +23,7 @@ struct Model<'a> {
 /// Builds the nodes of one graph; its inputs and outputs are those of `spec`.
 ///
 /// `tied_head` says that the output head is the token embedding.
-pub fn build(spec: GraphSpec, config: &Config, recipe: &Recipe, tied_head: bool) -> GraphBuilder {
+pub(crate) fn build(spec: GraphSpec, config: &Config, recipe: &Recipe, tied_head: bool) -> GraphBuilder {
     let graph = spec.graph;
     let g = GraphBuilder::new(spec);
     let model = Model { g: &g, config, operators: recipe.operators };

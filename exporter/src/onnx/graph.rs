@@ -13,42 +13,42 @@ use super::proto::{
 /// A weight tensor, described: which stored tensor it is and its shape in the graph. Its bytes
 /// are moved once, when the external data is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Weight {
+pub(crate) struct Weight {
     /// Canonical name of the stored tensor; also the name of the initializer.
-    pub tensor: String,
+    pub(crate) tensor: String,
     /// Shape in the graph; the same elements in the same order as stored.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// A value in a graph under construction: an input, a weight, a constant or a node's output.
 #[derive(Clone, Copy)]
-pub struct Value<'g> {
+pub(crate) struct Value<'g> {
     pub(super) graph: &'g GraphBuilder,
     id: usize,
 }
 
 /// An operator and its domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Op {
+pub(crate) struct Op {
     domain: &'static str,
     name: &'static str,
 }
 
 impl Op {
     /// An operator of the ONNX standard.
-    pub const fn onnx(name: &'static str) -> Self {
+    pub(crate) const fn onnx(name: &'static str) -> Self {
         Op { domain: "", name }
     }
 
     /// An operator of ONNX Runtime.
-    pub const fn microsoft(name: &'static str) -> Self {
+    pub(crate) const fn microsoft(name: &'static str) -> Self {
         Op { domain: "com.microsoft", name }
     }
 }
 
 /// The value of a node's attribute.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Attribute {
+pub(crate) enum Attribute {
     /// One integer.
     Int(i64),
     /// One float.
@@ -60,7 +60,7 @@ pub enum Attribute {
 }
 
 /// Collects the nodes, weights and constants of one graph.
-pub struct GraphBuilder {
+pub(crate) struct GraphBuilder {
     spec: GraphSpec,
     state: RefCell<State>,
 }
@@ -88,7 +88,7 @@ pub(crate) struct FinishedGraph {
 }
 
 /// Leaves a module's scope when dropped.
-pub struct Scope<'g>(&'g GraphBuilder);
+pub(crate) struct Scope<'g>(&'g GraphBuilder);
 
 impl Drop for Scope<'_> {
     fn drop(&mut self) {
@@ -98,7 +98,7 @@ impl Drop for Scope<'_> {
 
 impl GraphBuilder {
     /// A graph with the inputs of `spec`.
-    pub fn new(spec: GraphSpec) -> Self {
+    pub(crate) fn new(spec: GraphSpec) -> Self {
         let builder = GraphBuilder { spec, state: RefCell::default() };
         for input in &builder.spec.inputs {
             builder.named(&input.name);
@@ -110,13 +110,13 @@ impl GraphBuilder {
     ///
     /// # Panics
     /// When the contract has no such input: that is a mistake in the graph code.
-    pub fn input(&self, name: &str) -> Value<'_> {
+    pub(crate) fn input(&self, name: &str) -> Value<'_> {
         assert!(self.spec.inputs.iter().any(|t| t.name == name), "no input {name}");
         self.named(name)
     }
 
     /// Declares `value` to be the output `name` of the contract.
-    pub fn output(&self, name: &str, value: Value<'_>) {
+    pub(crate) fn output(&self, name: &str, value: Value<'_>) {
         assert!(self.spec.outputs.iter().any(|t| t.name == name), "no output {name}");
         let mut state = self.state.borrow_mut();
         let old = std::mem::replace(&mut state.values[value.id], name.to_owned());
@@ -131,13 +131,13 @@ impl GraphBuilder {
 
     /// Enters the module `name`: what is built until the guard is dropped is named under it.
     #[must_use]
-    pub fn enter(&self, name: impl Display) -> Scope<'_> {
+    pub(crate) fn enter(&self, name: impl Display) -> Scope<'_> {
         self.state.borrow_mut().scope.push(name.to_string());
         Scope(self)
     }
 
     /// The stored tensor `name` of the current module (`weight`, say), in the given shape.
-    pub fn weight(&self, name: &str, shape: &[usize]) -> Value<'_> {
+    pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Value<'_> {
         let tensor = {
             let state = self.state.borrow();
             state.scope.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
@@ -146,7 +146,7 @@ impl GraphBuilder {
     }
 
     /// A stored tensor by its whole canonical name.
-    pub fn stored(&self, tensor: &str, shape: &[usize]) -> Value<'_> {
+    pub(crate) fn stored(&self, tensor: &str, shape: &[usize]) -> Value<'_> {
         let known = self.state.borrow().known.contains_key(tensor);
         if !known {
             let weight = Weight { tensor: tensor.to_owned(), shape: shape.to_vec() };
@@ -156,23 +156,23 @@ impl GraphBuilder {
     }
 
     /// A constant int64 tensor.
-    pub fn ints(&self, values: &[i64], shape: &[usize]) -> Value<'_> {
+    pub(crate) fn ints(&self, values: &[i64], shape: &[usize]) -> Value<'_> {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.constant(format!("int64.{shape:?}.{values:?}"), DataType::Int64, shape, bytes)
     }
 
     /// A constant int64 vector.
-    pub fn int_vector(&self, values: &[i64]) -> Value<'_> {
+    pub(crate) fn int_vector(&self, values: &[i64]) -> Value<'_> {
         self.ints(values, &[values.len()])
     }
 
     /// A constant float32 scalar.
-    pub fn float(&self, value: f32) -> Value<'_> {
+    pub(crate) fn float(&self, value: f32) -> Value<'_> {
         self.floats(&[value], &[])
     }
 
     /// A constant float32 tensor.
-    pub fn floats(&self, values: &[f32], shape: &[usize]) -> Value<'_> {
+    pub(crate) fn floats(&self, values: &[f32], shape: &[usize]) -> Value<'_> {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.constant(format!("float32.{shape:?}.{values:?}"), DataType::Float, shape, bytes)
     }
@@ -204,12 +204,12 @@ impl GraphBuilder {
     }
 
     /// An optional input that is left out.
-    pub fn omitted(&self) -> Value<'_> {
+    pub(crate) fn omitted(&self) -> Value<'_> {
         self.named("")
     }
 
     /// Adds a node with one output.
-    pub fn node(
+    pub(crate) fn node(
         &self,
         op: Op,
         inputs: &[Value<'_>],
@@ -220,7 +220,7 @@ impl GraphBuilder {
     }
 
     /// Adds a node with `N` outputs.
-    pub fn node_with_outputs<const N: usize>(
+    pub(crate) fn node_with_outputs<const N: usize>(
         &self,
         op: Op,
         inputs: &[Value<'_>],

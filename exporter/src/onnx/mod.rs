@@ -5,6 +5,6 @@ mod ops;
 mod proto;
 mod write;
 
-pub use graph::{Attribute, GraphBuilder, Op, Value};
-pub use ops::Gelu;
+pub(crate) use graph::{Attribute, GraphBuilder, Op, Value};
+pub(crate) use ops::Gelu;
 pub(crate) use write::{WrittenFile, external_bytes, write_file, write_model};

@@ -11,7 +11,7 @@ use Attribute::{Float, Int, Ints, Text};
 
 /// Formula of the GELU activation (operator `Gelu`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gelu {
+pub(crate) enum Gelu {
     /// `x/2 (1 + erf(x/sqrt 2))`.
     Exact,
     /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
@@ -28,68 +28,68 @@ impl<'g> Value<'g> {
     }
 
     /// Element-wise absolute value.
-    pub fn abs(self) -> Self {
+    pub(crate) fn abs(self) -> Self {
         self.unary("Abs")
     }
 
     /// Element-wise square root.
-    pub fn sqrt(self) -> Self {
+    pub(crate) fn sqrt(self) -> Self {
         self.unary("Sqrt")
     }
 
     /// Element-wise cosine.
-    pub fn cos(self) -> Self {
+    pub(crate) fn cos(self) -> Self {
         self.unary("Cos")
     }
 
     /// Element-wise sine.
-    pub fn sin(self) -> Self {
+    pub(crate) fn sin(self) -> Self {
         self.unary("Sin")
     }
 
     /// Element-wise logistic function.
-    pub fn sigmoid(self) -> Self {
+    pub(crate) fn sigmoid(self) -> Self {
         self.unary("Sigmoid")
     }
 
     /// Element-wise maximum.
-    pub fn max(self, other: Self) -> Self {
+    pub(crate) fn max(self, other: Self) -> Self {
         self.binary("Max", other)
     }
 
     /// Element-wise minimum.
-    pub fn min(self, other: Self) -> Self {
+    pub(crate) fn min(self, other: Self) -> Self {
         self.binary("Min", other)
     }
 
     /// Element-wise `self >= other`.
-    pub fn greater_or_equal(self, other: Self) -> Self {
+    pub(crate) fn greater_or_equal(self, other: Self) -> Self {
         self.binary("GreaterOrEqual", other)
     }
 
     /// Element-wise logical and.
-    pub fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         self.binary("And", other)
     }
 
     /// `yes` where self is true, else `no`.
-    pub fn select(self, yes: Self, no: Self) -> Self {
+    pub(crate) fn select(self, yes: Self, no: Self) -> Self {
         self.graph.node(Op::onnx("Where"), &[self, yes, no], &[])
     }
 
     /// Matrix product, broadcast over leading dimensions.
-    pub fn matmul(self, other: Self) -> Self {
+    pub(crate) fn matmul(self, other: Self) -> Self {
         self.binary("MatMul", other)
     }
 
     /// `self * weight^T + bias` for self [n, in], weight [out, in], bias [out].
-    pub fn linear(self, weight: Self, bias: Option<Self>) -> Self {
+    pub(crate) fn linear(self, weight: Self, bias: Option<Self>) -> Self {
         let inputs: Vec<_> = [self, weight].into_iter().chain(bias).collect();
         self.graph.node(Op::onnx("Gemm"), &inputs, &[("transB", Int(1))])
     }
 
     /// Element-wise GELU.
-    pub fn gelu(self, formula: Gelu) -> Self {
+    pub(crate) fn gelu(self, formula: Gelu) -> Self {
         let approximate = match formula {
             Gelu::Exact => "none",
             Gelu::Tanh => "tanh",
@@ -98,12 +98,12 @@ impl<'g> Value<'g> {
     }
 
     /// Softmax over the last dimension.
-    pub fn softmax(self) -> Self {
+    pub(crate) fn softmax(self) -> Self {
         self.graph.node(Op::onnx("Softmax"), &[self], &[("axis", Int(-1))])
     }
 
     /// Layer normalisation over the last dimension.
-    pub fn layer_norm(self, weight: Self, bias: Self, epsilon: f32) -> Self {
+    pub(crate) fn layer_norm(self, weight: Self, bias: Self, epsilon: f32) -> Self {
         self.graph.node(
             Op::onnx("LayerNormalization"),
             &[self, weight, bias],
@@ -113,7 +113,7 @@ impl<'g> Value<'g> {
 
     /// Root-mean-square normalisation over the last dimension, spelled out in the operators that
     /// every runtime has; ONNX Runtime fuses them into one when it loads the graph.
-    pub fn rms_norm(self, weight: Self, epsilon: f32) -> Self {
+    pub(crate) fn rms_norm(self, weight: Self, epsilon: f32) -> Self {
         let two = self.graph.float(2.0);
         let mean_square = self.binary("Pow", two).reduce("ReduceMean", -1);
         let rms = (mean_square + self.graph.float(epsilon)).sqrt();
@@ -126,17 +126,17 @@ impl<'g> Value<'g> {
     }
 
     /// Sum over one axis, which is kept with size 1.
-    pub fn sum(self, axis: i64) -> Self {
+    pub(crate) fn sum(self, axis: i64) -> Self {
         self.reduce("ReduceSum", axis)
     }
 
     /// Sum of all elements, as a scalar.
-    pub fn sum_all(self) -> Self {
+    pub(crate) fn sum_all(self) -> Self {
         self.graph.node(Op::onnx("ReduceSum"), &[self], &[("keepdims", Int(0))])
     }
 
     /// Running sum along an axis; `exclusive` leaves out the element itself.
-    pub fn cumulative_sum(self, axis: i64, exclusive: bool) -> Self {
+    pub(crate) fn cumulative_sum(self, axis: i64, exclusive: bool) -> Self {
         let axis = self.graph.ints(&[axis], &[]);
         self.graph.node(
             Op::onnx("CumSum"),
@@ -146,69 +146,69 @@ impl<'g> Value<'g> {
     }
 
     /// Integer remainder with the sign of the divisor.
-    pub fn modulo(self, other: Self) -> Self {
+    pub(crate) fn modulo(self, other: Self) -> Self {
         self.binary("Mod", other)
     }
 
     /// Rows (or slices of another axis) by index.
-    pub fn gather(self, indices: Self, axis: i64) -> Self {
+    pub(crate) fn gather(self, indices: Self, axis: i64) -> Self {
         self.graph.node(Op::onnx("Gather"), &[self, indices], &[("axis", Int(axis))])
     }
 
     /// Dimensions `start..end` of the shape, as an int64 vector.
-    pub fn dims(self, start: i64, end: i64) -> Self {
+    pub(crate) fn dims(self, start: i64, end: i64) -> Self {
         self.graph.node(Op::onnx("Shape"), &[self], &[("start", Int(start)), ("end", Int(end))])
     }
 
     /// One dimension of the shape, as an int64 scalar.
-    pub fn dim(self, axis: i64) -> Self {
+    pub(crate) fn dim(self, axis: i64) -> Self {
         self.dims(axis, axis + 1).squeeze(&[0])
     }
 
     /// Reshape to constant dimensions; 0 keeps a dimension, -1 is what is left.
-    pub fn reshape(self, shape: &[i64]) -> Self {
+    pub(crate) fn reshape(self, shape: &[i64]) -> Self {
         self.reshape_to(self.graph.int_vector(shape))
     }
 
     /// Reshape to computed dimensions.
-    pub fn reshape_to(self, shape: Self) -> Self {
+    pub(crate) fn reshape_to(self, shape: Self) -> Self {
         self.binary("Reshape", shape)
     }
 
     /// Inserts dimensions of size 1.
-    pub fn unsqueeze(self, axes: &[i64]) -> Self {
+    pub(crate) fn unsqueeze(self, axes: &[i64]) -> Self {
         self.binary("Unsqueeze", self.graph.int_vector(axes))
     }
 
     /// Removes dimensions of size 1.
-    pub fn squeeze(self, axes: &[i64]) -> Self {
+    pub(crate) fn squeeze(self, axes: &[i64]) -> Self {
         self.binary("Squeeze", self.graph.int_vector(axes))
     }
 
     /// Reorders the dimensions.
-    pub fn transpose(self, order: &[i64]) -> Self {
+    pub(crate) fn transpose(self, order: &[i64]) -> Self {
         self.graph.node(Op::onnx("Transpose"), &[self], &[("perm", Ints(order.to_vec()))])
     }
 
     /// Elements `start..end` of one axis; negative counts from the end.
-    pub fn slice(self, axis: i64, start: i64, end: i64) -> Self {
+    pub(crate) fn slice(self, axis: i64, start: i64, end: i64) -> Self {
         let [start, end, axis] = [start, end, axis].map(|i| self.graph.int_vector(&[i]));
         self.graph.node(Op::onnx("Slice"), &[self, start, end, axis], &[])
     }
 
     /// Elements from `start` to the end of one axis; negative counts from the end.
-    pub fn slice_from(self, axis: i64, start: i64) -> Self {
+    pub(crate) fn slice_from(self, axis: i64, start: i64) -> Self {
         self.slice(axis, start, i64::MAX)
     }
 
     /// Joins self and `others` along an axis.
-    pub fn concat(self, others: &[Self], axis: i64) -> Self {
+    pub(crate) fn concat(self, others: &[Self], axis: i64) -> Self {
         let inputs: Vec<_> = [self].into_iter().chain(others.iter().copied()).collect();
         self.graph.node(Op::onnx("Concat"), &inputs, &[("axis", Int(axis))])
     }
 
     /// Splits an axis into `N` equal parts.
-    pub fn split<const N: usize>(self, axis: i64) -> [Self; N] {
+    pub(crate) fn split<const N: usize>(self, axis: i64) -> [Self; N] {
         self.graph.node_with_outputs(
             Op::onnx("Split"),
             &[self],
@@ -217,13 +217,13 @@ impl<'g> Value<'g> {
     }
 
     /// The integers `0..self` for an int64 scalar self.
-    pub fn range(self) -> Self {
+    pub(crate) fn range(self) -> Self {
         let [zero, one] = [0, 1].map(|i| self.graph.ints(&[i], &[]));
         self.graph.node(Op::onnx("Range"), &[zero, self, one], &[])
     }
 
     /// The integers `start..self` for int64 scalars.
-    pub fn range_from(self, start: Self) -> Self {
+    pub(crate) fn range_from(self, start: Self) -> Self {
         let one = self.graph.ints(&[1], &[]);
         self.graph.node(Op::onnx("Range"), &[start, self, one], &[])
     }
@@ -233,17 +233,17 @@ impl<'g> Value<'g> {
     }
 
     /// Converts to float32.
-    pub fn to_f32(self) -> Self {
+    pub(crate) fn to_f32(self) -> Self {
         self.cast(DataType::Float)
     }
 
     /// Converts to int64.
-    pub fn to_i64(self) -> Self {
+    pub(crate) fn to_i64(self) -> Self {
         self.cast(DataType::Int64)
     }
 
     /// Converts to int32.
-    pub fn to_i32(self) -> Self {
+    pub(crate) fn to_i32(self) -> Self {
         self.cast(DataType::Int32)
     }
 }

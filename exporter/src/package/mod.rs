@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, path::Path, time::Instant};
 
 use lfm2vl_graphs::{
     Bundle, Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Precision,
-    Recipe,
+    Recipe, YamlError,
 };
 
 use crate::{
@@ -126,7 +126,7 @@ pub fn export(
         |spec: GraphSpec| models::build(spec, checkpoint.config(), &options.recipe, tied_head);
 
     let folder = NewFolder::create(out, options.force)?;
-    let files = files::write_client_files(checkpoint.dir(), folder.path())?;
+    let files = files::write_client_files(checkpoint.folder(), folder.path())?;
     let onnx = folder.create_subfolder("onnx")?;
 
     let total = specs.iter().map(|s| external_bytes(&build(s.clone()).finish().weights)).sum();
@@ -158,13 +158,13 @@ pub fn export(
         contract: contract.name,
         contract_version: contract.version,
         recipe: options.recipe.clone(),
-        source_fingerprint: checkpoint.fingerprint(),
+        source_fingerprint: checkpoint.fingerprint().to_owned(),
         graphs,
         bundles: options.precisions.iter().map(|&p| uniform_bundle(p)).collect(),
         files: files.into_iter().map(|f| manifest_file("", f)).collect(),
     };
     let text = serde_yaml::to_string(&manifest)
-        .map_err(|source| lfm2vl_graphs::YamlError::Invalid { what: MANIFEST.into(), source })?;
+        .map_err(|source| YamlError::Invalid { what: MANIFEST.into(), source })?;
     write_file(folder.path(), MANIFEST, text.as_bytes())?;
 
     let graph_files = manifest.graphs.iter().flat_map(|g| &g.files);
@@ -202,7 +202,7 @@ fn metadata(
 ) -> Vec<(String, String)> {
     [
         ("source_model_type", "lfm2_vl".to_owned()),
-        ("source_fingerprint", checkpoint.fingerprint()),
+        ("source_fingerprint", checkpoint.fingerprint().to_owned()),
         ("exporter_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("contract", format!("{} {}", contract.name, contract.version)),
         ("recipe", recipe.name.clone()),

@@ -1,0 +1,196 @@
+//! A checkpoint as published on the hub: `config.json`, safetensors files, tokenizer. Headers are
+//! checked when it is opened; weights are read in pieces when they are wanted.
+
+mod config;
+mod convert;
+mod error;
+mod files;
+mod names;
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use ndarray::{ArrayD, IxDyn};
+use sha2::{Digest, Sha256};
+
+pub use config::{Config, ProjectorConfig, TextConfig, VisionConfig};
+pub use error::CheckpointError;
+pub use files::{StoredDtype, StoredTensor};
+pub use names::{released as released_name, tensors as model_tensors};
+
+use names::{EMBEDDING, LM_HEAD, canonical};
+
+/// Elements read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// An opened checkpoint. All of its tensors are known and have the right shapes.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: Config,
+    tensors: HashMap<String, StoredTensor>,
+    own_head: bool,
+    fingerprint: String,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `folder` and checks its config and the headers of its files.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file, key or tensor that is missing, wrong or not supported.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        if !folder.is_dir() {
+            return Err(CheckpointError::NotAFolder(folder.to_owned()));
+        }
+        for file in ["config.json", "tokenizer.json"] {
+            if !folder.join(file).is_file() {
+                return Err(CheckpointError::MissingFile { folder: folder.to_owned(), file });
+            }
+        }
+        let json = files::read_json(&folder.join("config.json"))?;
+        let config = Config::from_json(&json)?;
+        let (stored, headers) = files::read_headers(folder)?;
+
+        let mut tensors: HashMap<String, StoredTensor> = HashMap::new();
+        for tensor in stored {
+            let name = canonical(&tensor.name);
+            if let Some(first) = tensors.get(&name) {
+                let (first, second) = (first.name.clone(), tensor.name);
+                return Err(CheckpointError::DuplicateTensor { first, second });
+            }
+            tensors.insert(name, tensor);
+        }
+        check_tensors(&config, &tensors)?;
+
+        let mut sha = Sha256::new();
+        sha.update(json.to_string());
+        headers.iter().for_each(|header| sha.update(header));
+        let fingerprint = sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+
+        let folder = folder.to_owned();
+        let mut checkpoint = Checkpoint { folder, config, tensors, own_head: false, fingerprint };
+        checkpoint.own_head = checkpoint.head_differs()?;
+        Ok(checkpoint)
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where a tensor is stored, by canonical name.
+    pub fn tensor(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// Whether the output head is a tensor of its own: untied, or stored and different from the
+    /// token embedding (the reference uses a stored head even where the config says it is tied).
+    pub fn has_lm_head(&self) -> bool {
+        self.own_head
+    }
+
+    /// sha256 of the config and the safetensors headers, in hex.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Reads elements `range` of a tensor, converted to float32, into `out`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], [`CheckpointError::Read`], or
+    /// [`CheckpointError::NotFinite`] for a NaN or an infinity.
+    pub fn read(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let tensor =
+            self.tensor(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
+        let size = tensor.dtype.size();
+        let read_error =
+            |source| CheckpointError::Read { path: tensor.source.path.clone(), source };
+        let mut bytes = vec![0; range.len().min(CHUNK) * size];
+        for (i, out) in out[..range.len()].chunks_mut(CHUNK).enumerate() {
+            let first = range.start + i * CHUNK;
+            let bytes = &mut bytes[..out.len() * size];
+            let position = tensor.offset + (first * size) as u64;
+            convert::read_exact_at(&tensor.source.file, bytes, position).map_err(read_error)?;
+            convert::to_f32(tensor.dtype, bytes, out);
+            if let Some(at) = convert::first_not_finite(out) {
+                return Err(CheckpointError::NotFinite {
+                    tensor: tensor.name.clone(),
+                    value: out[at],
+                    index: first + at,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A whole tensor as float32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn load(&self, name: &str) -> Result<ArrayD<f32>, CheckpointError> {
+        let missing = || CheckpointError::MissingTensor(name.to_owned());
+        let shape = self.tensor(name).ok_or_else(missing)?.shape.clone();
+        let mut values = vec![0.0; shape.iter().product()];
+        self.read(name, 0..values.len(), &mut values)?;
+        ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|_| missing())
+    }
+
+    fn head_differs(&self) -> Result<bool, CheckpointError> {
+        let Some(head) = self.tensor(LM_HEAD) else { return Ok(false) };
+        if !self.config.tie_word_embeddings {
+            return Ok(true);
+        }
+        let count: usize = head.shape.iter().product();
+        let (mut a, mut b) = (vec![0.0; count.min(CHUNK)], vec![0.0; count.min(CHUNK)]);
+        for start in (0..count).step_by(CHUNK) {
+            let range = start..count.min(start + CHUNK);
+            self.read(LM_HEAD, range.clone(), &mut a)?;
+            self.read(EMBEDDING, range.clone(), &mut b)?;
+            if a[..range.len()] != b[..range.len()] {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Checks that there is every tensor of the model, with its shape, and no other.
+fn check_tensors(
+    config: &Config,
+    tensors: &HashMap<String, StoredTensor>,
+) -> Result<(), CheckpointError> {
+    let mut expected = names::tensors(config);
+    if !config.tie_word_embeddings || tensors.contains_key(LM_HEAD) {
+        let text = &config.text;
+        expected.push((LM_HEAD.to_owned(), vec![text.vocab_size, text.hidden_size]));
+    }
+    for (name, shape) in &expected {
+        let tensor =
+            tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor(name.clone()))?;
+        if tensor.shape != *shape {
+            return Err(CheckpointError::Shape {
+                tensor: tensor.name.clone(),
+                found: tensor.shape.clone(),
+                expected: shape.clone(),
+            });
+        }
+    }
+    let known: std::collections::HashSet<_> = expected.iter().map(|(name, _)| name).collect();
+    match tensors.iter().find(|(name, _)| !known.contains(name)) {
+        Some((_, tensor)) => Err(CheckpointError::UnknownTensor(tensor.name.clone())),
+        None => Ok(()),
+    }
+}
