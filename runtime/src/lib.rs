@@ -1,1 +1,3 @@
-//! stub
+//! Runs exported LFM2-VL graphs through ONNX Runtime.
+pub mod chat;
+pub mod image;

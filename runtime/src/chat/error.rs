@@ -1,0 +1,43 @@
+use std::path::PathBuf;
+
+/// Why messages cannot be turned into tokens, or tokens into text.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// A file of the model could not be read.
+    #[error("cannot read {path} ({message}); export the model again")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        message: String,
+    },
+    /// The model has no chat template.
+    #[error(
+        "{0} has neither chat_template.jinja nor a chat_template in tokenizer_config.json; add the model's template"
+    )]
+    NoTemplate(PathBuf),
+    /// The template is not valid, or refused the messages.
+    #[error("the chat template cannot render this conversation ({0}); check roles and contents")]
+    Template(String),
+    /// There is no text to continue.
+    #[error("the last message has no text to continue; give it one or do not continue it")]
+    NothingToContinue,
+    /// Placeholders and images do not match.
+    #[error(
+        "the prompt has {marks} {token} marks and {images} images; give one image for each mark"
+    )]
+    ImageCount {
+        /// The placeholder.
+        token: String,
+        /// Placeholders in the prompt.
+        marks: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// The tokenizer lacks a token that the model needs.
+    #[error("the tokenizer has no token {0}; export the model again")]
+    NoSuchToken(String),
+    /// The tokenizer failed.
+    #[error("the tokenizer failed ({0}); check that tokenizer.json belongs to the model")]
+    Tokenizer(String),
+}

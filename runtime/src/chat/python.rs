@@ -1,0 +1,67 @@
+//! Values as Python's `str` and `repr` write them: what Jinja prints and templates rely on.
+
+use minijinja::value::{Value, ValueKind};
+
+/// `str(value)`.
+pub(super) fn str(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::String => value.to_string(),
+        ValueKind::Undefined => String::new(),
+        _ => repr(value),
+    }
+}
+
+fn repr(value: &Value) -> String {
+    let list = |value: &Value| -> Vec<String> {
+        value.try_iter().map(|items| items.map(|item| repr(&item)).collect()).unwrap_or_default()
+    };
+    match value.kind() {
+        ValueKind::None => "None".to_owned(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
+        ValueKind::String => quote(&value.to_string()),
+        ValueKind::Seq | ValueKind::Iterable => format!("[{}]", list(value).join(", ")),
+        ValueKind::Map => {
+            let entry = |key: Value| {
+                let value = value.get_item(&key).unwrap_or_default();
+                format!("{}: {}", repr(&key), repr(&value))
+            };
+            let entries: Vec<String> =
+                value.try_iter().map(|keys| keys.map(entry).collect()).unwrap_or_default();
+            format!("{{{}}}", entries.join(", "))
+        }
+        _ => value.to_string(),
+    }
+}
+
+/// A string literal: single quotes, unless the text has these and no double ones.
+fn quote(text: &str) -> String {
+    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut quoted = String::from(mark);
+    for c in text.chars() {
+        match c {
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\\' => quoted.push_str("\\\\"),
+            c if c == mark => quoted.extend(['\\', c]),
+            c if c.is_control() && (c as u32) < 256 => {
+                quoted.push_str(&format!("\\x{:02x}", c as u32));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push(mark);
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_as_python_prints_them() {
+        let json = serde_json::json!([null, true, 1, 2.5, "it's", "\"'", {"k": [false, "\n"]}]);
+        let text = str(&Value::from(minijinja::value::Serde(json)));
+        assert_eq!(text, r#"[None, True, 1, 2.5, "it's", '"\'', {'k': [False, '\n']}]"#);
+    }
+}

@@ -1,0 +1,230 @@
+//! The checkpoint's own chat template, executed as transformers executes it.
+
+use std::{fs, io, path::Path};
+
+use minijinja::{
+    syntax::SyntaxConfig,
+    Environment, Error, ErrorKind, Output, State,
+    value::{Kwargs, Serde, Value},
+};
+use serde_json::Map;
+
+use super::{ChatError, Message, json, python};
+
+/// What to render besides the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RenderOptions {
+    /// Whether to end with the start of the model's answer.
+    pub add_generation_prompt: bool,
+    /// Whether to leave the last message open, for the model to go on with.
+    pub continue_final_message: bool,
+    /// JSON schemas of the tools that the model may call.
+    pub tools: Option<serde_json::Value>,
+}
+
+/// A chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token` and the like, from `tokenizer_config.json`.
+    special_tokens: Map<String, serde_json::Value>,
+}
+
+const NAME: &str = "chat_template";
+/// Put after text that is to be continued, to find its end in the rendered prompt.
+const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+impl ChatTemplate {
+    /// The template of the model in `folder`: `chat_template.jinja`, or else the one inside
+    /// `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`ChatError`] when there is none, or it cannot be read or is not a valid template.
+    pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
+        let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let path = folder.join("chat_template.jinja");
+        let source = match fs::read_to_string(&path) {
+            Ok(source) => source,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => config
+                .get("chat_template")
+                .and_then(|template| template.as_str().map(str::to_owned))
+                .ok_or_else(|| ChatError::NoTemplate(folder.to_owned()))?,
+            Err(error) => return Err(ChatError::File { path, message: error.to_string() }),
+        };
+        Self::new(&source, &config)
+    }
+
+    /// A template from its source and the content of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] when it is not valid.
+    pub fn new(
+        source: &str,
+        tokenizer_config: &Map<String, serde_json::Value>,
+    ) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| ChatError::Template(error.to_string()))?);
+        environment.set_unknown_method_callback(
+            minijinja_contrib::pycompat::unknown_method_callback,
+        );
+        environment.set_formatter(print);
+        environment.add_filter("tojson", to_json);
+        environment.add_filter("string", |value: Value| python::str(&value));
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, without_generation_blocks(source))
+            .map_err(|error| ChatError::Template(error.to_string()))?;
+        let text_of = |value: &serde_json::Value| match value {
+            // Older files keep the token as an object.
+            serde_json::Value::Object(token) => token.get("content").cloned(),
+            other => Some(other.clone()),
+        };
+        let special_tokens = tokenizer_config
+            .iter()
+            .filter(|(name, _)| name.ends_with("_token"))
+            .filter_map(|(name, value)| Some((name.clone(), text_of(value)?)))
+            .filter(|(_, value)| value.is_string())
+            .collect();
+        Ok(ChatTemplate { environment, special_tokens })
+    }
+
+    /// The prompt of a conversation, with one `<image>` for each image.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] when the template fails or refuses the messages;
+    /// [`ChatError::NothingToContinue`].
+    pub fn render(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String, ChatError> {
+        let mut messages = messages.to_vec();
+        if options.continue_final_message {
+            let text = messages.last_mut().and_then(Message::last_text_mut);
+            text.ok_or(ChatError::NothingToContinue)?.push_str(CONTINUE_MARK);
+        }
+        let mut context = self.special_tokens.clone();
+        let template_error = |error: &dyn std::fmt::Display| ChatError::Template(error.to_string());
+        context.insert(
+            "messages".into(),
+            serde_json::to_value(messages).map_err(|e| template_error(&e))?,
+        );
+        context.insert("tools".into(), options.tools.clone().unwrap_or_default());
+        context.insert("documents".into(), serde_json::Value::Null);
+        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        let template = self.environment.get_template(NAME).map_err(|e| template_error(&e))?;
+        let mut prompt =
+            template.render(Value::from(Serde(context))).map_err(|e| template_error(&e))?;
+
+        if options.continue_final_message {
+            // The template may have trimmed the space at the mark's end.
+            let found = prompt.rfind(CONTINUE_MARK.trim_end());
+            let end = found.ok_or(ChatError::NothingToContinue)?;
+            let whole = prompt[end..].starts_with(CONTINUE_MARK);
+            prompt.truncate(end);
+            if !whole {
+                prompt.truncate(prompt.trim_end().len());
+            }
+        }
+        Ok(prompt)
+    }
+}
+
+pub(super) fn read_json(
+    path: &Path,
+) -> Result<Option<Map<String, serde_json::Value>>, ChatError> {
+    let error = |message: String| ChatError::File { path: path.to_owned(), message };
+    match fs::read(path) {
+        Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| error(e.to_string())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(error(e.to_string())),
+    }
+}
+
+/// `{% generation %}` marks what the model says, for training; rendering it changes nothing. The
+/// tag becomes an `if` that is always taken, which keeps the whitespace control as it is.
+fn without_generation_blocks(source: &str) -> String {
+    let mut result = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let end = start + length + 2;
+        let tag = &rest[start + 2..end - 2];
+        let inner = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+        result.push_str(&rest[..start]);
+        let replacement = match inner.trim() {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        match replacement {
+            Some(new) => {
+                result.push_str("{%");
+                result.push_str(&tag.replacen(inner.trim(), new, 1));
+                result.push_str("%}");
+            }
+            None => result.push_str(&rest[start..end]),
+        }
+        rest = &rest[end..];
+    }
+    result + rest
+}
+
+/// Prints a value as Python does; nothing is escaped.
+fn print(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    output.write_str(&python::str(value)).map_err(Error::from)
+}
+
+/// `tojson` as transformers defines it: `json.dumps` without HTML escapes and with Unicode as it is.
+fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    json::dumps(&value, indent).map(Value::from_safe_string).map_err(|error| {
+        Error::new(ErrorKind::BadSerialization, error.to_string())
+    })
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The local time, formatted as `strftime` does.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        Error::new(ErrorKind::InvalidOperation, format!("'{format}' is not a date format"))
+    })?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, ChatError> {
+        ChatTemplate::new(source, &Map::new())?
+            .render(&[Message::user("Hi")], &RenderOptions::default())
+    }
+
+    #[test]
+    fn generation_tags_keep_their_whitespace_control() {
+        let text = render("a {%- generation -%} b {%- endgeneration -%} c {% generation %}d{% endgeneration %}");
+        assert_eq!(text.unwrap(), "abc d");
+    }
+
+    #[test]
+    fn exceptions_of_the_template_are_told() {
+        let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
+        assert!(error.to_string().contains("roles must alternate"), "{error}");
+        let error = render("{% if %}").unwrap_err();
+        assert!(matches!(error, ChatError::Template(_)));
+    }
+
+    #[test]
+    fn a_bad_date_format_is_an_error() {
+        assert!(render("{{ strftime_now('%!') }}").is_err());
+    }
+}

@@ -1,0 +1,6 @@
+//! Image and chat processing against goldens of the reference.
+
+mod bad_images;
+mod common;
+mod preprocess;
+mod prompts;

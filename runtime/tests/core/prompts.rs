@@ -1,0 +1,150 @@
+//! Chat template, tokenizer and whole prompts against goldens of transformers' processor.
+
+use crate::common::{Golden, json, testdata};
+use lfm2vl::{
+    chat::{ChatTemplate, ImageTokens, Message, RenderOptions, TextStream, Tokenizer},
+    image::{ImageProcessor, ImageSettings, Limits, open},
+};
+use ndarray::Axis;
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_folder(&testdata("tiny-shapes")).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn conversations_render_as_the_reference_renders_them() {
+    let template = ChatTemplate::from_folder(&testdata("tiny-shapes")).unwrap();
+    let tokenizer = tokenizer();
+    let goldens = json("tiny-shapes/goldens/chat.json");
+    let goldens = goldens.as_array().unwrap();
+    assert!(goldens.len() > 20);
+    for (i, golden) in goldens.iter().enumerate() {
+        let messages: Vec<Message> = serde_json::from_value(golden["messages"].clone()).unwrap();
+        let flag = |key: &str| golden[key].as_bool().unwrap_or_default();
+        let options = RenderOptions {
+            add_generation_prompt: flag("add_generation_prompt"),
+            continue_final_message: flag("continue_final_message"),
+            tools: golden.get("tools").cloned(),
+        };
+        let today = chrono::Local::now().format("%Y-%m-%d").to_string();
+        let text = template.render(&messages, &options).unwrap().replace(&today, "{date}");
+        assert_eq!(text, golden["text"].as_str().unwrap(), "conversation {i}");
+        if !text.contains("{date}") {
+            assert_eq!(tokenizer.encode(&text).unwrap(), ids(&golden["ids"]), "conversation {i}");
+        }
+    }
+}
+
+#[test]
+fn texts_are_tokenized_as_the_reference_tokenizes_them() {
+    let tokenizer = tokenizer();
+    for golden in json("tiny-shapes/goldens/tokenizer.json").as_array().unwrap() {
+        let text = golden["text"].as_str().unwrap();
+        let ids = ids(&golden["ids"]);
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), golden["decoded"].as_str().unwrap());
+        let without = golden["decoded_without_special"].as_str().unwrap();
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), without, "{text:?}");
+    }
+}
+
+#[test]
+fn whole_prompts_equal_the_reference() {
+    let folder = testdata("tiny-shapes");
+    let template = ChatTemplate::from_folder(&folder).unwrap();
+    let tokenizer = tokenizer();
+    let tokens = ImageTokens::from_folder(&folder).unwrap();
+    let processor = ImageProcessor::new(ImageSettings::from_folder(&folder).unwrap());
+    for name in ["plain", "tiled", "rgba", "tall", "two-images"] {
+        let golden = Golden::open(&format!("tiny-shapes/goldens/{name}.safetensors"));
+        let metadata = golden.metadata();
+        let text = |key: &str| metadata[key].as_str().unwrap().to_owned();
+        let files: Vec<String> = serde_json::from_str(&text("images")).unwrap();
+        let processed: Vec<_> = files
+            .iter()
+            .map(|file| {
+                let path = folder.join("samples").join(file);
+                processor.process(&open(&path, &Limits::default()).unwrap()).unwrap()
+            })
+            .collect();
+
+        let message = Message::user(text("prompt")).with_images(files.len());
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let rendered = template.render(&[message], &options).unwrap();
+        let layouts: Vec<_> = processed.iter().map(|p| p.layout).collect();
+        let ids = tokenizer.encode(&tokens.expand(&rendered, &layouts).unwrap()).unwrap();
+        let expected = golden.ints("input_ids");
+        assert_eq!(ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(), expected.as_slice().unwrap(), "{name}");
+
+        let views = || processed.iter().flat_map(|p| &p.views);
+        let shapes: Vec<i64> =
+            views().flat_map(|v| [v.grid.rows as i64, v.grid.cols as i64]).collect();
+        assert_eq!(shapes, golden.ints("spatial_shapes").as_slice().unwrap(), "{name}");
+        let patches: Vec<i64> = views().map(|v| v.grid.patches() as i64).collect();
+        let valid = golden.ints("pixel_attention_mask").sum_axis(Axis(1));
+        assert_eq!(patches, valid.as_slice().unwrap(), "{name}");
+
+        let levels = views().flat_map(|v| v.patches.iter().map(|v| (v * 0.5 + 0.5) * 255.0));
+        let expected = golden.ints("pixels_uint8");
+        let errors: Vec<i64> =
+            levels.zip(&expected).map(|(v, expected)| (v.round() as i64 - expected).abs()).collect();
+        assert_eq!(errors.len(), expected.len(), "{name}");
+        let largest = errors.iter().max().copied().unwrap_or_default();
+        let share = |levels| {
+            errors.iter().filter(|&&error| error > levels).count() as f64 / errors.len() as f64
+        };
+        println!("{name}: {:.3} % differ, {:.3} % by more than 1 level, at most {largest}", 100.0 * share(0), 100.0 * share(1));
+        if files.iter().any(|file| file.ends_with(".jpg")) {
+            // The decoder's inverse transform and chroma upsampling are not libjpeg-turbo's.
+            assert!(largest <= 4 && share(1) < 0.01, "{name}");
+        } else {
+            assert_eq!(largest, 0, "{name}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn streamed_text_is_the_text_of_all_tokens(ids in prop::collection::vec(0_u32..1501, 0..40)) {
+        let tokenizer = tokenizer();
+        let mut stream = TextStream::new(&tokenizer);
+        let mut text = String::new();
+        for &id in &ids {
+            text += &stream.push(id).unwrap();
+        }
+        text += &stream.finish().unwrap();
+        prop_assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
+    }
+
+    #[test]
+    fn streaming_any_text_gives_it_back(text in "[^\\p{C}\u{FFFD}]{0,30}") {
+        let tokenizer = tokenizer();
+        let mut stream = TextStream::new(&tokenizer);
+        let mut streamed = String::new();
+        let ids = tokenizer.encode(&text).unwrap();
+        for &id in &ids {
+            let piece = stream.push(id).unwrap();
+            prop_assert!(!piece.contains(char::REPLACEMENT_CHARACTER));
+            streamed += &piece;
+        }
+        prop_assert_eq!(streamed, tokenizer.decode(&ids, true).unwrap());
+    }
+}
+
+#[test]
+fn more_or_fewer_marks_than_images_are_refused() {
+    let processor = ImageProcessor::new(ImageSettings::default());
+    let layout = processor.layout(64, 64);
+    let tokens = ImageTokens::default();
+    for (prompt, images) in [("no mark", 1), ("<image> and <image>", 1), ("<image>", 0)] {
+        let error = tokens.expand(prompt, &vec![layout; images]).unwrap_err().to_string();
+        let marks = prompt.matches("<image>").count();
+        assert!(error.contains(&format!("{marks} <image> marks and {images} images")), "{error}");
+    }
+}
