@@ -1,2 +1,67 @@
-//! stub
-fn main() {}
+//! `lfm2vl`: runs, inspects and measures exported models.
+
+mod arguments;
+mod bench;
+mod chat;
+mod inspect;
+mod preprocess;
+mod run;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Run LFM2-VL models that lfm2vl-export wrote.
+#[derive(Parser)]
+#[command(name = "lfm2vl", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one question, about images if you like.
+    Run(run::Arguments),
+    /// Talk with the model; images are attached with a command.
+    Chat(chat::Arguments),
+    /// Show the tokens and patches of a prompt, without running the model.
+    Preprocess(preprocess::Arguments),
+    /// Show the graphs of a folder, their inputs and outputs, and what runs them.
+    Inspect(inspect::Arguments),
+    /// Measure loading, image processing, vision, prefill and decoding.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
+        Command::Preprocess(arguments) => preprocess::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Writes to the standard output at once.
+fn print(text: &str) -> Result<()> {
+    use io::Write;
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}

@@ -102,7 +102,7 @@ fn whole_prompts_equal_the_reference() {
         println!("{name}: {:.3} % differ, {:.3} % by more than 1 level, at most {largest}", 100.0 * share(0), 100.0 * share(1));
         if files.iter().any(|file| file.ends_with(".jpg")) {
             // The decoder's inverse transform and chroma upsampling are not libjpeg-turbo's.
-            assert!(largest <= 4 && share(1) < 0.01, "{name}");
+            assert!(largest <= 4 && share(1) < 0.02, "{name}");
         } else {
             assert_eq!(largest, 0, "{name}");
         }

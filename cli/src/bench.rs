@@ -1,0 +1,137 @@
+//! `lfm2vl bench`: where the time goes.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::Result;
+use clap::Args;
+use lfm2vl::{
+    Engine, GenerationOptions,
+    chat::Message,
+    image::{Limits, open},
+};
+use serde_json::json;
+
+use crate::{
+    arguments::{ImageArguments, LoadArguments},
+    print,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Folder that lfm2vl-export wrote.
+    folder: PathBuf,
+    /// An image to put before the prompt.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Text tokens of the prompt, about.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prompt_tokens: usize,
+    /// Tokens to generate; the model's own end is ignored.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    new_tokens: usize,
+    /// Runs to take the medians of.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeat: usize,
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    images: ImageArguments,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Figures of one run.
+struct Run {
+    preprocess: f64,
+    vision: f64,
+    prefill: f64,
+    prompt_tokens: usize,
+    first_token: f64,
+    decode_per_token: f64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
+    let prompt = filler(&engine, arguments.prompt_tokens)?;
+    let runs = (0..arguments.repeat.max(1))
+        .map(|_| measure(&engine, arguments, &prompt))
+        .collect::<Result<Vec<_>>>()?;
+    let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
+    let prompt_tokens = runs[0].prompt_tokens;
+    let (prefill, decode) = (of(|r| r.prefill), of(|r| r.decode_per_token));
+    if arguments.json {
+        let report = json!({
+            "load_ms": 1e3 * engine.load_seconds(),
+            "preprocess_ms": 1e3 * of(|r| r.preprocess),
+            "vision_ms": 1e3 * of(|r| r.vision),
+            "prompt_tokens": prompt_tokens,
+            "prefill_ms": 1e3 * prefill,
+            "prefill_tokens_per_second": prompt_tokens as f64 / prefill,
+            "time_to_first_token_ms": 1e3 * of(|r| r.first_token),
+            "decode_tokens_per_second": 1.0 / decode,
+            "repeat": runs.len(),
+        });
+        return print(&format!("{report:#}\n"));
+    }
+    let mut text = format!("load                  {:>9.1} ms\n", 1e3 * engine.load_seconds());
+    if arguments.image.is_some() {
+        text += &format!("image processing      {:>9.1} ms\n", 1e3 * of(|r| r.preprocess));
+        text += &format!("vision                {:>9.1} ms\n", 1e3 * of(|r| r.vision));
+    }
+    text += &format!(
+        "prefill               {:>9.1} ms   {prompt_tokens} tokens, {:.0} a second\n",
+        1e3 * prefill,
+        prompt_tokens as f64 / prefill
+    );
+    text += &format!("time to first token   {:>9.1} ms\n", 1e3 * of(|r| r.first_token));
+    text += &format!(
+        "decode                {:>9.2} ms   a token, {:.1} a second\n",
+        1e3 * decode,
+        1.0 / decode
+    );
+    text += &format!("medians of {} runs\n", runs.len());
+    print(&text)
+}
+
+fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> {
+    let mut conversation = engine.conversation();
+    let start = Instant::now();
+    let image = arguments.image.as_ref().map(|file| open(file, &Limits::default())).transpose()?;
+    conversation.push_with_images(Message::user(prompt), image.as_slice())?;
+    let preprocess = start.elapsed().as_secs_f64();
+    let options = GenerationOptions {
+        max_new_tokens: arguments.new_tokens,
+        ignore_eos: true,
+        ..GenerationOptions::default()
+    };
+    let answer = conversation.generate(&options)?;
+    let first_token = start.elapsed().as_secs_f64();
+    let completion = answer.finish()?;
+    let steps = completion.token_ids.len().saturating_sub(1).max(1);
+    Ok(Run {
+        preprocess,
+        vision: completion.timings.vision,
+        prefill: completion.timings.prefill,
+        prompt_tokens: completion.prompt_tokens,
+        first_token,
+        decode_per_token: completion.timings.decode / steps as f64,
+    })
+}
+
+/// Text of about so many tokens.
+fn filler(engine: &Engine, tokens: usize) -> Result<String> {
+    let words = "The image shows a red square and a blue circle. ";
+    let tokenizer = engine.prompter().tokenizer();
+    let per_repeat = tokenizer.encode(words)?.len().max(1);
+    Ok(words.repeat(tokens.div_ceil(per_repeat)))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values[middle],
+    }
+}

@@ -1,0 +1,123 @@
+//! `lfm2vl chat`: a conversation on the terminal.
+
+use std::{
+    io::{self, BufRead, IsTerminal},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use clap::Args;
+use lfm2vl::{
+    Conversation, Engine, GenerationOptions,
+    chat::Message,
+    image::{Limits, open},
+};
+
+use crate::{
+    arguments::{GenerationArguments, ImageArguments, LoadArguments},
+    print,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Folder that lfm2vl-export wrote.
+    folder: PathBuf,
+    /// An image for the first message; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Instructions for the model.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    generation: GenerationArguments,
+    #[command(flatten)]
+    images: ImageArguments,
+}
+
+const HELP: &str = "\
+/image FILE   attach an image to the next message
+/reset        start again
+/help         show this
+/quit         leave
+Anything else is a message to the model.";
+
+/// A line of input.
+enum Line<'a> {
+    Image(&'a str),
+    Reset,
+    Help,
+    Quit,
+    Unknown(&'a str),
+    Message(&'a str),
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match command {
+            "/image" => Line::Image(rest.trim()),
+            "/reset" => Line::Reset,
+            "/help" => Line::Help,
+            "/quit" | "/exit" => Line::Quit,
+            _ if command.starts_with('/') => Line::Unknown(command),
+            _ => Line::Message(line),
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
+    let options = arguments.generation.options(&engine)?;
+    let mut images = Vec::new();
+    for file in &arguments.image {
+        images.push(open(file, &Limits::default())?);
+    }
+    let mut conversation = start(&engine, arguments.system.as_deref());
+    let is_terminal = io::stdin().is_terminal();
+    if is_terminal {
+        eprintln!("{HELP}");
+    }
+    let mut lines = io::stdin().lock().lines();
+    loop {
+        if is_terminal {
+            eprint!("> ");
+        }
+        let Some(line) = lines.next().transpose()? else { return Ok(()) };
+        match Line::parse(line.trim()) {
+            Line::Message("") => {}
+            Line::Image(file) => match open(Path::new(file), &Limits::default()) {
+                Ok(image) => images.push(image),
+                Err(error) => eprintln!("error: {error}"),
+            },
+            Line::Reset => {
+                images.clear();
+                conversation = start(&engine, arguments.system.as_deref());
+            }
+            Line::Help => eprintln!("{HELP}"),
+            Line::Quit => return Ok(()),
+            Line::Unknown(command) => eprintln!("error: there is no {command}; see /help"),
+            Line::Message(text) => {
+                conversation.push_with_images(Message::user(text), &images)?;
+                images.clear();
+                answer(&mut conversation, &options)?;
+            }
+        }
+    }
+}
+
+fn start<'e>(engine: &'e Engine, system: Option<&str>) -> Conversation<'e> {
+    let mut conversation = engine.conversation();
+    if let Some(system) = system {
+        conversation.push(Message::system(system));
+    }
+    conversation
+}
+
+fn answer(conversation: &mut Conversation<'_>, options: &GenerationOptions) -> Result<()> {
+    for piece in conversation.generate(options)? {
+        print(&piece?)?;
+    }
+    print("\n")
+}

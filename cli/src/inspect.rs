@@ -1,0 +1,102 @@
+//! `lfm2vl inspect`: what a folder holds and what runs it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use lfm2vl::{Engine, Graph, Precision, Provider, library_path};
+use serde_json::{Value, json};
+
+use crate::{
+    arguments::{ImageArguments, LoadArguments},
+    print,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Folder that lfm2vl-export wrote.
+    folder: PathBuf,
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    images: ImageArguments,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
+    let report = report(&engine)?;
+    match arguments.json {
+        true => print(&format!("{report:#}\n")),
+        false => print(&to_text(&report)),
+    }
+}
+
+fn report(engine: &Engine) -> Result<Value> {
+    let folder = engine.folder();
+    let files = |graph: Graph| -> Vec<Value> {
+        let file = |precision: Precision| {
+            let path = folder.graph_file(graph, precision);
+            let data = path.with_extension("onnx_data");
+            let sizes = [path, data].map(|p| p.metadata().map_or(0, |metadata| metadata.len()));
+            json!({"precision": precision, "bytes": sizes.iter().sum::<u64>()})
+        };
+        folder.precisions(graph).into_iter().map(file).collect()
+    };
+    let graphs: Vec<Value> = engine
+        .graphs()
+        .into_iter()
+        .map(|info| {
+            json!({
+                "graph": info.graph,
+                "files": files(info.graph),
+                "inputs": info.inputs,
+                "outputs": info.outputs,
+            })
+        })
+        .collect();
+    let available = Provider::ALL.into_iter().filter(|provider| provider.is_available());
+    Ok(json!({
+        "folder": folder.path(),
+        "exporter": folder.manifest().map(|manifest| &manifest.exporter),
+        "contract": folder.manifest().map(|m| format!("{} {}", m.contract, m.contract_version)),
+        "recipe": folder.manifest().map(|manifest| &manifest.recipe.name),
+        "context": engine.context(),
+        "graphs": graphs,
+        "onnxruntime": library_path()?,
+        "providers_available": available.map(|provider| provider.to_string()).collect::<Vec<_>>(),
+        "provider_used": engine.provider().to_string(),
+    }))
+}
+
+fn to_text(report: &Value) -> String {
+    let name = |key: &str| report[key].as_str().unwrap_or("not stated").to_owned();
+    let mut text = format!(
+        "folder    {}\nexporter  {}\ncontract  {}\nrecipe    {}\ncontext   {} tokens\n",
+        name("folder"),
+        name("exporter"),
+        name("contract"),
+        name("recipe"),
+        report["context"]
+    );
+    text += &format!("library   {}\n", name("onnxruntime"));
+    text += &format!("provider  {} (available: {})\n", name("provider_used"), report["providers_available"]);
+    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for graph in items(&report["graphs"]) {
+        text += &format!("\n{}", graph["graph"].as_str().unwrap_or_default());
+        for file in items(&graph["files"]) {
+            let megabytes = file["bytes"].as_f64().unwrap_or_default() / 1e6;
+            text += &format!("  {} {megabytes:.1} MB", file["precision"].as_str().unwrap_or_default());
+        }
+        text.push('\n');
+        for (key, label) in [("inputs", "in "), ("outputs", "out")] {
+            for tensor in items(&graph[key]) {
+                let of = |key: &str| tensor[key].as_str().unwrap_or_default().to_owned();
+                text += &format!("  {label} {:<30} {}\n", of("name"), of("type"));
+            }
+        }
+    }
+    text
+}

@@ -1,0 +1,80 @@
+//! `lfm2vl run`: one question, one answer.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::Result;
+use clap::Args;
+use lfm2vl::{
+    Completion,
+    chat::Message,
+    image::{Limits, open},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    arguments::{GenerationArguments, ImageArguments, LoadArguments, PromptArguments},
+    print,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Folder that lfm2vl-export wrote.
+    folder: PathBuf,
+    #[command(flatten)]
+    prompt: PromptArguments,
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    generation: GenerationArguments,
+    #[command(flatten)]
+    images: ImageArguments,
+    /// Print one JSON object with the answer, its tokens and timings.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
+    let options = arguments.generation.options(&engine)?;
+    let mut conversation = engine.conversation();
+    if let Some(system) = &arguments.prompt.system {
+        conversation.push(Message::system(system));
+    }
+    let start = Instant::now();
+    let limits = Limits::default();
+    let files = arguments.prompt.image.iter();
+    let images = files.map(|file| open(file, &limits)).collect::<Result<Vec<_>, _>>()?;
+    let decode_seconds = start.elapsed().as_secs_f64();
+    conversation.push_with_images(Message::user(&arguments.prompt.prompt), &images)?;
+
+    let mut answer = conversation.generate(&options)?;
+    if arguments.json {
+        let mut completion = answer.finish()?;
+        completion.timings.preprocess += decode_seconds;
+        return print(&format!("{:#}\n", to_json(&completion, engine.load_seconds())));
+    }
+    for piece in answer.by_ref() {
+        print(&piece?)?;
+    }
+    print("\n")
+}
+
+/// The object that `run --json` prints.
+fn to_json(completion: &Completion, load_seconds: f64) -> Value {
+    let timings = completion.timings;
+    json!({
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "image_tokens": completion.image_tokens,
+        "timings_ms": {
+            "load": 1e3 * load_seconds,
+            "preprocess": 1e3 * timings.preprocess,
+            "vision": 1e3 * timings.vision,
+            "prefill": 1e3 * timings.prefill,
+            "decode": 1e3 * timings.decode,
+        },
+        "tokens_per_second": completion.tokens_per_second(),
+    })
+}

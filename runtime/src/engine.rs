@@ -1,0 +1,288 @@
+//! A loaded model.
+
+use std::{path::Path, time::Instant};
+
+use lfm2vl_graphs::{Contract, Graph, ModelDims, Precision, Recipe};
+use ndarray::{Array2, Array3, Axis, concatenate};
+
+use crate::{
+    Conversation, Error, GenerationOptions, Prompter, Provider,
+    folder::ModelFolder,
+    image::{ImageProcessor, Overrides, ProcessedImage},
+    session::{
+        Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of,
+    },
+};
+
+/// A model loaded from an exported folder. Conversations borrow it; several can go on at a time,
+/// in several threads.
+pub struct Engine {
+    folder: ModelFolder,
+    prompter: Prompter,
+    embed_tokens: EmbedTokens,
+    vision: Vision,
+    decoder: Decoder,
+    provider: Provider,
+    load_seconds: f64,
+}
+
+/// How to load a model; made by [`Engine::builder`].
+#[derive(Debug, Clone, Default)]
+pub struct EngineBuilder {
+    folder: std::path::PathBuf,
+    precision: Option<Precision>,
+    provider: Provider,
+    threads: Option<usize>,
+    overrides: Overrides,
+}
+
+/// One input or output of a loaded graph.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type and shape, as ONNX Runtime prints them.
+    pub r#type: String,
+}
+
+/// A loaded graph.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct GraphInfo {
+    /// Which graph.
+    pub graph: Graph,
+    /// Its inputs.
+    pub inputs: Vec<TensorInfo>,
+    /// Its outputs.
+    pub outputs: Vec<TensorInfo>,
+}
+
+impl EngineBuilder {
+    /// Opens the graphs in this precision, instead of the one that the folder recommends.
+    #[must_use]
+    pub fn precision(mut self, precision: Option<Precision>) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Runs the graphs on this provider, instead of the CPU.
+    #[must_use]
+    pub fn provider(mut self, provider: Provider) -> Self {
+        self.provider = provider;
+        self
+    }
+
+    /// Uses this many threads in an operator, instead of one for each core.
+    #[must_use]
+    pub fn threads(mut self, threads: Option<usize>) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Processes images with some settings replaced.
+    #[must_use]
+    pub fn image_overrides(mut self, overrides: Overrides) -> Self {
+        self.overrides = overrides;
+        self
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// [`Error`] when a file is missing or broken, a graph does not keep the contract, or ONNX
+    /// Runtime or the provider is not available.
+    pub fn build(self) -> Result<Engine, Error> {
+        let start = Instant::now();
+        let folder = ModelFolder::open(&self.folder)?;
+        let prompter = Prompter::from_folder(&self.folder, &self.overrides)?;
+        let recipe = folder.recipe()?;
+        let contract = Contract::builtin(&recipe.contract)?;
+        let options = SessionOptions { provider: self.provider, threads: self.threads };
+        let open = |graph| {
+            let precision = folder.choose(graph, self.precision)?;
+            GraphSession::open(graph, &folder.graph_file(graph, precision), options)
+        };
+
+        let decoder = open(Graph::Decoder)?;
+        let dims = dims_of(&decoder);
+        let checker = Checker { contract: &contract, recipe: &recipe, dims: &dims };
+        let decoder = Decoder { spec: checker.check(&decoder)?, session: decoder };
+        let embed_tokens = open(Graph::EmbedTokens)?;
+        checker.check(&embed_tokens)?;
+        let is_split = folder.precisions(Graph::VisionEncoder).is_empty()
+            && !folder.precisions(Graph::VisionTower).is_empty();
+        let vision = match is_split {
+            true => {
+                Vision::Split { tower: open(Graph::VisionTower)?, projector: open(Graph::Projector)? }
+            }
+            false => Vision::Fused(open(Graph::VisionEncoder)?),
+        };
+        for session in vision.sessions() {
+            checker.check(session)?;
+        }
+        Ok(Engine {
+            folder,
+            prompter,
+            embed_tokens: EmbedTokens(embed_tokens),
+            vision,
+            decoder,
+            provider: self.provider,
+            load_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Checks sessions against the contract of the folder's recipe.
+struct Checker<'a> {
+    contract: &'a Contract,
+    recipe: &'a Recipe,
+    dims: &'a ModelDims,
+}
+
+impl Checker<'_> {
+    fn check(&self, session: &GraphSession) -> Result<lfm2vl_graphs::GraphSpec, Error> {
+        let graph = session.graph();
+        let spec = self.contract.resolve(graph, self.dims, self.recipe).ok_or_else(|| {
+            let difference = format!("contract '{}' does not describe it", self.contract.name);
+            Error::Contract { graph, difference }
+        })?;
+        check(session, &spec)?;
+        Ok(spec)
+    }
+}
+
+impl Engine {
+    /// Starts loading the model in `folder`.
+    pub fn builder(folder: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder { folder: folder.as_ref().to_owned(), ..EngineBuilder::default() }
+    }
+
+    /// A new conversation.
+    pub fn conversation(&self) -> Conversation<'_> {
+        Conversation::new(self)
+    }
+
+    /// The folder it was loaded from.
+    pub fn folder(&self) -> &ModelFolder {
+        &self.folder
+    }
+
+    /// What turns messages and images into tokens and patches.
+    pub fn prompter(&self) -> &Prompter {
+        &self.prompter
+    }
+
+    /// What processes images.
+    pub fn image_processor(&self) -> &ImageProcessor {
+        self.prompter.image_processor()
+    }
+
+    /// The settings of generation that the model recommends.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when `generation_config.json` has a setting that makes no sense.
+    pub fn generation_options(&self) -> Result<GenerationOptions, Error> {
+        GenerationOptions::from_config(self.folder.generation_config())
+    }
+
+    /// What runs its graphs.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// How long loading took, in seconds.
+    pub fn load_seconds(&self) -> f64 {
+        self.load_seconds
+    }
+
+    /// Most tokens of a conversation.
+    pub fn context(&self) -> usize {
+        self.folder.context()
+    }
+
+    /// The loaded graphs.
+    pub fn graphs(&self) -> Vec<GraphInfo> {
+        let infos = |outlets: &[ort::value::Outlet]| {
+            outlets
+                .iter()
+                .map(|o| TensorInfo { name: o.name().to_owned(), r#type: o.dtype().to_string() })
+                .collect()
+        };
+        let mut sessions = self.vision.sessions();
+        sessions.extend([&self.embed_tokens.0, &self.decoder.session]);
+        sessions
+            .into_iter()
+            .map(|session| GraphInfo {
+                graph: session.graph(),
+                inputs: infos(session.inputs()),
+                outputs: infos(session.outputs()),
+            })
+            .collect()
+    }
+
+    /// Image features [tokens, hidden] of an image: what the model's `get_image_features` gives.
+    ///
+    /// # Errors
+    /// [`Error::Run`] when a vision graph fails.
+    pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
+        let batches = self.vision.run(&image.views)?;
+        let views: Vec<_> = batches.iter().map(|batch| batch.view()).collect();
+        let features = concatenate(Axis(0), &views).unwrap_or_default();
+        match features.nrows() == image.layout.tokens() {
+            true => Ok(features),
+            false => Err(Error::FeatureCount {
+                features: features.nrows(),
+                places: image.layout.tokens(),
+            }),
+        }
+    }
+
+    /// Hidden states [tokens, hidden] of a prompt after the decoder's last norm, for folders
+    /// exported with `--recipe features`. `features` are those of the prompt's images in order.
+    ///
+    /// # Errors
+    /// [`Error::NoHiddenState`] for other folders, [`Error::FeatureCount`], or [`Error::Run`].
+    pub fn last_hidden_state(
+        &self,
+        ids: &[u32],
+        features: &[Array2<f32>],
+    ) -> Result<Array2<f32>, Error> {
+        let embeddings = self.embed(ids, features)?;
+        let step = self.decoder.run(embeddings, &mut self.decoder.new_state()?)?;
+        step.last_hidden_state.ok_or(Error::NoHiddenState)
+    }
+
+    /// Embeddings [1, ids, hidden] of tokens that the model wrote; an image token among them has
+    /// no image.
+    pub(crate) fn embed_answer(&self, ids: &[u32]) -> Result<Array3<f32>, Error> {
+        self.embed_tokens.run(ids)
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Embeddings [1, ids, hidden] with the rows of `features` in the places of image tokens.
+    pub(crate) fn embed(
+        &self,
+        ids: &[u32],
+        features: &[Array2<f32>],
+    ) -> Result<Array3<f32>, Error> {
+        let mut embeddings = self.embed_tokens.run(ids)?;
+        let image_token = self.prompter.image_token_id();
+        let places = ids.iter().filter(|&&id| id == image_token).count();
+        let count: usize = features.iter().map(Array2::nrows).sum();
+        if count != places {
+            return Err(Error::FeatureCount { features: count, places });
+        }
+        let rows = features.iter().flat_map(|features| features.rows());
+        let mut batch = embeddings.index_axis_mut(Axis(0), 0);
+        let places = batch.rows_mut().into_iter().zip(ids).filter(|(_, id)| **id == image_token);
+        for ((mut place, _), row) in places.zip(rows) {
+            if place.len() != row.len() {
+                return Err(Error::FeatureCount { features: row.len(), places: place.len() });
+            }
+            place.assign(&row);
+        }
+        Ok(embeddings)
+    }
+}

@@ -1,0 +1,111 @@
+//! Errors of the library.
+
+use std::path::PathBuf;
+
+use lfm2vl_graphs::{Graph, LibraryError, Precision, YamlError};
+
+use crate::{Provider, chat::ChatError, image::ImageError};
+
+/// Why the library could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder does not exist.
+    #[error("{0} is not a folder; give the folder that lfm2vl-export wrote")]
+    NoFolder(PathBuf),
+    /// A file of the folder could not be read.
+    #[error("cannot read {path} ({message}); export the model again")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        message: String,
+    },
+    /// A graph is not there in any precision.
+    #[error("{folder} has no graph {graph}; export the model again")]
+    NoGraph {
+        /// The folder.
+        folder: PathBuf,
+        /// The graph.
+        graph: Graph,
+    },
+    /// A graph is not there in the precision that was asked for.
+    #[error("{folder} has {graph} in {available} and not in {wanted}; ask for one of these")]
+    NoPrecision {
+        /// The folder.
+        folder: PathBuf,
+        /// The graph.
+        graph: Graph,
+        /// The precision that was asked for.
+        wanted: Precision,
+        /// Those that are there.
+        available: String,
+    },
+    /// A graph does not keep the contract.
+    #[error("{graph} does not keep the contract: {difference}; export the model again")]
+    Contract {
+        /// The graph.
+        graph: Graph,
+        /// The input or output that differs, and how.
+        difference: String,
+    },
+    /// ONNX Runtime is not available.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// A built-in contract or recipe is wrong.
+    #[error(transparent)]
+    Yaml(#[from] YamlError),
+    /// A graph could not be loaded or run.
+    #[error("ONNX Runtime cannot run {graph} ({message}); export the model again, and report this if it stays")]
+    Run {
+        /// The graph.
+        graph: Graph,
+        /// ONNX Runtime's message.
+        message: String,
+    },
+    /// The execution provider is not available.
+    #[error("the provider {provider} is not available ({message}); use --provider cpu, or an ONNX Runtime library and a build of this program with it")]
+    Provider {
+        /// The provider.
+        provider: Provider,
+        /// The cause.
+        message: String,
+    },
+    /// An image is not usable.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The conversation cannot be turned into tokens.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The prompt is longer than the model's context.
+    #[error("the prompt has {tokens} tokens and the model's context {context}; shorten it, or use fewer image tokens")]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// There is nothing to answer.
+    #[error("the conversation has no message to answer; push one first")]
+    NoMessage,
+    /// The graphs give other features than the prompt has places for.
+    #[error("the vision graph gave {features} image features for {places} places in the prompt; the folder's files do not belong together")]
+    FeatureCount {
+        /// Rows of the features.
+        features: usize,
+        /// Placeholders of the prompt.
+        places: usize,
+    },
+    /// The decoder was exported without its hidden state.
+    #[error("the decoder has no output last_hidden_state; export the model with --recipe features")]
+    NoHiddenState,
+    /// A setting of generation makes no sense.
+    #[error("the generation setting '{name}' is {value}, and {expected}; correct it")]
+    Setting {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+}

@@ -1,0 +1,141 @@
+//! An exported folder: which graphs it has, and what its configs say.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use lfm2vl_graphs::{Graph, MANIFEST, Manifest, Precision, Recipe};
+use serde_json::{Map, Value};
+
+use crate::Error;
+
+/// A folder of graphs, ours or one published by others under the same contract.
+#[derive(Debug)]
+pub struct ModelFolder {
+    root: PathBuf,
+    manifest: Option<Manifest>,
+    config: Map<String, Value>,
+    generation: Map<String, Value>,
+}
+
+impl ModelFolder {
+    /// Reads the manifest (if there is one) and the configs of a folder.
+    ///
+    /// # Errors
+    /// [`Error::NoFolder`] or [`Error::File`].
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        if !root.is_dir() {
+            return Err(Error::NoFolder(root.to_owned()));
+        }
+        let path = root.join(MANIFEST);
+        let manifest = read(&path)?
+            .map(|content| serde_yaml::from_slice(&content))
+            .transpose()
+            .map_err(|e| Error::File { path, message: e.to_string() })?;
+        let path = root.join("config.json");
+        let config = read_json(&path)?
+            .ok_or_else(|| Error::File { path, message: "the file does not exist".into() })?;
+        let generation = read_json(&root.join("generation_config.json"))?.unwrap_or_default();
+        Ok(ModelFolder { root: root.to_owned(), manifest, config, generation })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its manifest; folders published by others have none.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The recipe its graphs were built from; the default one where no manifest tells.
+    pub(crate) fn recipe(&self) -> Result<Recipe, Error> {
+        match &self.manifest {
+            Some(manifest) => Ok(manifest.recipe.clone()),
+            None => Ok(Recipe::builtin("default")?),
+        }
+    }
+
+    /// `generation_config.json`.
+    pub(crate) fn generation_config(&self) -> &Map<String, Value> {
+        &self.generation
+    }
+
+    /// The file of a graph in a precision.
+    pub fn graph_file(&self, graph: Graph, precision: Precision) -> PathBuf {
+        self.root.join(format!("onnx/{graph}{}.onnx", precision.suffix()))
+    }
+
+    /// The precisions in which a graph is there, the most exact first.
+    pub fn precisions(&self, graph: Graph) -> Vec<Precision> {
+        let exists = |&p: &Precision| self.graph_file(graph, p).is_file();
+        Precision::ALL.into_iter().filter(exists).collect()
+    }
+
+    /// The precision in which to open a graph: what was asked for; else what the manifest
+    /// recommends; else the most exact one.
+    pub(crate) fn choose(
+        &self,
+        graph: Graph,
+        wanted: Option<Precision>,
+    ) -> Result<Precision, Error> {
+        let available = self.precisions(graph);
+        let folder = self.root.clone();
+        let first = *available.first().ok_or(Error::NoGraph { folder, graph })?;
+        let Some(wanted) = wanted else {
+            let bundle = self.manifest.as_ref().and_then(|manifest| manifest.bundles.first());
+            let recommended = bundle.map(|bundle| match graph {
+                Graph::EmbedTokens => bundle.embedding,
+                Graph::Decoder => bundle.decoder,
+                Graph::VisionEncoder | Graph::VisionTower | Graph::Projector => bundle.vision,
+            });
+            return Ok(recommended.filter(|p| available.contains(p)).unwrap_or(first));
+        };
+        match available.contains(&wanted) {
+            true => Ok(wanted),
+            false => {
+                let names: Vec<String> = available.iter().map(Precision::to_string).collect();
+                let folder = self.root.clone();
+                Err(Error::NoPrecision { folder, graph, wanted, available: names.join(", ") })
+            }
+        }
+    }
+
+    /// Most tokens of a conversation.
+    pub(crate) fn context(&self) -> usize {
+        let text = self.config.get("text_config");
+        let limit = text.and_then(|text| text.get("max_position_embeddings"));
+        limit.and_then(Value::as_u64).map_or(128_000, |limit| limit as usize)
+    }
+
+    /// Ids that end an answer: of `generation_config.json`, or else of `config.json`.
+    pub(crate) fn eos_token_ids(&self) -> Vec<u32> {
+        let text = self.config.get("text_config").and_then(Value::as_object);
+        [Some(&self.generation), Some(&self.config), text]
+            .into_iter()
+            .flatten()
+            .filter_map(|config| config.get("eos_token_id"))
+            .find_map(|ids| match ids {
+                Value::Number(_) => serde_json::from_value(ids.clone()).map(|id| vec![id]).ok(),
+                _ => serde_json::from_value(ids.clone()).ok(),
+            })
+            .unwrap_or_default()
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::File { path: path.to_owned(), message: e.to_string() }),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
+    read(path)?
+        .map(|content| serde_json::from_slice(&content))
+        .transpose()
+        .map_err(|e| Error::File { path: path.to_owned(), message: e.to_string() })
+}

@@ -1,0 +1,142 @@
+//! Settings of generation, with the names and meanings of transformers' `GenerationConfig`.
+
+use serde_json::{Map, Value};
+
+use crate::Error;
+
+/// How an answer is generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// Most tokens of the answer.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 always takes the most likely token.
+    pub temperature: f32,
+    /// Only the most likely so many tokens; all when not given.
+    pub top_k: Option<usize>,
+    /// Only the fewest tokens whose probabilities add up to this; all when not given.
+    pub top_p: Option<f32>,
+    /// Only tokens at least this likely relative to the most likely one; all when not given.
+    pub min_p: Option<f32>,
+    /// Makes tokens of the prompt and the answer so far less likely; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Seed of the random choice; a different one each time when not given.
+    pub seed: Option<u64>,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Goes on after the model's own end, for measurements.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerationOptions {
+    /// Greedy, at most 512 tokens.
+    fn default() -> Self {
+        GenerationOptions {
+            max_new_tokens: 512,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: 1.0,
+            seed: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+/// transformers' default when sampling.
+const DEFAULT_TOP_K: usize = 50;
+
+impl GenerationOptions {
+    /// The settings in `generation_config.json`. Without `do_sample` they are greedy, whatever
+    /// else the file says, as in transformers.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a value that makes no sense.
+    pub fn from_config(config: &Map<String, Value>) -> Result<Self, Error> {
+        let number = |name: &'static str| match config.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_f64().map(|n| Some(n as f32)).ok_or_else(|| Error::Setting {
+                name,
+                value: value.to_string(),
+                expected: "it must be a number",
+            }),
+        };
+        let mut options = GenerationOptions::default();
+        if let Some(tokens) = number("max_new_tokens")? {
+            options.max_new_tokens = tokens as usize;
+        }
+        if let Some(penalty) = number("repetition_penalty")? {
+            options.repetition_penalty = penalty;
+        }
+        if config.get("do_sample").and_then(Value::as_bool) == Some(true) {
+            options.temperature = number("temperature")?.unwrap_or(1.0);
+            let top_k = number("top_k")?.map_or(DEFAULT_TOP_K, |k| k as usize);
+            options.top_k = Some(top_k).filter(|&k| k > 0);
+            options.top_p = number("top_p")?;
+            options.min_p = number("min_p")?;
+        }
+        options.validated()
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a value that makes no sense.
+    pub fn validated(self) -> Result<Self, Error> {
+        let check = |name, ok: bool, value: &dyn ToString, expected| match ok {
+            true => Ok(()),
+            false => Err(Error::Setting { name, value: value.to_string(), expected }),
+        };
+        let is_share = |value: Option<f32>| value.is_none_or(|v| (0.0..=1.0).contains(&v));
+        let share = "it must be between 0 and 1";
+        check("max_new_tokens", self.max_new_tokens > 0, &self.max_new_tokens, "it must be at least 1")?;
+        let temperature = self.temperature >= 0.0 && self.temperature.is_finite();
+        check("temperature", temperature, &self.temperature, "it must be 0 or more")?;
+        check("top_k", self.top_k != Some(0), &0, "it must be at least 1")?;
+        check("top_p", is_share(self.top_p), &self.top_p.unwrap_or_default(), share)?;
+        check("min_p", is_share(self.min_p), &self.min_p.unwrap_or_default(), share)?;
+        let penalty = self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite();
+        check("repetition_penalty", penalty, &self.repetition_penalty, "it must be positive")?;
+        let stop = self.stop.iter().all(|text| !text.is_empty());
+        check("stop", stop, &"empty", "it must have at least one character")?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn options(config: Value) -> Result<GenerationOptions, Error> {
+        GenerationOptions::from_config(config.as_object().unwrap())
+    }
+
+    #[test]
+    fn sampling_settings_count_only_with_do_sample() {
+        let greedy = options(json!({"temperature": 0.7, "top_p": 0.9})).unwrap();
+        assert_eq!(greedy, GenerationOptions::default());
+        let config = json!({"do_sample": true, "temperature": 0.1, "min_p": 0.15});
+        let sampling = options(config).unwrap();
+        assert_eq!((sampling.temperature, sampling.min_p, sampling.top_k), (0.1, Some(0.15), Some(50)));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_named() {
+        let cases = [
+            json!({"do_sample": true, "temperature": -1}),
+            json!({"do_sample": true, "top_p": 2}),
+            json!({"do_sample": true, "min_p": "low"}),
+            json!({"repetition_penalty": 0}),
+            json!({"max_new_tokens": 0}),
+        ];
+        for (config, name) in
+            cases.into_iter().zip(["temperature", "top_p", "min_p", "repetition_penalty", "max_new_tokens"])
+        {
+            let message = options(config).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+    }
+}

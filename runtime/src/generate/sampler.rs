@@ -1,0 +1,181 @@
+//! The next token, from logits: the processors of transformers' `generate`, in its order.
+
+use std::collections::BTreeSet;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::GenerationOptions;
+
+/// Chooses tokens.
+pub struct Sampler {
+    options: GenerationOptions,
+    random: StdRng,
+}
+
+/// A token that may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+impl Sampler {
+    /// A sampler with its own random numbers.
+    pub fn new(options: &GenerationOptions) -> Self {
+        let random = match options.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => StdRng::from_os_rng(),
+        };
+        Sampler { options: options.clone(), random }
+    }
+
+    /// The token to follow `history` (prompt and answer so far), given its `logits` [vocab].
+    pub fn choose(&mut self, mut logits: Vec<f32>, history: &[u32]) -> u32 {
+        penalize_repetition(&mut logits, history, self.options.repetition_penalty);
+        if self.options.temperature == 0.0 {
+            return most_likely(&logits);
+        }
+        let candidates = self.candidates(&logits);
+        let probabilities = softmax(&candidates);
+        let mut left: f32 = self.random.random();
+        for (candidate, probability) in candidates.iter().zip(&probabilities) {
+            left -= probability;
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        // Rounding can leave a little; the most likely token takes it.
+        candidates.first().map_or(0, |candidate| candidate.id)
+    }
+
+    /// The tokens that temperature, top-k, top-p and min-p leave, most likely first.
+    fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
+        let scale = self.options.temperature.recip();
+        let mut candidates: Vec<Candidate> = (0..)
+            .zip(logits)
+            .map(|(id, &logit)| Candidate { id, logit: logit * scale })
+            .filter(|candidate| !candidate.logit.is_nan())
+            .collect();
+        candidates.sort_by(|a, b| b.logit.total_cmp(&a.logit));
+        if let Some(k) = self.options.top_k {
+            // Tokens as likely as the last one stay, too.
+            let last = candidates.get(k - 1).map_or(f32::NEG_INFINITY, |c| c.logit);
+            candidates.retain(|candidate| candidate.logit >= last);
+        }
+        if let Some(p) = self.options.top_p {
+            let mut sum = 0.0;
+            let probabilities = softmax(&candidates);
+            let before = probabilities.iter().map(|probability| {
+                let before = sum;
+                sum += probability;
+                before
+            });
+            let count = before.take_while(|&before| before < p).count();
+            candidates.truncate(count.max(1));
+        }
+        if let Some(p) = self.options.min_p {
+            let probabilities = softmax(&candidates);
+            let least = p * probabilities.first().copied().unwrap_or_default();
+            candidates.truncate(probabilities.iter().take_while(|&&q| q >= least).count().max(1));
+        }
+        candidates
+    }
+}
+
+/// Divides positive logits of tokens in `history` by the penalty, and multiplies negative ones.
+fn penalize_repetition(logits: &mut [f32], history: &[u32], penalty: f32) {
+    if penalty == 1.0 {
+        return;
+    }
+    for id in history.iter().copied().collect::<BTreeSet<_>>() {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        }
+    }
+}
+
+/// The token with the largest logit; the first of equals.
+fn most_likely(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in (0..).zip(logits) {
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    best.0
+}
+
+/// Probabilities of candidates of which the first is the most likely.
+fn softmax(candidates: &[Candidate]) -> Vec<f32> {
+    let largest = candidates.first().map_or(0.0, |candidate| candidate.logit);
+    let mut values: Vec<f32> = candidates.iter().map(|c| (c.logit - largest).exp()).collect();
+    let sum: f32 = values.iter().sum();
+    values.iter_mut().for_each(|value| *value /= sum);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The tokens that transformers' logits processors leave, and the scores of these.
+    #[test]
+    fn filters_leave_what_the_reference_leaves() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/sampling/processors.json");
+        let goldens: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let goldens = goldens.as_array().unwrap();
+        assert!(goldens.len() >= 20);
+        for golden in goldens {
+            let number = |key: &str| golden[key].as_f64().map(|n| n as f32);
+            let options = GenerationOptions {
+                temperature: number("temperature").unwrap(),
+                top_k: golden["top_k"].as_u64().map(|k| k as usize),
+                top_p: number("top_p"),
+                min_p: number("min_p"),
+                repetition_penalty: number("repetition_penalty").unwrap(),
+                ..GenerationOptions::default()
+            };
+            let mut logits: Vec<f32> = serde_json::from_value(golden["logits"].clone()).unwrap();
+            let history: Vec<u32> = serde_json::from_value(golden["history"].clone()).unwrap();
+            penalize_repetition(&mut logits, &history, options.repetition_penalty);
+            let mut candidates = Sampler::new(&options).candidates(&logits);
+            candidates.sort_by_key(|candidate| candidate.id);
+            let kept: Vec<(u32, f32)> = serde_json::from_value(golden["kept"].clone()).unwrap();
+            assert_eq!(
+                candidates.iter().map(|c| c.id).collect::<Vec<_>>(),
+                kept.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+                "{golden}"
+            );
+            for (ours, (_, score)) in candidates.iter().zip(&kept) {
+                assert!((ours.logit - score).abs() <= 1e-5 * score.abs().max(1.0), "{golden}");
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        let mut sampler = Sampler::new(&GenerationOptions::default());
+        assert_eq!(sampler.choose(vec![0.0, 2.0, 2.0, f32::NAN], &[]), 1);
+    }
+
+    #[test]
+    fn a_seed_fixes_the_choices_and_they_follow_the_probabilities() {
+        let options = GenerationOptions { temperature: 1.0, seed: Some(7), ..Default::default() };
+        let draw = |options: &GenerationOptions| -> Vec<u32> {
+            let mut sampler = Sampler::new(options);
+            // Probabilities 0.5, 0.25 and 0.25.
+            let logits = vec![2.0_f32.ln(), 0.0, 0.0];
+            (0..4000).map(|_| sampler.choose(logits.clone(), &[])).collect()
+        };
+        let drawn = draw(&options);
+        assert_eq!(drawn, draw(&options));
+        assert_ne!(drawn, draw(&GenerationOptions { seed: Some(8), ..options }));
+        let first = drawn.iter().filter(|&&id| id == 0).count();
+        // Six standard deviations around the mean.
+        assert!((2000 - 190..=2000 + 190).contains(&first), "{first}");
+    }
+}

@@ -1,0 +1,69 @@
+//! The decoder's hybrid state: conv states, keys and values, as the last run left them.
+
+use lfm2vl_graphs::{Dim, GraphSpec};
+use ndarray::ArrayD;
+use ort::{
+    session::SessionOutputs,
+    value::{DynValue, Value},
+};
+
+/// State after some tokens. The values stay where ONNX Runtime made them; a step hands them back
+/// without a copy.
+pub(crate) struct DecoderState {
+    /// Input name, the output that replaces it, and its value.
+    tensors: Vec<StateTensor>,
+    /// Tokens that the state covers.
+    tokens: usize,
+}
+
+struct StateTensor {
+    past: String,
+    present: String,
+    value: DynValue,
+}
+
+impl DecoderState {
+    /// The state before any token: zero conv states, keys and values of length 0.
+    pub(crate) fn new(decoder: &GraphSpec) -> ort::Result<Self> {
+        let tensors = decoder.inputs.iter().filter_map(|input| {
+            let present = match input.name.split_once('.')? {
+                ("past_conv", layer) => format!("present_conv.{layer}"),
+                ("past_key_values", rest) => format!("present.{rest}"),
+                _ => return None,
+            };
+            let size = |dim: &Dim| match dim {
+                Dim::Fixed(size) => *size,
+                Dim::Free(name) => usize::from(name == "batch"),
+            };
+            let shape: Vec<usize> = input.shape.iter().map(size).collect();
+            let value = Value::from_array(ArrayD::<f32>::zeros(shape)).map(Value::into_dyn);
+            Some(value.map(|value| StateTensor { past: input.name.clone(), present, value }))
+        });
+        Ok(DecoderState { tensors: tensors.collect::<ort::Result<_>>()?, tokens: 0 })
+    }
+
+    /// Tokens that the state covers.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The inputs of the next run.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = (&str, &DynValue)> {
+        self.tensors.iter().map(|tensor| (tensor.past.as_str(), &tensor.value))
+    }
+
+    /// Takes the new state out of a run over `tokens` more tokens.
+    pub(crate) fn update(
+        &mut self,
+        outputs: &mut SessionOutputs<'_>,
+        tokens: usize,
+    ) -> ort::Result<()> {
+        for tensor in &mut self.tensors {
+            tensor.value = outputs
+                .remove(&tensor.present)
+                .ok_or_else(|| ort::Error::new(format!("no output {}", tensor.present)))?;
+        }
+        self.tokens += tokens;
+        Ok(())
+    }
+}
