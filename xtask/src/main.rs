@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::MakeCheckpoint { config, out, seed } => {
-            make_checkpoint::make_checkpoint(&config, &out, seed)
+            make_checkpoint::run(&config, &out, seed)
         }
     }
 }

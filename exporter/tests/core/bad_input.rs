@@ -1,0 +1,225 @@
+//! Checkpoints that cannot be exported: each is refused with one sentence that names the cause.
+
+use std::{fs, path::Path};
+
+use lfm2vl_exporter::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::common::{VARIANTS, copy_of, testdata};
+
+fn error(folder: &Path) -> String {
+    let message = Checkpoint::open(folder).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+/// The header of a safetensors file and the bytes after it.
+fn split(file: &Path) -> (Value, Vec<u8>) {
+    let bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
+}
+
+fn join(file: &Path, header: &Value, data: &[u8]) {
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    fs::write(file, bytes).unwrap();
+}
+
+/// The message for a checkpoint whose header was changed.
+fn with_header(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> String {
+    let copy = copy_of("variants/untied");
+    let file = copy.path().join("model.safetensors");
+    let (mut header, data) = split(&file);
+    change(header.as_object_mut().unwrap());
+    join(&file, &header, &data);
+    error(copy.path())
+}
+
+/// The message for a checkpoint whose config was changed.
+fn with_config(change: impl FnOnce(&mut Value)) -> String {
+    let copy = copy_of("variants/untied");
+    let file = copy.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(file, config.to_string()).unwrap();
+    error(copy.path())
+}
+
+fn assert_contains(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "'{part}' is not in: {message}");
+    }
+}
+
+#[test]
+fn every_kind_of_good_checkpoint_opens() {
+    Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    for variant in VARIANTS {
+        let checkpoint = Checkpoint::open(&testdata(&format!("variants/{variant}"))).unwrap();
+        assert_eq!(checkpoint.has_lm_head(), variant == "untied", "{variant}");
+    }
+}
+
+#[test]
+fn missing_files() {
+    assert_contains(&error(Path::new("no/such/folder")), &["no/such/folder", "not a folder"]);
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let copy = copy_of("variants/untied");
+        fs::remove_file(copy.path().join(file)).unwrap();
+        assert_contains(&error(copy.path()), &[file]);
+    }
+}
+
+#[test]
+fn broken_weight_files() {
+    let good = fs::read(testdata("variants/untied/model.safetensors")).unwrap();
+    let length_lie = |length: u64| [&length.to_le_bytes()[..], &good[8..]].concat();
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("empty", Vec::new()),
+        ("cut in the length", good[..5].to_vec()),
+        ("cut in the header", good[..100].to_vec()),
+        ("cut in the data", good[..good.len() - 10].to_vec()),
+        ("garbage", b"definitely not safetensors, though long enough".to_vec()),
+        ("header longer than the file", length_lie(good.len() as u64 * 2)),
+        ("header of 2^64 bytes", length_lie(u64::MAX)),
+    ];
+    for (name, bytes) in cases {
+        let copy = copy_of("variants/untied");
+        fs::write(copy.path().join("model.safetensors"), bytes).unwrap();
+        let message = error(copy.path());
+        assert_contains(&message, &["model.safetensors", "not a valid safetensors file"]);
+        assert!(message.len() < 400, "{name}: {message}");
+    }
+}
+
+#[test]
+fn headers_that_lie() {
+    let name = "model.language_model.layers.0.operator_norm.weight";
+    let entry = |header: &serde_json::Map<String, Value>| {
+        let (name, value) = header.iter().find(|(name, _)| name.ends_with("0.operator_norm.weight")).unwrap();
+        (name.clone(), value.clone())
+    };
+    // Offsets that overlap another tensor, lie outside the file, or run backwards.
+    for offsets in [json!([0, 96]), json!([1_000_000_000, 1_000_000_096]), json!([96, 0])] {
+        let message = with_header(|header| {
+            let (name, mut value) = entry(header);
+            value["data_offsets"] = offsets.clone();
+            header.insert(name, value);
+        });
+        assert_contains(&message, &["not a valid safetensors file"]);
+    }
+    // A shape whose size overflows.
+    let message = with_header(|header| {
+        let (name, mut value) = entry(header);
+        value["shape"] = json!([u64::MAX, u64::MAX]);
+        header.insert(name, value);
+    });
+    assert_contains(&message, &["not a valid safetensors file"]);
+    // Tensors that are missing, extra, integers, or there twice.
+    let message = with_header(|header| {
+        let (name, value) = entry(header);
+        header.remove(&name);
+        header.insert("model.vision_tower.head.probe".into(), value);
+    });
+    assert_contains(&message, &["language_model.layers.0.operator_norm.weight"]);
+    let message = with_header(|header| {
+        let (_, value) = entry(header);
+        let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
+        let mut extra = value;
+        extra["shape"] = json!([0]);
+        extra["data_offsets"] = json!([end, end]);
+        header.insert("model.surprise".into(), extra);
+    });
+    assert_contains(&message, &["model.surprise", "not part of"]);
+    let message = with_header(|header| {
+        let (name, mut value) = entry(header);
+        value["dtype"] = json!("I16");
+        header.insert(name, value);
+    });
+    assert_contains(&message, &["I16", "operator_norm"]);
+    let message = with_header(|header| {
+        let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
+        let twin = json!({"dtype": "BF16", "shape": [0], "data_offsets": [end, end]});
+        header.insert(name.trim_start_matches("model.").into(), twin);
+    });
+    assert_contains(&message, &["same part of the model"]);
+}
+
+#[test]
+fn shapes_that_the_config_does_not_ask_for() {
+    let message = with_config(|config| config["text_config"]["vocab_size"] = json!(769));
+    assert_contains(&message, &["embed_tokens.weight", "769", "768"]);
+}
+
+#[test]
+fn shards() {
+    let change_index = |change: &dyn Fn(&mut Value)| {
+        let copy = copy_of("variants/sharded-f16");
+        let file = copy.path().join("model.safetensors.index.json");
+        let mut index: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut index);
+        fs::write(file, index.to_string()).unwrap();
+        error(copy.path())
+    };
+    let copy = copy_of("variants/sharded-f16");
+    fs::remove_file(copy.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert_contains(&error(copy.path()), &["model-00002-of-00003.safetensors", "does not exist"]);
+
+    let message =
+        change_index(&|index| index["weight_map"]["made.up"] = json!("model-00001-of-00003.safetensors"));
+    assert_contains(&message, &["made.up", "model-00001-of-00003.safetensors"]);
+    let message = change_index(&|index| index["weight_map"] = json!("elsewhere"));
+    assert_contains(&message, &["index.json", "weight_map"]);
+    let message = change_index(&|index| index["weight_map"]["x"] = json!("../secret.safetensors"));
+    assert_contains(&message, &["index.json", "weight_map"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    for (bits, name) in [(0x7FC0_u16, "NaN"), (0x7F80, "inf"), (0xFF80, "-inf")] {
+        let copy = copy_of("variants/untied");
+        let file = copy.path().join("model.safetensors");
+        let (header, mut data) = split(&file);
+        let tensor = "lm_head.weight";
+        let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[start + 14..start + 16].copy_from_slice(&bits.to_le_bytes());
+        join(&file, &header, &data);
+        let message =
+            Checkpoint::open(copy.path()).unwrap().load(tensor).unwrap_err().to_string();
+        assert_contains(&message, &[tensor, name, "element 7"]);
+    }
+}
+
+#[test]
+fn configs_of_other_models() {
+    let cases: [(&str, Value, &str); 8] = [
+        ("/model_type", json!("llava"), "model_type"),
+        ("/text_config/model_type", json!("lfm2_moe"), "text_config.model_type"),
+        ("/vision_config/model_type", json!("clip"), "vision_config.model_type"),
+        ("/vision_config/hidden_act", json!("relu"), "vision_config.hidden_act"),
+        ("/text_config/rope_parameters/rope_type", json!("yarn"), "rope_type"),
+        ("/text_config/hidden_size", json!(-1), "text_config.hidden_size"),
+        ("/vision_config/num_patches", json!(17), "num_patches"),
+        ("/text_config/num_key_value_heads", json!(1000), "num_key_value_heads"),
+    ];
+    for (pointer, value, key) in cases {
+        let message = with_config(|config| *config.pointer_mut(pointer).unwrap() = value);
+        assert_contains(&message, &[key]);
+    }
+    let copy = copy_of("variants/untied");
+    fs::write(copy.path().join("config.json"), "{ not json").unwrap();
+    assert_contains(&error(copy.path()), &["config.json", "not valid JSON"]);
+}
+
+#[test]
+fn a_stored_head_that_differs_is_used_even_if_tied() {
+    let copy = copy_of("variants/untied");
+    let file = copy.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["tie_word_embeddings"] = json!(true);
+    fs::write(file, config.to_string()).unwrap();
+    assert!(Checkpoint::open(copy.path()).unwrap().has_lm_head());
+}

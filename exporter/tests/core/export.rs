@@ -1,0 +1,228 @@
+//! The folder as a whole: complete or not there, the same each time, and never written over.
+
+use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
+
+use lfm2vl_exporter::{
+    ExportError, ExportOptions, Part, Report, checkpoint::Checkpoint, export, verify,
+};
+use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
+
+use crate::common::{VARIANTS, copy_of, testdata};
+
+fn options(recipe: &str) -> ExportOptions {
+    ExportOptions {
+        recipe: Recipe::builtin(recipe).unwrap(),
+        precisions: vec![Precision::Fp32],
+        parts: Vec::new(),
+        force: false,
+    }
+}
+
+fn export_to(
+    checkpoint: &Path,
+    out: &Path,
+    options: &ExportOptions,
+) -> Result<Report, ExportError> {
+    let checkpoint = Checkpoint::open(checkpoint)?;
+    export(&checkpoint, out, options, &mut |_| ControlFlow::Continue(()))?.publish()
+}
+
+/// Every file below `folder`, by its path there.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for sub in [folder.to_owned(), folder.join("onnx")] {
+        for entry in fs::read_dir(sub).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+                files.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn the_same_checkpoint_gives_the_same_bytes() {
+    let out = tempfile::tempdir().unwrap();
+    let (first, second) = (out.path().join("first"), out.path().join("second"));
+    export_to(&testdata("tiny-shapes"), &first, &options("default")).unwrap();
+    export_to(&testdata("tiny-shapes"), &second, &options("default")).unwrap();
+    assert_eq!(contents(&first), contents(&second));
+}
+
+#[test]
+fn the_manifest_tells_every_file_and_its_hash() {
+    use sha2::{Digest, Sha256};
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("model");
+    export_to(&testdata("tiny-shapes"), &folder, &options("split")).unwrap();
+    let mut files = contents(&folder);
+    let manifest = files.remove("lfm2vl.yaml").unwrap();
+    let manifest: Manifest = serde_yaml::from_slice(&manifest).unwrap();
+    for file in manifest.graphs.iter().flat_map(|g| &g.files).chain(&manifest.files) {
+        let content = files.remove(&file.path).unwrap();
+        assert_eq!(content.len() as u64, file.bytes, "{}", file.path);
+        let hash: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hash, file.sha256, "{}", file.path);
+    }
+    assert!(files.is_empty(), "not in the manifest: {:?}", files.keys());
+}
+
+#[test]
+fn an_existing_folder_is_replaced_only_with_force_and_only_if_it_is_an_export() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("model");
+    let source = testdata("tiny-shapes");
+    export_to(&source, &folder, &options("default")).unwrap();
+    let before = contents(&folder);
+    let error = export_to(&source, &folder, &options("portable")).unwrap_err().to_string();
+    assert!(error.contains("already exists") && error.contains("--force"), "{error}");
+    assert_eq!(contents(&folder), before);
+
+    let force = ExportOptions { force: true, ..options("portable") };
+    export_to(&source, &folder, &force).unwrap();
+    assert_ne!(contents(&folder), before);
+
+    let other = out.path().join("holiday photos");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("beach.jpg"), "").unwrap();
+    let error = export_to(&source, &other, &force).unwrap_err().to_string();
+    assert!(error.contains("not an exported folder"), "{error}");
+    assert!(other.join("beach.jpg").is_file());
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 2, "something was left behind");
+}
+
+#[test]
+fn a_failed_or_stopped_export_leaves_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("model");
+    let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    let mut calls = 0;
+    let stopped = export(&checkpoint, &folder, &options("default"), &mut |progress| {
+        calls += 1;
+        assert!(progress.written <= progress.total);
+        if calls == 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(stopped.err(), Some(ExportError::Interrupted)));
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+
+    // A NaN that only shows when its tensor is written.
+    let copy = copy_of("tiny-shapes");
+    let weights = copy.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&0x7FC0_u16.to_le_bytes());
+    fs::write(&weights, bytes).unwrap();
+    let error = export_to(copy.path(), &folder, &options("default")).unwrap_err().to_string();
+    assert!(error.contains("NaN") && error.contains("tensor model."), "{error}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn progress_ends_at_the_total() {
+    let out = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    let mut last = None;
+    let draft = export(&checkpoint, &out.path().join("m"), &options("default"), &mut |progress| {
+        last = Some(progress);
+        ControlFlow::Continue(())
+    });
+    drop(draft.unwrap());
+    let last = last.unwrap();
+    assert_eq!(last.written, last.total);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "a draft that is dropped is gone");
+}
+
+#[test]
+fn parts_can_be_exported_alone() {
+    let out = tempfile::tempdir().unwrap();
+    let cases = [
+        ("default", vec![Part::Decoder], vec![Graph::Decoder]),
+        ("default", vec![Part::Projector], vec![Graph::VisionEncoder]),
+        ("split", vec![Part::Projector, Part::Embedding], vec![Graph::Projector, Graph::EmbedTokens]),
+    ];
+    for (i, (recipe, parts, graphs)) in cases.into_iter().enumerate() {
+        let options = ExportOptions { parts, ..options(recipe) };
+        let folder = out.path().join(i.to_string());
+        let report = export_to(&testdata("tiny-shapes"), &folder, &options).unwrap();
+        let built: Vec<_> = report.manifest.graphs.iter().map(|g| g.graph).collect();
+        assert_eq!(built, graphs);
+    }
+}
+
+#[test]
+fn precisions_that_cannot_be_built_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let options = ExportOptions { precisions: vec![Precision::Q4], ..options("default") };
+    let folder = out.path().join("m");
+    let error = export_to(&testdata("tiny-shapes"), &folder, &options).unwrap_err().to_string();
+    assert!(error.contains("q4") && error.contains("fp32"), "{error}");
+    assert!(!folder.exists());
+}
+
+#[test]
+fn client_files_are_made_from_their_equivalents() {
+    let copy = copy_of("tiny-shapes");
+    let template = fs::read_to_string(copy.path().join("chat_template.jinja")).unwrap();
+    fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
+    fs::remove_file(copy.path().join("preprocessor_config.json")).unwrap();
+    let tokenizer_config = copy.path().join("tokenizer_config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(&tokenizer_config).unwrap()).unwrap();
+
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    let error = export_to(copy.path(), &folder, &options("default")).unwrap_err().to_string();
+    assert!(error.contains("chat_template"), "{error}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+
+    config["chat_template"] = template.clone().into();
+    fs::write(tokenizer_config, config.to_string()).unwrap();
+    export_to(copy.path(), &folder, &options("default")).unwrap();
+    assert_eq!(fs::read_to_string(folder.join("chat_template.jinja")).unwrap(), template);
+    let settings: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("preprocessor_config.json")).unwrap()).unwrap();
+    assert_eq!((&settings["tile_size"], &settings["do_resize"]), (&128.into(), &false.into()));
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["transformers.js_config"]["use_external_data_format"], 1);
+}
+
+#[test]
+fn verification_passes_for_every_variant_and_recipe() {
+    for variant in VARIANTS {
+        let checkpoint = Checkpoint::open(&testdata(&format!("variants/{variant}"))).unwrap();
+        for recipe in Recipe::BUILTIN {
+            let out = tempfile::tempdir().unwrap();
+            let mut go_on = |_| ControlFlow::Continue(());
+            let draft =
+                export(&checkpoint, &out.path().join("m"), &options(recipe), &mut go_on).unwrap();
+            let verification =
+                verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
+            verification.check().unwrap_or_else(|e| panic!("{variant} {recipe}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn verification_notices_a_wrong_weight() {
+    let checkpoint = Checkpoint::open(&testdata("variants/untied")).unwrap();
+    for graph in ["vision_encoder", "embed_tokens", "decoder_model_merged"] {
+        let out = tempfile::tempdir().unwrap();
+        let mut go_on = |_| ControlFlow::Continue(());
+        let draft =
+            export(&checkpoint, &out.path().join("m"), &options("default"), &mut go_on).unwrap();
+        let data = draft.path().join(format!("onnx/{graph}.onnx_data"));
+        let mut bytes = fs::read(&data).unwrap();
+        // Every weight becomes twice as large; the norms hide nothing of that in the outputs.
+        for value in bytes.chunks_exact_mut(4) {
+            let doubled = 2.0 * f32::from_le_bytes([value[0], value[1], value[2], value[3]]);
+            value.copy_from_slice(&doubled.to_le_bytes());
+        }
+        fs::write(&data, bytes).unwrap();
+        let verification = verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
+        let error = verification.check().unwrap_err().to_string();
+        assert!(error.starts_with(graph), "{error}");
+    }
+}

@@ -1,0 +1,90 @@
+//! The bytes that we write, read by `onnx-protobuf`, which is generated from ONNX's own schema.
+
+use std::{fs, ops::ControlFlow, path::Path};
+
+use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
+use lfm2vl_graphs::{Precision, Recipe};
+use onnx_protobuf::ModelProto;
+use protobuf::Message;
+
+use crate::common::testdata;
+
+fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
+    let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    let options = ExportOptions {
+        recipe: Recipe::builtin(recipe).unwrap(),
+        precisions: vec![Precision::Fp32],
+        parts: Vec::new(),
+        force: false,
+    };
+    let draft = export(&checkpoint, folder, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    draft.publish().unwrap();
+    let mut files: Vec<_> =
+        fs::read_dir(folder.join("onnx")).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "onnx"))
+        .map(|path| {
+            let model = ModelProto::parse_from_bytes(&fs::read(&path).unwrap()).unwrap();
+            (path.file_stem().unwrap().to_string_lossy().into_owned(), model)
+        })
+        .collect()
+}
+
+#[test]
+fn every_field_arrives() {
+    let out = tempfile::tempdir().unwrap();
+    for (recipe, graphs) in [("default", 3), ("portable", 3), ("split", 4), ("features", 3)] {
+        let folder = out.path().join(recipe);
+        let models = models(recipe, &folder);
+        assert_eq!(models.len(), graphs, "{recipe}");
+        for (name, model) in models {
+            // Nothing that the schema does not know.
+            assert!(model.special_fields.unknown_fields().iter().next().is_none(), "{name}");
+            assert_eq!((model.ir_version, model.opset_import[0].version), (10, 21));
+            assert_eq!(model.graph.name, name);
+            let metadata =
+                |key: &str| model.metadata_props.iter().find(|p| p.key == key).unwrap().value.clone();
+            assert_eq!(metadata("lfm2vl.recipe"), recipe);
+            assert_eq!(metadata("lfm2vl.contract"), "community 1");
+            assert_eq!(metadata("lfm2vl.source_fingerprint").len(), 64);
+            for node in &model.graph.node {
+                assert!(node.name.starts_with('/'), "{}", node.name);
+                assert!(recipe != "portable" || node.domain.is_empty(), "{}", node.name);
+                for attribute in &node.attribute {
+                    assert!(attribute.special_fields.unknown_fields().iter().next().is_none());
+                }
+            }
+            for value in model.graph.input.iter().chain(&model.graph.output) {
+                let shape = &value.type_.tensor_type().shape;
+                assert!(!shape.dim.is_empty(), "{}", value.name);
+                assert!(shape.dim.iter().all(|d| d.value.is_some()), "{}", value.name);
+            }
+            check_external_data(&model, &folder.join("onnx"), &name);
+        }
+    }
+}
+
+/// Every weight lies inside its file, aligned, and none overlaps another.
+fn check_external_data(model: &ModelProto, folder: &Path, name: &str) {
+    let mut end = 0;
+    for tensor in &model.graph.initializer {
+        let elements: i64 = tensor.dims.iter().product();
+        let size = if tensor.data_type == 1 { 4 } else { 8 };
+        if tensor.external_data.is_empty() {
+            assert_eq!(tensor.raw_data.len() as i64, elements * size, "{}", tensor.name);
+            continue;
+        }
+        let entry =
+            |key: &str| tensor.external_data.iter().find(|e| e.key == key).unwrap().value.clone();
+        assert_eq!(entry("location"), format!("{name}.onnx_data"));
+        let (offset, length): (u64, u64) =
+            (entry("offset").parse().unwrap(), entry("length").parse().unwrap());
+        assert_eq!(length as i64, elements * size, "{}", tensor.name);
+        assert!(offset >= end && offset % 64 == 0, "{}", tensor.name);
+        assert!(length < 4096 || offset % 4096 == 0, "{}", tensor.name);
+        end = offset + length;
+    }
+    assert_eq!(fs::metadata(folder.join(format!("{name}.onnx_data"))).unwrap().len(), end);
+}
