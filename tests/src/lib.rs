@@ -1,1 +1,100 @@
-//! stub
+//! What the tests of this crate share: exports of the test data, and other programs.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{Mutex, OnceLock},
+};
+
+use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
+use lfm2vl_graphs::{Precision, Recipe};
+use tempfile::TempDir;
+
+/// The six checkpoints that differ in their configs.
+pub const VARIANTS: [&str; 6] =
+    ["conv-bias", "layernorm-tied", "no-layernorm", "old-config", "sharded-f16", "untied"];
+
+/// The project's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A path below `testdata`.
+pub fn testdata(path: &str) -> PathBuf {
+    root().join("testdata").join(path)
+}
+
+/// Exports a checkpoint of the test data to `out`.
+pub fn export_to(out: &Path, checkpoint: &str, recipe: &str) {
+    let checkpoint = Checkpoint::open(&testdata(checkpoint)).expect("test data opens");
+    let options = ExportOptions {
+        recipe: Recipe::builtin(recipe).expect("a built-in recipe"),
+        precisions: vec![Precision::Fp32],
+        parts: Vec::new(),
+        force: false,
+    };
+    let draft = export(&checkpoint, out, &options, &mut |_| ControlFlow::Continue(()));
+    draft.and_then(|draft| draft.publish()).expect("test data exports");
+}
+
+/// `tiny-shapes`, exported once for all tests of a process.
+pub fn tiny_shapes(recipe: &'static str) -> PathBuf {
+    static EXPORTS: OnceLock<(TempDir, Mutex<Vec<&'static str>>)> = OnceLock::new();
+    let (folder, done) = EXPORTS
+        .get_or_init(|| (tempfile::tempdir().expect("a temporary folder"), Mutex::default()));
+    let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let out = folder.path().join(recipe);
+    if !done.contains(&recipe) {
+        export_to(&out, "tiny-shapes", recipe);
+        done.push(recipe);
+    }
+    out
+}
+
+/// A program of this workspace, built if need be.
+pub fn program(package: &str, name: &str) -> Command {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", package, "--bin", name])
+        .current_dir(root())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "{name} does not build");
+    // Tests run in the `deps` folder beside the programs.
+    let test = std::env::current_exe().expect("the test has a path");
+    let folder = test.ancestors().nth(2).expect("the test is in a target folder");
+    Command::new(folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// A script of `tests/python`, in the environment that `cargo xtask test` makes.
+pub fn python(script: &str) -> Command {
+    let python = std::env::var_os("LFM2VL_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
+        root().join(if cfg!(windows) { ".venv/Scripts/python.exe" } else { ".venv/bin/python" })
+    });
+    assert!(python.is_file(), "run the tests with `cargo xtask test`, which sets Python up");
+    let mut command = Command::new(python);
+    command.arg(root().join("tests/python").join(script));
+    command
+}
+
+/// Runs a command that must succeed.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a command that must fail, and gives the one line it says on stderr.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{command:?} did not fail properly: {message}");
+    assert!(output.stdout.is_empty(), "{command:?} printed an answer");
+    let lines: Vec<&str> = message.lines().collect();
+    assert!(lines.len() == 1 && lines[0].starts_with("error: "), "not one sentence: {message}");
+    message
+}

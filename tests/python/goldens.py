@@ -1,0 +1,102 @@
+"""Runs exported folders in plain onnxruntime on the goldens of transformers, and fails past the bars.
+
+    python goldens.py TESTDATA FOLDER=GOLDEN.safetensors...
+
+Bars: image features 1e-4, logits 1e-3, states 1e-4 (absolute, scaled by the golden's largest
+magnitude where that exceeds 1), and the 16 greedy tokens identical.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import onnxruntime
+from safetensors.numpy import load_file
+
+BARS = {"features": 1e-4, "logits": 1e-3, "steps": 1e-3, "states": 1e-4}
+
+
+def sessions(folder):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    paths = (folder / "onnx").glob("*.onnx")
+    return {p.stem: onnxruntime.InferenceSession(p, options) for p in paths}
+
+
+def error(ours, golden):
+    return float(np.abs(ours - golden).max() / max(1.0, np.abs(golden).max()))
+
+
+def image_features(graphs, golden):
+    mask = golden["pixel_attention_mask"].astype(np.int64)
+    pixels = np.zeros((*mask.shape, golden["pixels_uint8"].shape[1]), np.float32)
+    pixels[mask == 1] = ((golden["pixels_uint8"] / 255).astype(np.float32) - 0.5) / 0.5
+    shapes = golden["spatial_shapes"]
+    inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+    if "vision_encoder" in graphs:
+        return graphs["vision_encoder"].run(["image_features"], inputs)[0]
+    hidden = graphs["vision_tower"].run(["last_hidden_state"], inputs)[0]
+    inputs = {"last_hidden_state": hidden, "spatial_shapes": shapes}
+    return graphs["projector"].run(["image_features"], inputs)[0]
+
+
+def check(folder, golden):
+    graphs, config = sessions(folder), json.loads((folder / "config.json").read_text())
+    errors = {"features": error(image_features(graphs, golden), golden["image_features"])}
+    embed, decoder = graphs["embed_tokens"], graphs["decoder_model_merged"]
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+    image_token = config.get("image_token_id", config.get("image_token_index", 396))
+    embeds = embed.run(None, {"input_ids": ids})[0]
+    embeds[ids == image_token] = golden["image_features"]
+
+    outputs = [o.name for o in decoder.get_outputs()]
+    sizes = {"batch": len(ids), "past_sequence": 0}
+    state = {
+        i.name: np.zeros([sizes.get(d, d) for d in i.shape], np.float32)
+        for i in decoder.get_inputs()
+        if i.name.startswith("past")
+    }
+
+    def run(embeds):
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, **state}
+        results = dict(zip(outputs, decoder.run(outputs, inputs)))
+        for name in state:
+            present = name.replace("past_key_values", "present").replace("past_conv", "present_conv")
+            state[name] = results[present]
+        return results["logits"]
+
+    logits = run(embeds)
+    every = logits.shape[1] > 1
+    errors["logits"] = error(
+        logits[:, golden["logits_positions"]] if every else logits, golden["logits"][:, slice(None) if every else slice(-1, None)]
+    )
+    errors["states"] = 0.0
+    for name, expected in golden.items():
+        if name.startswith("cache."):
+            _, layer, kind = name.split(".")
+            ours = state[f"past_conv.{layer}" if kind == "conv" else f"past_key_values.{layer}.{kind}"]
+            if kind != "conv":  # padding holds nothing that anyone reads
+                valid = mask == 1
+                ours, expected = (a.transpose(0, 2, 1, 3)[valid] for a in (ours, expected))
+            errors["states"] = max(errors["states"], error(ours, expected))
+    greedy, errors["steps"] = [], 0.0
+    for step in range(golden["greedy_ids"].shape[1]):
+        greedy.append(logits[:, -1].argmax(-1))
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        logits = run(embed.run(None, {"input_ids": greedy[-1][:, None]})[0])
+        if "step_logits" in golden:
+            errors["steps"] = max(errors["steps"], error(logits[:, -1], golden["step_logits"][:, step]))
+    return errors, np.array_equal(np.array(greedy).T, golden["greedy_ids"])
+
+
+failed = False
+for pair in sys.argv[2:]:
+    folder, name = pair.split("=")
+    golden = load_file(pathlib.Path(sys.argv[1]) / name)
+    errors, same = check(pathlib.Path(folder), golden)
+    wrong = [key for key, value in errors.items() if not value <= BARS[key]] + [[], ["greedy tokens"]][not same]
+    failed |= bool(wrong)
+    figures = "  ".join(f"{key} {value:.1e}" for key, value in errors.items())
+    print(f"{pathlib.Path(folder).name:<28} {name:<44} {figures}  {'FAILED: ' + ', '.join(wrong) if wrong else 'ok'}")
+sys.exit(failed)

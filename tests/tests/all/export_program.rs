@@ -1,0 +1,141 @@
+//! The `lfm2vl-export` program: what it prints, and that nothing is left when it is stopped.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use lfm2vl_tests::{fail, program, succeed, testdata};
+use serde_json::Value;
+
+fn export(checkpoint: &Path, out: &Path) -> Command {
+    let mut command = program("lfm2vl-exporter", "lfm2vl-export");
+    command.arg(checkpoint).arg("-o").arg(out);
+    command
+}
+
+#[test]
+fn json_tells_what_was_written_and_verified() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    let output =
+        succeed(export(&testdata("tiny-shapes"), &folder).args(["--verify", "--json"]));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["report"]["manifest"]["contract"], "community");
+    let checks = report["verification"]["graphs"].as_array().unwrap();
+    assert_eq!(checks.len(), 3);
+    assert!(checks.iter().all(|check| check["scaled_error"].as_f64().unwrap() < 1e-3));
+    let size: u64 = ["", "onnx"]
+        .iter()
+        .flat_map(|sub| fs::read_dir(folder.join(sub)).unwrap())
+        .map(|entry| entry.unwrap())
+        .filter(|e| e.path().is_file() && e.file_name() != "lfm2vl.yaml")
+        .map(|e| e.metadata().unwrap().len())
+        .sum();
+    assert_eq!(report["report"]["bytes"], size);
+}
+
+#[test]
+fn messages_are_one_sentence() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    let source = testdata("tiny-shapes");
+    assert!(fail(&mut export(Path::new("no-such-folder"), &folder)).contains("hub id"));
+    assert!(fail(export(&source, &folder).args(["--precision", "q4"])).contains("q4"));
+    assert!(fail(export(&source, &folder).args(["--recipe", "fast"])).contains("default, portable"));
+    let recipe = out.path().join("mine.yaml");
+    fs::write(&recipe, "recipe: mine\ncolour: red\n").unwrap();
+    let message = fail(export(&source, &folder).arg("--recipe").arg(&recipe));
+    assert!(message.contains("colour") && message.contains("line 2"), "{message}");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("mine.txt"), "").unwrap();
+    assert!(fail(&mut export(&source, &folder)).contains("already exists"));
+    assert!(fail(export(&source, &folder).arg("--force")).contains("not an exported folder"));
+}
+
+#[test]
+fn a_recipe_of_one_s_own() {
+    let out = tempfile::tempdir().unwrap();
+    let recipe = out.path().join("mine.yaml");
+    let text = "recipe: mine\ncontract: community\nvision: split\noperators: standard\nlogits: all\nlast_hidden_state: true\n";
+    fs::write(&recipe, text).unwrap();
+    let folder = out.path().join("m");
+    succeed(export(&testdata("tiny-shapes"), &folder).arg("--verify").arg("--recipe").arg(&recipe));
+    assert!(folder.join("onnx/projector.onnx").is_file());
+}
+
+/// A checkpoint that takes a moment to export.
+#[cfg(unix)]
+fn large_checkpoint(folder: &Path) -> std::path::PathBuf {
+    let config = fs::read(testdata("tiny-shapes/config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["text_config"]["vocab_size"] = 400_000.into();
+    let file = folder.join("config.json");
+    fs::write(&file, config.to_string()).unwrap();
+    let out = folder.join("checkpoint");
+    succeed(
+        Command::new(env!("CARGO"))
+            .args(["run", "--quiet", "--package", "lfm2vl-exporter", "--example", "make_checkpoint", "--"])
+            .arg(file)
+            .arg(&out)
+            .arg("1")
+            .arg(testdata("tiny-shapes"))
+            .current_dir(lfm2vl_tests::root()),
+    );
+    out
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = large_checkpoint(folder.path());
+    let out = tempfile::tempdir().unwrap();
+    let child = export(&checkpoint, &out.path().join("m"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while fs::read_dir(out.path()).unwrap().next().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the export did not start");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    succeed(Command::new("kill").arg("-INT").arg(child.id().to_string()));
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("interrupted"), "{message}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+/// Needs a file system of its own; where the system allows none to this user, there is nothing
+/// to test.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_and_leaves_nothing() {
+    let mounted = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script]);
+        command
+    };
+    let disk = tempfile::tempdir().unwrap();
+    let disk_path = disk.path().display();
+    let mount = format!("mount -t tmpfs -o size=3m none '{disk_path}'");
+    if !mounted(&mount).status().is_ok_and(|status| status.success()) {
+        eprintln!("not tested: this system lets its users mount nothing");
+        return;
+    }
+    let export = export(&testdata("tiny-shapes"), &disk.path().join("m"));
+    let export: Vec<String> = std::iter::once(export.get_program())
+        .chain(export.get_args())
+        .map(|part| format!("'{}'", part.to_string_lossy()))
+        .collect();
+    let script = format!("{mount} && {} ; code=$?; ls -A '{disk_path}'; exit $code", export.join(" "));
+    let output = mounted(&script).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot write") && message.contains("free some space"), "{message}");
+    assert!(output.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&output.stdout));
+}

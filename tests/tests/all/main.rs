@@ -1,0 +1,7 @@
+//! Tests that cross crates, and tests with programs that we did not write.
+
+mod conversation;
+mod export_program;
+mod other_programs;
+mod run_program;
+mod samples;

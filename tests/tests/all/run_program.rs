@@ -1,0 +1,233 @@
+//! The `lfm2vl` program: what it prints, and what it says when something is wrong.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use lfm2vl_tests::{fail, program, succeed, testdata, tiny_shapes};
+use serde_json::{Value, json};
+
+fn lfm2vl(command: &str) -> Command {
+    let mut lfm2vl = program("lfm2vl-cli", "lfm2vl");
+    lfm2vl.arg(command);
+    lfm2vl
+}
+
+fn sample(name: &str) -> std::path::PathBuf {
+    testdata("tiny-shapes/samples").join(name)
+}
+
+fn stdout(command: &mut Command) -> String {
+    String::from_utf8(succeed(command).stdout).unwrap()
+}
+
+/// A copy of the exported folder that may be damaged.
+fn copy() -> tempfile::TempDir {
+    let source = tiny_shapes("default");
+    let copy = tempfile::tempdir().unwrap();
+    fs::create_dir(copy.path().join("onnx")).unwrap();
+    for folder in ["", "onnx"] {
+        for entry in fs::read_dir(source.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                fs::copy(&path, copy.path().join(folder).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    copy
+}
+
+fn run(folder: &Path) -> Command {
+    let mut command = lfm2vl("run");
+    command.arg(folder).args(["--prompt", "Hello"]);
+    command
+}
+
+#[test]
+fn run_answers_on_stdout_alone() {
+    let answer = "Hello! I can tell you about the shapes, colours and numbers in your images.\n";
+    let output = succeed(&mut run(&tiny_shapes("default")));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), answer);
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn run_json_has_every_key() {
+    let mut command = run(&tiny_shapes("default"));
+    command.arg("--image").arg(sample("tiled.jpg")).args(["--json", "--threads", "1"]);
+    let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    assert_eq!(report["finish_reason"], "stop");
+    assert_eq!(report["image_tokens"], 108);
+    assert!(report["prompt_tokens"].as_u64().unwrap() > 108);
+    assert!(!report["token_ids"].as_array().unwrap().is_empty());
+    for part in ["load", "preprocess", "vision", "prefill", "decode"] {
+        assert!(report["timings_ms"][part].as_f64().unwrap() > 0.0, "{part}");
+    }
+    assert!(report["tokens_per_second"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn preprocess_needs_no_onnxruntime() {
+    let mut command = lfm2vl("preprocess");
+    command.arg(tiny_shapes("default")).args(["--prompt", "Describe this image.", "--json"]);
+    command.arg("--image").arg(sample("number-tiled.png")).env("ORT_DYLIB_PATH", "/nowhere.so");
+    let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    let image = &report["images"][0];
+    assert_eq!((&image["rows"], &image["cols"]), (&json!(2), &json!(3)));
+    assert_eq!(image["spatial_shapes"].as_array().unwrap().len(), 7);
+    assert_eq!(report["prompt_tokens"], report["input_ids"].as_array().unwrap().len());
+    command.arg("--no-splitting");
+    let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    assert_eq!(report["images"][0]["spatial_shapes"].as_array().unwrap().len(), 1);
+}
+
+/// The sizes of `testdata/preprocess`, through a folder with the settings of the released models.
+#[test]
+fn preprocess_gives_the_goldens_of_every_size() {
+    let golden = fs::read(testdata("preprocess/layout.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        fs::copy(testdata("tiny-shapes").join(file), folder.path().join(file)).unwrap();
+    }
+    let settings = golden["settings"].to_string();
+    fs::write(folder.path().join("preprocessor_config.json"), settings).unwrap();
+    let picture = folder.path().join("picture.png");
+    for row in golden["resample"]["bilinear"].as_array().unwrap() {
+        let size = |key: &str| row[key].as_u64().unwrap() as u32;
+        image::RgbImage::new(size("width"), size("height")).save(&picture).unwrap();
+        let mut command = lfm2vl("preprocess");
+        command.arg(folder.path()).args(["--prompt", "What is this?", "--json"]);
+        let report: Value =
+            serde_json::from_str(&stdout(command.arg("--image").arg(&picture))).unwrap();
+        let image = &report["images"][0];
+        for key in ["rows", "cols", "spatial_shapes", "image_tokens"] {
+            assert_eq!(image[key], row[key], "{row}");
+        }
+        assert_eq!(report["prompt_tokens"], row["prompt_tokens"], "{row}");
+    }
+}
+
+#[test]
+fn chat_keeps_the_conversation() {
+    let mut command = lfm2vl("chat");
+    command.arg(tiny_shapes("default"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let input = format!(
+        "/image {}\nDescribe this image.\n/image nowhere.png\n/unknown\n/reset\nHello\n/quit\nnever\n",
+        sample("plain.png").display()
+    );
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "This image shows a green square and a blue triangle.\n\
+         Hello! I can tell you about the shapes, colours and numbers in your images.\n"
+    );
+    let messages = String::from_utf8(output.stderr).unwrap();
+    assert!(messages.contains("nowhere.png") && messages.contains("/unknown"), "{messages}");
+}
+
+#[test]
+fn inspect_tells_graphs_and_provider() {
+    let mut command = lfm2vl("inspect");
+    command.arg(tiny_shapes("split")).arg("--json");
+    let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    let graphs: Vec<_> = report["graphs"].as_array().unwrap().iter().map(|g| &g["graph"]).collect();
+    assert_eq!(graphs, ["vision_tower", "projector", "embed_tokens", "decoder_model_merged"]);
+    assert_eq!(report["provider_used"], "cpu");
+    assert_eq!(report["graphs"][2]["inputs"][0]["name"], "input_ids");
+    assert!(stdout(lfm2vl("inspect").arg(tiny_shapes("default"))).contains("present_conv.0"));
+}
+
+#[test]
+fn bench_measures_every_part() {
+    let mut command = lfm2vl("bench");
+    command.arg(tiny_shapes("default")).args(["--prompt-tokens", "64", "--new-tokens", "8"]);
+    command.args(["--repeat", "2", "--json", "--image"]).arg(sample("plain.png"));
+    let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    for key in ["load_ms", "vision_ms", "prefill_tokens_per_second", "decode_tokens_per_second"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+}
+
+#[test]
+fn folders_that_are_not_whole() {
+    assert!(fail(&mut run(Path::new("/no/such/folder"))).contains("not a folder"));
+
+    let folder = copy();
+    fs::remove_file(folder.path().join("onnx/embed_tokens.onnx")).unwrap();
+    assert!(fail(&mut run(folder.path())).contains("has no graph embed_tokens"));
+
+    let folder = copy();
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    assert!(fail(&mut run(folder.path())).contains("tokenizer.json"));
+
+    let folder = copy();
+    fs::remove_file(folder.path().join("onnx/decoder_model_merged.onnx_data")).unwrap();
+    assert!(fail(&mut run(folder.path())).contains("decoder_model_merged"));
+
+    let folder = copy();
+    fs::write(folder.path().join("onnx/vision_encoder.onnx"), "no graph").unwrap();
+    assert!(fail(&mut run(folder.path())).contains("vision_encoder"));
+
+    let folder = copy();
+    fs::write(folder.path().join("lfm2vl.yaml"), "exporter: [").unwrap();
+    assert!(fail(&mut run(folder.path())).contains("lfm2vl.yaml"));
+
+    let message = fail(run(&tiny_shapes("default")).args(["--precision", "q4"]));
+    assert!(message.contains("fp32") && message.contains("not in q4"), "{message}");
+}
+
+#[test]
+fn a_graph_of_another_contract() {
+    let folder = copy();
+    let onnx = folder.path().join("onnx");
+    fs::copy(onnx.join("embed_tokens.onnx"), onnx.join("vision_encoder.onnx")).unwrap();
+    let message = fail(&mut run(folder.path()));
+    assert!(message.contains("vision_encoder") && message.contains("pixel_values"), "{message}");
+}
+
+#[test]
+fn a_folder_without_a_manifest_runs() {
+    let folder = copy();
+    fs::remove_file(folder.path().join("lfm2vl.yaml")).unwrap();
+    assert!(stdout(&mut run(folder.path())).starts_with("Hello!"));
+}
+
+#[test]
+fn images_and_settings_that_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.png");
+    fs::write(&empty, "").unwrap();
+    let text = folder.path().join("text.png");
+    fs::write(&text, "this is no image").unwrap();
+    let model = tiny_shapes("default");
+    let with_image = |path: &Path| fail(run(&model).arg("--image").arg(path));
+    assert!(with_image(&empty).contains("empty.png"));
+    assert!(with_image(&text).contains("text.png"));
+    assert!(with_image(Path::new("missing.png")).contains("missing.png"));
+    assert!(fail(run(&model).args(["--temperature", "-1"])).contains("temperature"));
+    assert!(fail(run(&model).args(["--max-image-tokens", "1"])).contains("min_image_tokens"));
+    let message = fail(run(&model).args(["--provider", "cuda"]));
+    assert!(message.contains("provider cuda") && message.contains("feature"), "{message}");
+    let mut marks = lfm2vl("run");
+    assert!(fail(marks.arg(&model).args(["--prompt", "<image> what?"])).contains("1 <image> marks and 0 images"));
+}
+
+#[test]
+fn a_missing_or_wrong_library() {
+    let model = tiny_shapes("default");
+    let message = fail(run(&model).env("ORT_DYLIB_PATH", "/no/such/library.so"));
+    assert!(message.contains("/no/such/library.so") && message.contains("ORT_DYLIB_PATH"));
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("libonnxruntime.so");
+    fs::write(&broken, "no library").unwrap();
+    let message = fail(run(&model).env("ORT_DYLIB_PATH", &broken));
+    assert!(message.contains("cannot be loaded") && message.contains("cargo xtask setup"), "{message}");
+}
