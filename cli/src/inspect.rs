@@ -82,13 +82,18 @@ fn to_text(report: &Value) -> String {
         report["context"]
     );
     text += &format!("library   {}\n", name("onnxruntime"));
-    text += &format!("provider  {} (available: {})\n", name("provider_used"), report["providers_available"]);
+    text += &format!(
+        "provider  {} (available: {})\n",
+        name("provider_used"),
+        report["providers_available"]
+    );
     let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
     for graph in items(&report["graphs"]) {
         text += &format!("\n{}", graph["graph"].as_str().unwrap_or_default());
         for file in items(&graph["files"]) {
             let megabytes = file["bytes"].as_f64().unwrap_or_default() / 1e6;
-            text += &format!("  {} {megabytes:.1} MB", file["precision"].as_str().unwrap_or_default());
+            text +=
+                &format!("  {} {megabytes:.1} MB", file["precision"].as_str().unwrap_or_default());
         }
         text.push('\n');
         for (key, label) in [("inputs", "in "), ("outputs", "out")] {

@@ -1,5 +1,7 @@
 //! `lfm2vl`: runs, inspects and measures exported models.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 mod arguments;
 mod bench;
 mod chat;

@@ -1,6 +1,10 @@
 //! `lfm2vl preprocess`: what the graphs would be given.
 
-use std::{borrow::Cow, collections::HashMap, path::{Path, PathBuf}};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -119,7 +123,10 @@ fn write_tensors(path: &Path, prompt: &Prompt, patches: usize) -> Result<()> {
         let shapes = batch.spatial_shapes.iter().map(|v| v.to_le_bytes());
         tensors.extend([
             ("pixel_values", Tensor::new(Dtype::F32, batch.pixel_values.shape(), pixels)),
-            ("pixel_attention_mask", Tensor::new(Dtype::I64, batch.pixel_attention_mask.shape(), mask)),
+            (
+                "pixel_attention_mask",
+                Tensor::new(Dtype::I64, batch.pixel_attention_mask.shape(), mask),
+            ),
             ("spatial_shapes", Tensor::new(Dtype::I64, batch.spatial_shapes.shape(), shapes)),
         ]);
     }

@@ -29,7 +29,8 @@ fn main() -> Result<()> {
     };
     let (out, tokenizer) = (Path::new(out), Path::new(tokenizer));
     let text = fs::read_to_string(config).with_context(|| format!("cannot read {config}"))?;
-    let mut config: Value = serde_json::from_str(&text).with_context(|| format!("{config} is no JSON"))?;
+    let mut config: Value =
+        serde_json::from_str(&text).with_context(|| format!("{config} is no JSON"))?;
     let tensors = model_tensors(&Config::from_json(&config)?);
     let object = config.as_object_mut().context("the config is no JSON object")?;
     object.insert("tie_word_embeddings".into(), json!(true));

@@ -1,5 +1,7 @@
 //! Builds deployable ONNX graphs of LFM2-VL straight from safetensors checkpoints.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 pub mod checkpoint;
 mod error;
 pub mod hub;

@@ -1,5 +1,7 @@
 //! `lfm2vl-export`: a checkpoint in, a folder of ONNX graphs out.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::{
     io::{self, Write},
     ops::ControlFlow,
@@ -15,7 +17,9 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, Verification, checkpoint::Checkpoint, export,
+    ExportError, ExportOptions, Part, Report, Verification,
+    checkpoint::Checkpoint,
+    export,
     hub::{self, HubSettings},
     verify,
 };
@@ -79,7 +83,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         parts: arguments.graphs.clone(),
         force: arguments.force,
     };
-    let folder = hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
+    let folder =
+        hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
     let checkpoint = Checkpoint::open(&folder)?;
 
     let bar = progress_bar(arguments.json);
@@ -109,8 +114,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn progress_bar(hidden: bool) -> ProgressBar {
-    let target =
-        if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {elapsed} eta {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, target).with_style(style)

@@ -4,6 +4,8 @@
 //!
 //! The YAML files beside this crate are the single source of truth; they are embedded here.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 mod contract;
 mod library;
 mod manifest;

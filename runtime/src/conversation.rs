@@ -106,11 +106,7 @@ impl<'e> Conversation<'e> {
     ///
     /// # Errors
     /// [`Error::Image`] when an image cannot be processed.
-    pub fn push_with_images(
-        &mut self,
-        message: Message,
-        images: &[RgbImage],
-    ) -> Result<(), Error> {
+    pub fn push_with_images(&mut self, message: Message, images: &[RgbImage]) -> Result<(), Error> {
         let start = Instant::now();
         let processor = self.engine.image_processor();
         let processed =
@@ -133,8 +129,10 @@ impl<'e> Conversation<'e> {
         if self.messages.is_empty() {
             return Err(Error::NoMessage);
         }
-        let mut timings =
-            Timings { preprocess: std::mem::take(&mut self.preprocess_seconds), ..Timings::default() };
+        let mut timings = Timings {
+            preprocess: std::mem::take(&mut self.preprocess_seconds),
+            ..Timings::default()
+        };
         let start = Instant::now();
         for image in &mut self.images {
             if image.features.is_none() {
@@ -244,7 +242,7 @@ impl Answer<'_, '_> {
     /// # Errors
     /// [`Error`] when a graph fails.
     pub fn finish(mut self) -> Result<Completion, Error> {
-        while let Some(piece) = self.next() {
+        for piece in self.by_ref() {
             piece?;
         }
         Ok(self.completion.clone())

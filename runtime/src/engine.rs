@@ -9,9 +9,7 @@ use crate::{
     Conversation, Error, GenerationOptions, Prompter, Provider,
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
-    session::{
-        Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of,
-    },
+    session::{Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of},
 };
 
 /// A model loaded from an exported folder. Conversations borrow it; several can go on at a time,
@@ -111,9 +109,10 @@ impl EngineBuilder {
         let is_split = folder.precisions(Graph::VisionEncoder).is_empty()
             && !folder.precisions(Graph::VisionTower).is_empty();
         let vision = match is_split {
-            true => {
-                Vision::Split { tower: open(Graph::VisionTower)?, projector: open(Graph::Projector)? }
-            }
+            true => Vision::Split {
+                tower: open(Graph::VisionTower)?,
+                projector: open(Graph::Projector)?,
+            },
             false => Vision::Fused(open(Graph::VisionEncoder)?),
         };
         for session in vision.sessions() {

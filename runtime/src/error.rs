@@ -55,7 +55,9 @@ pub enum Error {
     #[error(transparent)]
     Yaml(#[from] YamlError),
     /// A graph could not be loaded or run.
-    #[error("ONNX Runtime cannot run {graph} ({message}); export the model again, and report this if it stays")]
+    #[error(
+        "ONNX Runtime cannot run {graph} ({message}); export the model again, and report this if it stays"
+    )]
     Run {
         /// The graph.
         graph: Graph,
@@ -63,7 +65,9 @@ pub enum Error {
         message: String,
     },
     /// The execution provider is not available.
-    #[error("the provider {provider} is not available ({message}); use --provider cpu, or an ONNX Runtime library and a build of this program with it")]
+    #[error(
+        "the provider {provider} is not available ({message}); use --provider cpu, or an ONNX Runtime library and a build of this program with it"
+    )]
     Provider {
         /// The provider.
         provider: Provider,
@@ -77,7 +81,9 @@ pub enum Error {
     #[error(transparent)]
     Chat(#[from] ChatError),
     /// The prompt is longer than the model's context.
-    #[error("the prompt has {tokens} tokens and the model's context {context}; shorten it, or use fewer image tokens")]
+    #[error(
+        "the prompt has {tokens} tokens and the model's context {context}; shorten it, or use fewer image tokens"
+    )]
     TooLong {
         /// Tokens of the prompt.
         tokens: usize,
@@ -88,7 +94,9 @@ pub enum Error {
     #[error("the conversation has no message to answer; push one first")]
     NoMessage,
     /// The graphs give other features than the prompt has places for.
-    #[error("the vision graph gave {features} image features for {places} places in the prompt; the folder's files do not belong together")]
+    #[error(
+        "the vision graph gave {features} image features for {places} places in the prompt; the folder's files do not belong together"
+    )]
     FeatureCount {
         /// Rows of the features.
         features: usize,

@@ -24,6 +24,8 @@
 //! [`image`] and [`chat`] need no ONNX Runtime; [`Prompter`] joins them into what
 //! `Lfm2VlProcessor` is in transformers.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 pub mod chat;
 mod conversation;
 mod engine;

@@ -9,7 +9,7 @@ macro_rules! compiled {
     ($feature:literal, $provider:ident) => {{
         #[cfg(feature = $feature)]
         {
-            use ort::ep::{$provider, ExecutionProvider};
+            use ort::ep::{ExecutionProvider, $provider};
             Some(Compiled {
                 dispatch: $provider::default().build(),
                 in_library: $provider::is_available().unwrap_or(false),

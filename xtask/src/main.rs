@@ -5,9 +5,11 @@ mod make_checkpoint;
 mod setup;
 mod test;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Project tasks of lfm2vl.
@@ -40,13 +42,18 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
         Task::Setup => setup::onnxruntime().map(|library| eprintln!("{}", library.display())),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
-        Task::MakeCheckpoint { config, out, seed } => {
-            make_checkpoint::run(&config, &out, seed)
+        Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

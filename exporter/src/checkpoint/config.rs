@@ -176,13 +176,15 @@ fn feed_forward_size(section: &Section<'_>) -> Result<usize, CheckpointError> {
 
 fn rope_theta(section: &Section<'_>) -> Result<f64, CheckpointError> {
     let rope = section.section("rope_parameters");
-    for (key, section) in
-        [("rope_type", &rope), ("rope_type", &section.section("rope_scaling"))]
-    {
+    for (key, section) in [("rope_type", &rope), ("rope_type", &section.section("rope_scaling"))] {
         section.expect_text(key, &["default"], Some("default"))?;
     }
     let theta = rope.number("rope_theta", section.number("rope_theta", 1_000_000.0)?)?;
-    if theta > 0.0 { Ok(theta) } else { Err(section.unsupported("rope_theta", "it must be positive")) }
+    if theta > 0.0 {
+        Ok(theta)
+    } else {
+        Err(section.unsupported("rope_theta", "it must be positive"))
+    }
 }
 
 /// `layer_types`, or else `full_attn_idxs`, or else attention everywhere.
@@ -345,10 +347,7 @@ mod tests {
             "layer_types": ["conv", "full_attention"],
             "full_attn_idxs": [0],
         }));
-        assert_eq!(
-            config.unwrap().layer_types,
-            [LayerKind::Conv, LayerKind::FullAttention]
-        );
+        assert_eq!(config.unwrap().layer_types, [LayerKind::Conv, LayerKind::FullAttention]);
     }
 
     #[test]

@@ -25,7 +25,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// The index names a tensor that its file does not hold.
-    #[error("{index} places tensor {tensor} in {shard}, which does not hold it; fetch the checkpoint again")]
+    #[error(
+        "{index} places tensor {tensor} in {shard}, which does not hold it; fetch the checkpoint again"
+    )]
     NotInShard {
         /// The index.
         index: PathBuf,
@@ -75,7 +77,9 @@ pub enum CheckpointError {
     #[error("the checkpoint has no tensor {0}, which its config.json asks for; fetch it again")]
     MissingTensor(String),
     /// A tensor that the model does not have.
-    #[error("the checkpoint's tensor {0} is not part of an LFM2-VL model; this model is not supported")]
+    #[error(
+        "the checkpoint's tensor {0} is not part of an LFM2-VL model; this model is not supported"
+    )]
     UnknownTensor(String),
     /// Two tensors of the same meaning.
     #[error("tensors {first} and {second} are the same part of the model; remove one of them")]
@@ -86,7 +90,9 @@ pub enum CheckpointError {
         second: String,
     },
     /// A tensor has another shape than the config says.
-    #[error("tensor {tensor} has shape {found:?}, and config.json asks for {expected:?}; the files do not belong together")]
+    #[error(
+        "tensor {tensor} has shape {found:?}, and config.json asks for {expected:?}; the files do not belong together"
+    )]
     Shape {
         /// The tensor.
         tensor: String,
@@ -96,7 +102,9 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// A tensor is not of a float type.
-    #[error("tensor {tensor} is of type {dtype}, and only BF16, F16 and F32 are supported; convert the checkpoint")]
+    #[error(
+        "tensor {tensor} is of type {dtype}, and only BF16, F16 and F32 are supported; convert the checkpoint"
+    )]
     Dtype {
         /// The tensor.
         tensor: String,

@@ -112,16 +112,15 @@ fn weight_map(index: &Path) -> Result<HashMap<String, String>, CheckpointError> 
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value, CheckpointError> {
-    let content = fs::read(path)
-        .map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    let content =
+        fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
     serde_json::from_slice(&content)
         .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })
 }
 
 fn read_header(path: &Path) -> Result<(Vec<StoredTensor>, Vec<u8>), CheckpointError> {
     let read_error = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let invalid =
-        |reason: String| CheckpointError::Safetensors { path: path.to_owned(), reason };
+    let invalid = |reason: String| CheckpointError::Safetensors { path: path.to_owned(), reason };
     let file = File::open(path).map_err(read_error)?;
     if file.metadata().map_err(read_error)?.len() == 0 {
         return Err(invalid("the file is empty".into()));

@@ -109,7 +109,11 @@ impl<'g> Model<'g> {
 
     /// `GroupQueryAttention` rotates heads whose size is a multiple of 16 only.
     fn attention_operators(self) -> Operators {
-        if self.config.text.head_dim.is_multiple_of(16) { self.operators } else { Operators::Standard }
+        if self.config.text.head_dim.is_multiple_of(16) {
+            self.operators
+        } else {
+            Operators::Standard
+        }
     }
 
     /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.
@@ -260,8 +264,7 @@ impl<'g> Model<'g> {
     ) -> (Value<'g>, Value<'g>) {
         let text = &self.config.text;
         let history = past.concat(&[x.transpose(&[0, 2, 1])], 2); // [batch, hidden, width + seq]
-        let inputs: Vec<_> =
-            [history.slice_from(2, 1), weight].into_iter().chain(bias).collect();
+        let inputs: Vec<_> = [history.slice_from(2, 1), weight].into_iter().chain(bias).collect();
         let convolved = self.g.node(
             Op::onnx("Conv"),
             &inputs,

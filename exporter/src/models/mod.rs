@@ -23,7 +23,12 @@ struct Model<'a> {
 /// Builds the nodes of one graph; its inputs and outputs are those of `spec`.
 ///
 /// `tied_head` says that the output head is the token embedding.
-pub(crate) fn build(spec: GraphSpec, config: &Config, recipe: &Recipe, tied_head: bool) -> GraphBuilder {
+pub(crate) fn build(
+    spec: GraphSpec,
+    config: &Config,
+    recipe: &Recipe,
+    tied_head: bool,
+) -> GraphBuilder {
     let graph = spec.graph;
     let g = GraphBuilder::new(spec);
     let model = Model { g: &g, config, operators: recipe.operators };
@@ -50,8 +55,7 @@ pub(crate) fn build(spec: GraphSpec, config: &Config, recipe: &Recipe, tied_head
             g.output("last_hidden_state", hidden);
         }
         Graph::Projector => {
-            let features =
-                model.projector(g.input("last_hidden_state"), g.input("spatial_shapes"));
+            let features = model.projector(g.input("last_hidden_state"), g.input("spatial_shapes"));
             g.output("image_features", features);
         }
         Graph::Decoder => model.decoder(recipe, tied_head),

@@ -138,11 +138,7 @@ impl<'g> Value<'g> {
     /// Running sum along an axis; `exclusive` leaves out the element itself.
     pub(crate) fn cumulative_sum(self, axis: i64, exclusive: bool) -> Self {
         let axis = self.graph.ints(&[axis], &[]);
-        self.graph.node(
-            Op::onnx("CumSum"),
-            &[self, axis],
-            &[("exclusive", Int(exclusive.into()))],
-        )
+        self.graph.node(Op::onnx("CumSum"), &[self, axis], &[("exclusive", Int(exclusive.into()))])
     }
 
     /// Integer remainder with the sign of the divisor.

@@ -155,8 +155,7 @@ fn initializer(weight: &Weight) -> TensorProto {
 }
 
 fn external(weight: &Weight, file: &str, offset: u64, length: usize) -> TensorProto {
-    let entry =
-        |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
+    let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
     TensorProto {
         external_data: vec![
             entry("location", file.to_owned()),

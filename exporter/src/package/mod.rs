@@ -222,9 +222,5 @@ fn uniform_bundle(precision: Precision) -> Bundle {
 }
 
 fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {
-    ManifestFile {
-        path: format!("{prefix}{}", file.name),
-        bytes: file.bytes,
-        sha256: file.sha256,
-    }
+    ManifestFile { path: format!("{prefix}{}", file.name), bytes: file.bytes, sha256: file.sha256 }
 }

@@ -39,7 +39,9 @@ pub enum VerifyError {
     #[error(transparent)]
     Contract(#[from] YamlError),
     /// ONNX Runtime refused a graph, or failed to run it.
-    #[error("ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json")]
+    #[error(
+        "ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json"
+    )]
     Run {
         /// The graph.
         graph: Graph,
@@ -192,8 +194,7 @@ fn embedding(
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
     let ids = [&sample.before[..], &sample.after].concat();
-    let outputs =
-        session.run(named([("input_ids", Tensor::ints(&token_row(&ids).view()))]))?;
+    let outputs = session.run(named([("input_ids", Tensor::ints(&token_row(&ids).view()))]))?;
     let mut comparison = Comparison::default();
     comparison.add(&outputs["inputs_embeds"], &model.embed(&ids)?);
     Ok(comparison)
@@ -241,11 +242,8 @@ fn projector(
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
     let (_, mask, shapes) = sample.padded();
-    let mut hidden = ndarray::Array3::zeros((
-        mask.nrows(),
-        mask.ncols(),
-        model.config().vision.hidden_size,
-    ));
+    let mut hidden =
+        ndarray::Array3::zeros((mask.nrows(), mask.ncols(), model.config().vision.hidden_size));
     for (mut padded, view) in hidden.outer_iter_mut().zip(&sample.views) {
         let states = model.vision_tower(view.patches.view(), view.rows, view.cols)?;
         padded.slice_axis_mut(Axis(0), (..states.nrows()).into()).assign(&states);
@@ -304,7 +302,7 @@ fn decoder(
         let logits = outputs.remove("logits").unwrap_or_default();
         let positions = logits.shape()[1];
         let expected = expected.slice_axis(Axis(0), (sequence - positions..).into());
-        comparison.add(&logits, &expected);
+        comparison.add(&logits, expected);
         let last = expected.index_axis(Axis(0), positions - 1).to_vec();
         let ours = logits.index_axis(Axis(1), positions - 1).iter().copied().collect::<Vec<_>>();
         let token = metrics::argmax(&last);

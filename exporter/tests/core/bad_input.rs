@@ -99,7 +99,8 @@ fn broken_weight_files() {
 fn headers_that_lie() {
     let name = "model.language_model.layers.0.operator_norm.weight";
     let entry = |header: &serde_json::Map<String, Value>| {
-        let (name, value) = header.iter().find(|(name, _)| name.ends_with("0.operator_norm.weight")).unwrap();
+        let (name, value) =
+            header.iter().find(|(name, _)| name.ends_with("0.operator_norm.weight")).unwrap();
         (name.clone(), value.clone())
     };
     // Offsets that overlap another tensor, lie outside the file, or run backwards.
@@ -168,8 +169,9 @@ fn shards() {
     fs::remove_file(copy.path().join("model-00002-of-00003.safetensors")).unwrap();
     assert_contains(&error(copy.path()), &["model-00002-of-00003.safetensors", "does not exist"]);
 
-    let message =
-        change_index(&|index| index["weight_map"]["made.up"] = json!("model-00001-of-00003.safetensors"));
+    let message = change_index(&|index| {
+        index["weight_map"]["made.up"] = json!("model-00001-of-00003.safetensors")
+    });
     assert_contains(&message, &["made.up", "model-00001-of-00003.safetensors"]);
     let message = change_index(&|index| index["weight_map"] = json!("elsewhere"));
     assert_contains(&message, &["index.json", "weight_map"]);
@@ -187,8 +189,7 @@ fn weights_that_are_no_numbers() {
         let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
         data[start + 14..start + 16].copy_from_slice(&bits.to_le_bytes());
         join(&file, &header, &data);
-        let message =
-            Checkpoint::open(copy.path()).unwrap().load(tensor).unwrap_err().to_string();
+        let message = Checkpoint::open(copy.path()).unwrap().load(tensor).unwrap_err().to_string();
         assert_contains(&message, &[tensor, name, "element 7"]);
     }
 }

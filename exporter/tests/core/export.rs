@@ -140,7 +140,11 @@ fn parts_can_be_exported_alone() {
     let cases = [
         ("default", vec![Part::Decoder], vec![Graph::Decoder]),
         ("default", vec![Part::Projector], vec![Graph::VisionEncoder]),
-        ("split", vec![Part::Projector, Part::Embedding], vec![Graph::Projector, Graph::EmbedTokens]),
+        (
+            "split",
+            vec![Part::Projector, Part::Embedding],
+            vec![Graph::Projector, Graph::EmbedTokens],
+        ),
     ];
     for (i, (recipe, parts, graphs)) in cases.into_iter().enumerate() {
         let options = ExportOptions { parts, ..options(recipe) };
@@ -182,7 +186,8 @@ fn client_files_are_made_from_their_equivalents() {
     export_to(copy.path(), &folder, &options("default")).unwrap();
     assert_eq!(fs::read_to_string(folder.join("chat_template.jinja")).unwrap(), template);
     let settings: serde_json::Value =
-        serde_json::from_slice(&fs::read(folder.join("preprocessor_config.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(folder.join("preprocessor_config.json")).unwrap())
+            .unwrap();
     assert_eq!((&settings["tile_size"], &settings["do_resize"]), (&128.into(), &false.into()));
     let config: serde_json::Value =
         serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -198,8 +203,7 @@ fn verification_passes_for_every_variant_and_recipe() {
             let mut go_on = |_| ControlFlow::Continue(());
             let draft =
                 export(&checkpoint, &out.path().join("m"), &options(recipe), &mut go_on).unwrap();
-            let verification =
-                verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
+            let verification = verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
             verification.check().unwrap_or_else(|e| panic!("{variant} {recipe}: {e}"));
         }
     }

@@ -137,7 +137,10 @@ fn only_the_files_that_are_needed_are_fetched_and_only_once() {
 
     let asked = |requests: &Mutex<Vec<(String, String)>>| {
         let requests = requests.lock().unwrap();
-        requests.iter().filter(|(line, _)| !line.contains("LICENSE") && !line.contains("special_tokens_map")).count()
+        requests
+            .iter()
+            .filter(|(line, _)| !line.contains("LICENSE") && !line.contains("special_tokens_map"))
+            .count()
     };
     let before = asked(&server.requests);
     assert_eq!(resolve("liquid/tiny", &server.settings(&cache)).unwrap(), folder);

@@ -44,8 +44,9 @@ fn every_field_arrives() {
             assert!(model.special_fields.unknown_fields().iter().next().is_none(), "{name}");
             assert_eq!((model.ir_version, model.opset_import[0].version), (10, 21));
             assert_eq!(model.graph.name, name);
-            let metadata =
-                |key: &str| model.metadata_props.iter().find(|p| p.key == key).unwrap().value.clone();
+            let metadata = |key: &str| {
+                model.metadata_props.iter().find(|p| p.key == key).unwrap().value.clone()
+            };
             assert_eq!(metadata("lfm2vl.recipe"), recipe);
             assert_eq!(metadata("lfm2vl.contract"), "community 1");
             assert_eq!(metadata("lfm2vl.source_fingerprint").len(), 64);

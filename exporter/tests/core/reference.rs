@@ -70,7 +70,7 @@ fn check(checkpoint: &str, golden: &str, row: usize) {
     for (i, &position) in golden.ints("logits_positions").iter().enumerate() {
         let Some(position) = (position as usize).checked_sub(padding) else { continue };
         let expected = expected.slice(s![row, i, ..]);
-        assert!(scaled_error(&logits.row(position), &expected) < 1e-3, "position {position}");
+        assert!(scaled_error(logits.row(position), expected) < 1e-3, "position {position}");
     }
     // The goldens hold the state of the first layer of each kind.
     let mut states = 0;
@@ -81,7 +81,7 @@ fn check(checkpoint: &str, golden: &str, row: usize) {
         }
         states += 1;
         let expected = golden.floats(&name);
-        assert!(scaled_error(conv, &expected.index_axis(Axis(0), row)) < 1e-4);
+        assert!(scaled_error(conv, expected.index_axis(Axis(0), row)) < 1e-4);
     }
     for (layer, keys, values) in state.keys_and_values() {
         let name = format!("cache.{layer}.value");
@@ -91,11 +91,11 @@ fn check(checkpoint: &str, golden: &str, row: usize) {
         states += 1;
         let expected = golden.floats(&name);
         let expected = expected.slice(s![row, .., padding.., ..]);
-        assert!(scaled_error(values, &expected) < 1e-4);
+        assert!(scaled_error(values, expected) < 1e-4);
         if padding == 0 {
             // With padding the golden's positions start later, so its keys are rotated further.
             let expected = golden.floats(&format!("cache.{layer}.key"));
-            assert!(scaled_error(keys, &expected.slice(s![row, .., .., ..])) < 1e-4);
+            assert!(scaled_error(keys, expected.slice(s![row, .., .., ..])) < 1e-4);
         }
     }
     assert!(states >= 2, "{states}");
@@ -107,7 +107,7 @@ fn check(checkpoint: &str, golden: &str, row: usize) {
         if golden.has("step_logits") {
             let expected = golden.floats("step_logits");
             let expected = expected.slice(s![row, step, ..]);
-            assert!(scaled_error(&logits.row(0), &expected) < 1e-3, "step {step}");
+            assert!(scaled_error(logits.row(0), expected) < 1e-3, "step {step}");
         }
     }
 }

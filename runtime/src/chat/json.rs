@@ -9,11 +9,19 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 struct Spaced;
 
 impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         w.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         w.write_all(if first { b"" } else { b", " })
     }
 
@@ -23,7 +31,10 @@ impl Formatter for Spaced {
 }
 
 /// `value` on one line, or over several with `indent` spaces a level.
-pub(super) fn dumps(value: &impl Serialize, indent: Option<usize>) -> Result<String, serde_json::Error> {
+pub(super) fn dumps(
+    value: &impl Serialize,
+    indent: Option<usize>,
+) -> Result<String, serde_json::Error> {
     let mut bytes = Vec::new();
     match indent {
         None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced))?,

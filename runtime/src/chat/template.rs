@@ -3,8 +3,8 @@
 use std::{fs, io, path::Path};
 
 use minijinja::{
-    syntax::SyntaxConfig,
     Environment, Error, ErrorKind, Output, State,
+    syntax::SyntaxConfig,
     value::{Kwargs, Serde, Value},
 };
 use serde_json::Map;
@@ -64,9 +64,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| ChatError::Template(error.to_string()))?);
-        environment.set_unknown_method_callback(
-            minijinja_contrib::pycompat::unknown_method_callback,
-        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(print);
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: Value| python::str(&value));
@@ -131,9 +130,7 @@ impl ChatTemplate {
     }
 }
 
-pub(super) fn read_json(
-    path: &Path,
-) -> Result<Option<Map<String, serde_json::Value>>, ChatError> {
+pub(super) fn read_json(path: &Path) -> Result<Option<Map<String, serde_json::Value>>, ChatError> {
     let error = |message: String| ChatError::File { path: path.to_owned(), message };
     match fs::read(path) {
         Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| error(e.to_string())),
@@ -181,9 +178,9 @@ fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    json::dumps(&value, indent).map(Value::from_safe_string).map_err(|error| {
-        Error::new(ErrorKind::BadSerialization, error.to_string())
-    })
+    json::dumps(&value, indent)
+        .map(Value::from_safe_string)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -211,7 +208,9 @@ mod tests {
 
     #[test]
     fn generation_tags_keep_their_whitespace_control() {
-        let text = render("a {%- generation -%} b {%- endgeneration -%} c {% generation %}d{% endgeneration %}");
+        let text = render(
+            "a {%- generation -%} b {%- endgeneration -%} c {% generation %}d{% endgeneration %}",
+        );
         assert_eq!(text.unwrap(), "abc d");
     }
 

@@ -90,7 +90,12 @@ impl GenerationOptions {
         };
         let is_share = |value: Option<f32>| value.is_none_or(|v| (0.0..=1.0).contains(&v));
         let share = "it must be between 0 and 1";
-        check("max_new_tokens", self.max_new_tokens > 0, &self.max_new_tokens, "it must be at least 1")?;
+        check(
+            "max_new_tokens",
+            self.max_new_tokens > 0,
+            &self.max_new_tokens,
+            "it must be at least 1",
+        )?;
         let temperature = self.temperature >= 0.0 && self.temperature.is_finite();
         check("temperature", temperature, &self.temperature, "it must be 0 or more")?;
         check("top_k", self.top_k != Some(0), &0, "it must be at least 1")?;
@@ -120,7 +125,10 @@ mod tests {
         assert_eq!(greedy, GenerationOptions::default());
         let config = json!({"do_sample": true, "temperature": 0.1, "min_p": 0.15});
         let sampling = options(config).unwrap();
-        assert_eq!((sampling.temperature, sampling.min_p, sampling.top_k), (0.1, Some(0.15), Some(50)));
+        assert_eq!(
+            (sampling.temperature, sampling.min_p, sampling.top_k),
+            (0.1, Some(0.15), Some(50))
+        );
     }
 
     #[test]
@@ -132,9 +140,13 @@ mod tests {
             json!({"repetition_penalty": 0}),
             json!({"max_new_tokens": 0}),
         ];
-        for (config, name) in
-            cases.into_iter().zip(["temperature", "top_p", "min_p", "repetition_penalty", "max_new_tokens"])
-        {
+        for (config, name) in cases.into_iter().zip([
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "max_new_tokens",
+        ]) {
             let message = options(config).unwrap_err().to_string();
             assert!(message.contains(name), "{message}");
         }

@@ -125,7 +125,8 @@ mod tests {
     /// The tokens that transformers' logits processors leave, and the scores of these.
     #[test]
     fn filters_leave_what_the_reference_leaves() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/sampling/processors.json");
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/sampling/processors.json");
         let goldens: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let goldens = goldens.as_array().unwrap();
         assert!(goldens.len() >= 20);

@@ -31,8 +31,7 @@ impl Default for Limits {
 /// [`ImageError`] that names the file.
 pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
     let read_error = |source| ImageError::Read { path: path.to_owned(), source };
-    let in_file =
-        |source| ImageError::InFile { path: path.to_owned(), source: Box::new(source) };
+    let in_file = |source| ImageError::InFile { path: path.to_owned(), source: Box::new(source) };
     let bytes = fs::metadata(path).map_err(read_error)?.len();
     if bytes > limits.max_bytes {
         return Err(in_file(ImageError::TooManyBytes { bytes, limit: limits.max_bytes }));

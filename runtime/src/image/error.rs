@@ -15,7 +15,9 @@ pub enum ImageError {
     #[error("the image is empty (0 bytes); give a PNG, JPEG, WebP, BMP or GIF file")]
     Empty,
     /// More bytes than allowed.
-    #[error("the image has {bytes} bytes, more than the limit of {limit}; shrink it or raise the limit")]
+    #[error(
+        "the image has {bytes} bytes, more than the limit of {limit}; shrink it or raise the limit"
+    )]
     TooManyBytes {
         /// Its size.
         bytes: u64,
@@ -23,7 +25,9 @@ pub enum ImageError {
         limit: u64,
     },
     /// More pixels than allowed.
-    #[error("the image is {width}x{height}, more than the limit of {limit} pixels; shrink it or raise the limit")]
+    #[error(
+        "the image is {width}x{height}, more than the limit of {limit} pixels; shrink it or raise the limit"
+    )]
     TooManyPixels {
         /// Width in pixels.
         width: u32,
@@ -44,7 +48,9 @@ pub enum ImageError {
     #[error("the data is not a PNG, JPEG, WebP, BMP or GIF image; convert it to one of these")]
     UnknownFormat,
     /// Broken data.
-    #[error("the image cannot be decoded ({0}); it is damaged or uses an unusual variant of its format")]
+    #[error(
+        "the image cannot be decoded ({0}); it is damaged or uses an unusual variant of its format"
+    )]
     Broken(String),
     /// An error of one file among several.
     #[error("{path}: {source}")]

@@ -114,8 +114,7 @@ fn smart_resize(size: Size, settings: &ImageSettings) -> Size {
 /// Whether an image has too many pixels for one view.
 fn is_too_large(size: Size, settings: &ImageSettings) -> bool {
     let side = settings.token_side();
-    let rounded =
-        |length| round_by_factor(length, side).max(settings.encoder_patch_size);
+    let rounded = |length| round_by_factor(length, side).max(settings.encoder_patch_size);
     let area = (rounded(size.height) * rounded(size.width)) as f64;
     let tokens_area = settings.max_image_tokens * side * side;
     area > tokens_area as f64 * settings.max_pixels_tolerance

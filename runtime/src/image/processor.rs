@@ -3,9 +3,7 @@
 use image::RgbImage;
 
 use super::{
-    ImageError, ImageLayout, ImageSettings, PatchGrid, View,
-    geometry::Size,
-    patches::Normalizer,
+    ImageError, ImageLayout, ImageSettings, PatchGrid, View, geometry::Size, patches::Normalizer,
     resize::resize,
 };
 

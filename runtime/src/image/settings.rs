@@ -144,7 +144,11 @@ impl ImageSettings {
             resample: match json.number("resample", 2.0)? {
                 2.0 => Resample::Bilinear,
                 3.0 => Resample::Bicubic,
-                _ => return Err(json.wrong("resample", "only 2 (bilinear) and 3 (bicubic) are supported")),
+                _ => {
+                    return Err(
+                        json.wrong("resample", "only 2 (bilinear) and 3 (bicubic) are supported")
+                    );
+                }
             },
         };
         settings.validated()
@@ -208,12 +212,16 @@ impl ImageSettings {
             );
         }
         if !(self.max_pixels_tolerance > 0.0 && self.max_pixels_tolerance.is_finite()) {
-            return wrong("max_pixels_tolerance", &self.max_pixels_tolerance, "it must be positive");
+            return wrong(
+                "max_pixels_tolerance",
+                &self.max_pixels_tolerance,
+                "it must be positive",
+            );
         }
         if !(self.rescale_factor > 0.0 && self.rescale_factor.is_finite()) {
             return wrong("rescale_factor", &self.rescale_factor, "it must be positive");
         }
-        if self.image_std.iter().any(|&std| !(std > 0.0)) {
+        if self.image_std.iter().any(|&std| std.is_nan() || std <= 0.0) {
             return wrong("image_std", &format!("{:?}", self.image_std), "it must be positive");
         }
         Ok(self)

@@ -65,9 +65,7 @@ pub(crate) fn check(session: &GraphSession, spec: &GraphSpec) -> Result<(), Erro
     }
     let known = |outlet: &&Outlet| !spec.inputs.iter().any(|tensor| tensor.name == outlet.name());
     match session.inputs().iter().find(known) {
-        Some(extra) => {
-            Err(session.contract_error(format!("it wants an input {}", extra.name())))
-        }
+        Some(extra) => Err(session.contract_error(format!("it wants an input {}", extra.name()))),
         None => Ok(()),
     }
 }
@@ -79,8 +77,7 @@ fn compare(outlet: &Outlet, tensor: &Tensor) -> Result<(), String> {
         Dtype::Int64 => TensorElementType::Int64,
         Dtype::Int32 => TensorElementType::Int32,
     };
-    let (Some(dtype), Some(shape)) =
-        (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape())
+    let (Some(dtype), Some(shape)) = (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape())
     else {
         return Err("is not a tensor".to_owned());
     };

@@ -37,11 +37,7 @@ pub(crate) struct SessionOptions {
 }
 
 impl GraphSession {
-    pub(crate) fn open(
-        graph: Graph,
-        path: &Path,
-        options: SessionOptions,
-    ) -> Result<Self, Error> {
+    pub(crate) fn open(graph: Graph, path: &Path, options: SessionOptions) -> Result<Self, Error> {
         let environment = environment()?;
         let run_error = |error: ort::Error| Error::Run { graph, message: error.to_string() };
         let mut builder = Session::builder(environment).map_err(run_error)?;
@@ -56,7 +52,10 @@ impl GraphSession {
         }
         let session = builder.commit_from_file(path).map_err(run_error)?;
         let copied = |outlets: &[Outlet]| -> Vec<Outlet> {
-            outlets.iter().map(|outlet| Outlet::new(outlet.name(), outlet.dtype().clone())).collect()
+            outlets
+                .iter()
+                .map(|outlet| Outlet::new(outlet.name(), outlet.dtype().clone()))
+                .collect()
         };
         let (inputs, outputs) = (copied(session.inputs()), copied(session.outputs()));
         Ok(GraphSession { graph, session: Mutex::new(session), inputs, outputs })

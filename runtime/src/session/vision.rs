@@ -62,15 +62,17 @@ impl Vision {
                 })?;
                 projector.with(|session| {
                     let shapes: DynValue = Value::from_array(shapes)?.into_dyn();
-                    let inputs =
-                        vec![("last_hidden_state", hidden.into()), ("spatial_shapes", shapes.into())];
+                    let inputs = vec![
+                        ("last_hidden_state", hidden.into()),
+                        ("spatial_shapes", shapes.into()),
+                    ];
                     features(session, inputs)
                 })
             }
         }?;
-        features.into_dimensionality::<Ix2>().map_err(|_| {
-            self.sessions()[0].contract_error("image_features is not a matrix")
-        })
+        features
+            .into_dimensionality::<Ix2>()
+            .map_err(|_| self.sessions()[0].contract_error("image_features is not a matrix"))
     }
 }
 

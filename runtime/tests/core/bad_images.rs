@@ -51,7 +51,10 @@ fn limits_hold_before_decoding() {
     let limits = Limits { max_bytes: 100, ..Limits::default() };
     let message = decode(&sample("plain.png"), &limits).map(drop).unwrap_err().to_string();
     assert!(message.contains("more than the limit of 100"), "{message}");
-    let message = open(&testdata("tiny-shapes/samples/plain.png"), &limits).map(drop).unwrap_err().to_string();
+    let message = open(&testdata("tiny-shapes/samples/plain.png"), &limits)
+        .map(drop)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("plain.png") && message.contains("limit of 100"), "{message}");
 }
 

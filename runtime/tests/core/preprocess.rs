@@ -65,8 +65,7 @@ fn pixels_equal_the_reference_bit_for_bit() {
     let settings = json("preprocess/layout.json")["settings"].clone();
     let mut compared = 0;
     for name in ["37x29", "200x140", "1000x760"] {
-        let image =
-            open(&testdata(&format!("preprocess/{name}.png")), &Limits::default()).unwrap();
+        let image = open(&testdata(&format!("preprocess/{name}.png")), &Limits::default()).unwrap();
         let golden = Golden::open(&format!("preprocess/{name}.safetensors"));
         for (mode, resample) in [("bilinear", 2), ("bicubic", 3)] {
             let mut settings = settings.clone();

@@ -80,7 +80,11 @@ fn whole_prompts_equal_the_reference() {
         let layouts: Vec<_> = processed.iter().map(|p| p.layout).collect();
         let ids = tokenizer.encode(&tokens.expand(&rendered, &layouts).unwrap()).unwrap();
         let expected = golden.ints("input_ids");
-        assert_eq!(ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(), expected.as_slice().unwrap(), "{name}");
+        assert_eq!(
+            ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(),
+            expected.as_slice().unwrap(),
+            "{name}"
+        );
 
         let views = || processed.iter().flat_map(|p| &p.views);
         let shapes: Vec<i64> =
@@ -92,14 +96,20 @@ fn whole_prompts_equal_the_reference() {
 
         let levels = views().flat_map(|v| v.patches.iter().map(|v| (v * 0.5 + 0.5) * 255.0));
         let expected = golden.ints("pixels_uint8");
-        let errors: Vec<i64> =
-            levels.zip(&expected).map(|(v, expected)| (v.round() as i64 - expected).abs()).collect();
+        let errors: Vec<i64> = levels
+            .zip(&expected)
+            .map(|(v, expected)| (v.round() as i64 - expected).abs())
+            .collect();
         assert_eq!(errors.len(), expected.len(), "{name}");
         let largest = errors.iter().max().copied().unwrap_or_default();
         let share = |levels| {
             errors.iter().filter(|&&error| error > levels).count() as f64 / errors.len() as f64
         };
-        println!("{name}: {:.3} % differ, {:.3} % by more than 1 level, at most {largest}", 100.0 * share(0), 100.0 * share(1));
+        println!(
+            "{name}: {:.3} % differ, {:.3} % by more than 1 level, at most {largest}",
+            100.0 * share(0),
+            100.0 * share(1)
+        );
         if files.iter().any(|file| file.ends_with(".jpg")) {
             // The decoder's inverse transform and chroma upsampling are not libjpeg-turbo's.
             assert!(largest <= 4 && share(1) < 0.02, "{name}");

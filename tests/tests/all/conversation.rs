@@ -31,8 +31,8 @@ fn a_later_turn_goes_on_from_the_state() {
     let next = Message::user("How many shapes are there?");
     conversation.push_with_images(next.clone(), &[sample("plain.png")]).unwrap();
     let second = conversation.generate(&greedy()).unwrap().finish().unwrap();
-    // Everything of the first turn but its last token, which had not been fed yet.
-    assert_eq!(second.reused_tokens, first.prompt_tokens + first.token_ids.len() - 1);
+    // Everything of the first turn: its end token came from logits after its last token.
+    assert_eq!(second.reused_tokens, first.prompt_tokens + first.token_ids.len());
 
     let mut fresh = engine.conversation();
     fresh.push_with_images(question, &[sample("tiled.jpg")]).unwrap();
@@ -58,8 +58,7 @@ fn pieces_are_the_text_and_whole_characters() {
         again.push(Message::user(prompt));
         let whole = again.generate(&greedy()).unwrap().finish().unwrap();
         assert_eq!(pieces.concat(), whole.text);
-        let decoded =
-            engine.prompter().tokenizer().decode(&whole.token_ids, true).unwrap();
+        let decoded = engine.prompter().tokenizer().decode(&whole.token_ids, true).unwrap();
         assert_eq!(whole.text, decoded);
     }
 }
@@ -105,8 +104,12 @@ fn the_same_seed_gives_the_same_answer() {
     let run = |seed| {
         let mut conversation = engine.conversation();
         conversation.push(Message::user("Tell me a story."));
-        let options =
-            GenerationOptions { temperature: 2.0, seed: Some(seed), max_new_tokens: 30, ..greedy() };
+        let options = GenerationOptions {
+            temperature: 2.0,
+            seed: Some(seed),
+            max_new_tokens: 30,
+            ..greedy()
+        };
         conversation.generate(&options).unwrap().finish().unwrap().token_ids
     };
     assert_eq!(run(1), run(1));
@@ -151,7 +154,10 @@ fn hidden_states_come_from_folders_that_have_them() {
     assert!(error.contains("--recipe features"), "{error}");
 
     // The independent implementation, on the same prompt.
-    use lfm2vl_exporter::{checkpoint::Checkpoint, reference::{ReferenceModel, ReferenceState}};
+    use lfm2vl_exporter::{
+        checkpoint::Checkpoint,
+        reference::{ReferenceModel, ReferenceState},
+    };
     let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
     let model = ReferenceModel::new(&checkpoint);
     let engine = engine();

@@ -20,8 +20,7 @@ fn export(checkpoint: &Path, out: &Path) -> Command {
 fn json_tells_what_was_written_and_verified() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("m");
-    let output =
-        succeed(export(&testdata("tiny-shapes"), &folder).args(["--verify", "--json"]));
+    let output = succeed(export(&testdata("tiny-shapes"), &folder).args(["--verify", "--json"]));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["report"]["manifest"]["contract"], "community");
     let checks = report["verification"]["graphs"].as_array().unwrap();
@@ -44,7 +43,9 @@ fn messages_are_one_sentence() {
     let source = testdata("tiny-shapes");
     assert!(fail(&mut export(Path::new("no-such-folder"), &folder)).contains("hub id"));
     assert!(fail(export(&source, &folder).args(["--precision", "q4"])).contains("q4"));
-    assert!(fail(export(&source, &folder).args(["--recipe", "fast"])).contains("default, portable"));
+    assert!(
+        fail(export(&source, &folder).args(["--recipe", "fast"])).contains("default, portable")
+    );
     let recipe = out.path().join("mine.yaml");
     fs::write(&recipe, "recipe: mine\ncolour: red\n").unwrap();
     let message = fail(export(&source, &folder).arg("--recipe").arg(&recipe));
@@ -77,7 +78,15 @@ fn large_checkpoint(folder: &Path) -> std::path::PathBuf {
     let out = folder.join("checkpoint");
     succeed(
         Command::new(env!("CARGO"))
-            .args(["run", "--quiet", "--package", "lfm2vl-exporter", "--example", "make_checkpoint", "--"])
+            .args([
+                "run",
+                "--quiet",
+                "--package",
+                "lfm2vl-exporter",
+                "--example",
+                "make_checkpoint",
+                "--",
+            ])
             .arg(file)
             .arg(&out)
             .arg("1")
@@ -132,7 +141,8 @@ fn a_full_disk_is_told_and_leaves_nothing() {
         .chain(export.get_args())
         .map(|part| format!("'{}'", part.to_string_lossy()))
         .collect();
-    let script = format!("{mount} && {} ; code=$?; ls -A '{disk_path}'; exit $code", export.join(" "));
+    let script =
+        format!("{mount} && {} ; code=$?; ls -A '{disk_path}'; exit $code", export.join(" "));
     let output = mounted(&script).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");

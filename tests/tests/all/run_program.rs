@@ -212,12 +212,15 @@ fn images_and_settings_that_cannot_be_used() {
     assert!(with_image(&empty).contains("empty.png"));
     assert!(with_image(&text).contains("text.png"));
     assert!(with_image(Path::new("missing.png")).contains("missing.png"));
-    assert!(fail(run(&model).args(["--temperature", "-1"])).contains("temperature"));
+    assert!(fail(run(&model).args(["--temperature=-1"])).contains("temperature"));
     assert!(fail(run(&model).args(["--max-image-tokens", "1"])).contains("min_image_tokens"));
     let message = fail(run(&model).args(["--provider", "cuda"]));
     assert!(message.contains("provider cuda") && message.contains("feature"), "{message}");
     let mut marks = lfm2vl("run");
-    assert!(fail(marks.arg(&model).args(["--prompt", "<image> what?"])).contains("1 <image> marks and 0 images"));
+    assert!(
+        fail(marks.arg(&model).args(["--prompt", "<image> what?"]))
+            .contains("1 <image> marks and 0 images")
+    );
 }
 
 #[test]
@@ -229,5 +232,8 @@ fn a_missing_or_wrong_library() {
     let broken = folder.path().join("libonnxruntime.so");
     fs::write(&broken, "no library").unwrap();
     let message = fail(run(&model).env("ORT_DYLIB_PATH", &broken));
-    assert!(message.contains("cannot be loaded") && message.contains("cargo xtask setup"), "{message}");
+    assert!(
+        message.contains("cannot be loaded") && message.contains("cargo xtask setup"),
+        "{message}"
+    );
 }

@@ -43,8 +43,8 @@ fn greedy_tokens_and_image_features_are_the_reference_s() {
     for recipe in Recipe::BUILTIN {
         let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
         for name in ["plain", "tiled", "rgba", "tall", "two-images"] {
-            let bytes =
-                std::fs::read(testdata(&format!("tiny-shapes/goldens/{name}.safetensors"))).unwrap();
+            let bytes = std::fs::read(testdata(&format!("tiny-shapes/goldens/{name}.safetensors")))
+                .unwrap();
             let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
             let metadata = metadata.metadata().clone().unwrap();
             let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -52,7 +52,8 @@ fn greedy_tokens_and_image_features_are_the_reference_s() {
             let images = images(&files);
 
             let tensor = golden.tensor("image_features").unwrap();
-            let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            let values =
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
             let expected = ArrayD::from_shape_vec(tensor.shape(), values.collect()).unwrap();
             let ours: Vec<f32> = images
                 .iter()

@@ -141,7 +141,9 @@ impl ReferenceModel<'_> {
                 }
                 state[[channel, width - 1]] = input[channel];
                 convolved[[t, channel]] = bias[channel]
-                    + (0..width).map(|k| kernel[[channel, 0, k]] * state[[channel, k]]).sum::<f32>();
+                    + (0..width)
+                        .map(|k| kernel[[channel, 0, k]] * state[[channel, k]])
+                        .sum::<f32>();
             }
         }
         let y = &gates.slice(s![.., size..2 * size]) * &convolved;
