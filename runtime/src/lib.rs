@@ -46,3 +46,8 @@ pub use folder::ModelFolder;
 pub use generate::{FinishReason, GenerationOptions, Sampler};
 pub use prompter::{Prompt, Prompter};
 pub use provider::Provider;
+
+/// The README's example is compiled with the documentation's own.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

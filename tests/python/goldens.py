@@ -90,13 +90,15 @@ def check(folder, golden):
     return errors, np.array_equal(np.array(greedy).T, golden["greedy_ids"])
 
 
-failed = False
+failed, largest = False, {}
 for pair in sys.argv[2:]:
     folder, name = pair.split("=")
     golden = load_file(pathlib.Path(sys.argv[1]) / name)
     errors, same = check(pathlib.Path(folder), golden)
     wrong = [key for key, value in errors.items() if not value <= BARS[key]] + [[], ["greedy tokens"]][not same]
     failed |= bool(wrong)
+    largest = {key: max(value, largest.get(key, 0.0)) for key, value in errors.items()}
     figures = "  ".join(f"{key} {value:.1e}" for key, value in errors.items())
     print(f"{pathlib.Path(folder).name:<28} {name:<44} {figures}  {'FAILED: ' + ', '.join(wrong) if wrong else 'ok'}")
+print("largest:", "  ".join(f"{key} {value:.1e}" for key, value in largest.items()))
 sys.exit(failed)

@@ -12,14 +12,10 @@ use crate::{root, setup};
 
 pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
-    // This program is in the `debug` folder of the target directory; its neighbour is `release`.
-    let this = std::env::current_exe()?;
-    let target = this.ancestors().nth(2).context("xtask runs outside a target folder")?;
-    let program = |name: &str| {
-        let path = target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-        let mut command = Command::new(path);
+    let program = |name: &str| -> Result<Command> {
+        let mut command = Command::new(setup::release_program(name)?);
         command.current_dir(root()).env("ORT_DYLIB_PATH", &library);
-        command
+        Ok(command)
     };
     setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
         "build",
@@ -32,7 +28,7 @@ pub(crate) fn run() -> Result<()> {
 
     let exported = Path::new("demo/tiny-shapes");
     setup::run(
-        program("lfm2vl-export")
+        program("lfm2vl-export")?
             .arg("testdata/tiny-shapes")
             .arg("-o")
             .arg(exported)
@@ -47,7 +43,7 @@ pub(crate) fn run() -> Result<()> {
         let text = |key: &str| question[key].as_str().unwrap_or_default();
         let images: Vec<&str> =
             question["images"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let mut command = program("lfm2vl");
+        let mut command = program("lfm2vl")?;
         command.arg("run").arg(exported).args(["--prompt", text("prompt")]);
         for image in &images {
             command.arg("--image").arg(samples.join(image));

@@ -2,6 +2,7 @@
 
 mod demo;
 mod make_checkpoint;
+mod measure_export;
 mod setup;
 mod test;
 
@@ -40,6 +41,14 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Time an export beside a copy of the bytes it writes, and print its peak memory (Linux).
+    MeasureExport {
+        /// The checkpoint to export.
+        checkpoint: PathBuf,
+        /// Runs to take the medians of.
+        #[arg(long, default_value_t = 5)]
+        repeat: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,6 +57,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
+        Task::MeasureExport { checkpoint, repeat } => measure_export::run(&checkpoint, repeat),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

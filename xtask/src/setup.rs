@@ -28,6 +28,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// A program of this workspace, built for release.
+pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
+    // This program is in the `debug` folder of the target directory; its neighbour is `release`.
+    let this = std::env::current_exe()?;
+    let target = this.ancestors().nth(2).context("xtask runs outside a target folder")?;
+    Ok(target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+}
+
 /// The library in `.onnxruntime`, taken out of the `onnxruntime` wheel on the first call.
 pub(crate) fn onnxruntime() -> Result<PathBuf> {
     let folder = root().join(".onnxruntime");

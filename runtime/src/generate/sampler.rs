@@ -29,7 +29,8 @@ impl Sampler {
         Sampler { options: options.clone(), random }
     }
 
-    /// The token to follow `history` (prompt and answer so far), given its `logits` [vocab].
+    /// The token to follow `history` (prompt and answer so far), given its `logits`, one for each token of
+    /// the vocabulary.
     pub fn choose(&mut self, mut logits: Vec<f32>, history: &[u32]) -> u32 {
         penalize_repetition(&mut logits, history, self.options.repetition_penalty);
         if self.options.temperature == 0.0 {

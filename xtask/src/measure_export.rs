@@ -1,0 +1,82 @@
+//! `cargo xtask measure-export`: time and memory of an export beside a plain copy of the bytes
+//! it writes, one after the other in turns.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+
+use crate::{root, setup};
+
+pub(crate) fn run(checkpoint: &Path, repeat: usize) -> Result<()> {
+    setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
+        "build",
+        "--release",
+        "--package",
+        "lfm2vl-exporter",
+    ]))?;
+    let program = setup::release_program("lfm2vl-export")?;
+    let folder = root().join("demo");
+    fs::create_dir_all(&folder)?;
+    let (exported, copied) = (folder.join("measured"), folder.join("measured-copy"));
+    let (mut exports, mut copies, mut peak) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..repeat.max(1) {
+        let start = Instant::now();
+        peak = peak.max(export(&program, checkpoint, &exported)?);
+        exports.push(start.elapsed());
+        let start = Instant::now();
+        setup::run(Command::new("cp").arg("-r").arg(&exported).arg(&copied))?;
+        copies.push(start.elapsed());
+        fs::remove_dir_all(&copied)?;
+    }
+    let bytes: u64 = fs::read_dir(exported.join("onnx"))?
+        .map(|entry| Ok(entry?.metadata()?.len()))
+        .sum::<Result<u64>>()?;
+    fs::remove_dir_all(&exported)?;
+    let (export, copy) = (median(exports), median(copies));
+    println!("written          {:>8.1} MB", bytes as f64 / 1e6);
+    println!("export           {:>8.2} s", export.as_secs_f64());
+    println!("copy             {:>8.2} s", copy.as_secs_f64());
+    println!("ratio            {:>8.2}", export.as_secs_f64() / copy.as_secs_f64());
+    println!("peak resident    {:>8.1} MB", peak as f64 / 1e6);
+    println!("medians of {} runs each", repeat.max(1));
+    Ok(())
+}
+
+/// Exports once; the largest resident size in bytes, mapped pages included.
+fn export(program: &Path, checkpoint: &Path, out: &Path) -> Result<u64> {
+    let mut child = Command::new(program)
+        .arg(checkpoint)
+        .arg("-o")
+        .arg(out)
+        .args(["--force", "--json"])
+        .stdout(Stdio::null())
+        .spawn()?;
+    let status_file = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = 0;
+    let status = loop {
+        // The system keeps the highest value so far, so looking now and then is enough.
+        let status = fs::read_to_string(&status_file).unwrap_or_default();
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(1024 * kilobytes.unwrap_or(0_u64));
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(2));
+    };
+    ensure!(status.success(), "the export failed ({status})");
+    ensure!(peak > 0, "the memory could not be read from {}", status_file.display());
+    Ok(peak)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
