@@ -63,6 +63,34 @@ fn every_kind_of_good_checkpoint_opens() {
     }
 }
 
+/// Names as older and newer transformers save them.
+#[test]
+fn prefixes_of_names_do_not_matter() {
+    let renames: [fn(&str) -> String; 3] = [
+        |name| name.trim_start_matches("model.").to_owned(),
+        |name| name.replace("vision_tower.vision_model.", "vision_tower."),
+        |name| {
+            name.replace("vision_tower.", "vision_tower.vision_model.")
+                .replace("vision_model.vision_model.", "vision_model.")
+        },
+    ];
+    for rename in renames {
+        let copy = copy_of("variants/untied");
+        let file = copy.path().join("model.safetensors");
+        let (header, data) = split(&file);
+        let renamed: serde_json::Map<_, _> = header
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, value)| (rename(name), value.clone()))
+            .collect();
+        join(&file, &Value::Object(renamed), &data);
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        assert!(checkpoint.tensor("vision_tower.post_layernorm.weight").is_some());
+        assert!(checkpoint.tensor("language_model.embedding_norm.weight").is_some());
+    }
+}
+
 #[test]
 fn missing_files() {
     assert_contains(&error(Path::new("no/such/folder")), &["no/such/folder", "not a folder"]);

@@ -61,6 +61,48 @@ fn layouts_of_all_sizes() {
 }
 
 #[test]
+fn layouts_with_one_setting_changed() {
+    let golden = json("preprocess/layout.json");
+    let rows = golden["options"].as_array().unwrap();
+    assert!(rows.len() >= 9);
+    for row in rows {
+        let mut settings = golden["settings"].clone();
+        for (name, value) in row["options"].as_object().unwrap() {
+            settings[name] = value.clone();
+        }
+        check_layout(&processor(&settings), row);
+    }
+}
+
+#[test]
+fn placeholders_without_special_tokens() {
+    let tokens = ImageTokens { use_image_special_tokens: false, ..ImageTokens::default() };
+    let layout = ImageProcessor::new(ImageSettings::default()).layout(720, 1280);
+    let prompt = tokens.expand("<image>", &[layout]).unwrap();
+    assert_eq!(shorten(&prompt), format!("<image>*{}", layout.tokens()));
+}
+
+/// Formats that lose nothing, and every EXIF orientation, as transformers reads them.
+#[test]
+fn formats_decode_as_the_reference_decodes_them() {
+    let mut compared = 0;
+    for entry in std::fs::read_dir(testdata("formats")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with(".rgb.png") {
+            continue;
+        }
+        let ours = open(&path, &Limits::default()).unwrap();
+        let expected = path.with_file_name(format!("{name}.rgb.png"));
+        let expected = open(&expected, &Limits::default()).unwrap();
+        assert_eq!(ours.dimensions(), expected.dimensions(), "{name}");
+        assert_eq!(ours.as_raw(), expected.as_raw(), "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, 17);
+}
+
+#[test]
 fn pixels_equal_the_reference_bit_for_bit() {
     let settings = json("preprocess/layout.json")["settings"].clone();
     let mut compared = 0;

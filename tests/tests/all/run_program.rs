@@ -237,3 +237,27 @@ fn a_missing_or_wrong_library() {
         "{message}"
     );
 }
+
+/// A library that says it is ONNX Runtime 1.20 and can do nothing else.
+const OLD_LIBRARY: &str = r#"
+#[repr(C)]
+pub struct ApiBase(extern "C" fn(u32) -> *const u8, extern "C" fn() -> *const u8);
+extern "C" fn api(_version: u32) -> *const u8 { std::ptr::null() }
+extern "C" fn version() -> *const u8 { c"1.20.0".as_ptr().cast() }
+static BASE: ApiBase = ApiBase(api, version);
+#[unsafe(no_mangle)]
+pub extern "C" fn OrtGetApiBase() -> *const ApiBase { &BASE }
+"#;
+
+#[test]
+fn a_library_that_is_too_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("old.rs");
+    let library = folder.path().join("libonnxruntime.so");
+    fs::write(&source, OLD_LIBRARY).unwrap();
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(&library).arg(&source);
+    succeed(&mut rustc);
+    let message = fail(run(&tiny_shapes("default")).env("ORT_DYLIB_PATH", &library));
+    assert!(message.contains("1.20.0") && message.contains("1.31 or newer"), "{message}");
+}
