@@ -70,10 +70,6 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-
     let mut precisions = arguments.precision.clone();
     precisions.sort();
     precisions.dedup();
@@ -87,26 +83,33 @@ fn run(arguments: &Arguments) -> Result<()> {
         hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
     let checkpoint = Checkpoint::open(&folder)?;
 
+    // Only from here on is there something to clean up.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let go_on = || match interrupted.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+
     let bar = progress_bar(arguments.json);
     let draft = export(&checkpoint, &arguments.output, &options, &mut |progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.written);
-        match interrupted.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        go_on()
     })?;
     bar.finish_and_clear();
 
     let verification = if arguments.verify {
-        let verification = verify(&checkpoint, draft.path(), &draft.report().manifest)?;
+        let verification =
+            verify(&checkpoint, draft.path(), &draft.report().manifest, &mut |_| go_on())?;
         eprint!("{verification}");
         verification.check()?;
         Some(verification)
     } else {
         None
     };
-    if interrupted.load(Ordering::Relaxed) {
+    if go_on().is_break() {
         return Err(ExportError::Interrupted.into());
     }
     print(arguments, &draft.publish()?, verification.as_ref())?;

@@ -1,4 +1,4 @@
-//! A conversation with a model, and the answer it is generating.
+//! A conversation with a model.
 
 use std::time::Instant;
 
@@ -6,11 +6,8 @@ use image::RgbImage;
 use ndarray::Array2;
 
 use crate::{
-    Engine, Error,
-    chat::{Message, TextStream},
-    generate::{FinishReason, GenerationOptions, Passed, Sampler, StopText},
-    image::ProcessedImage,
-    session::DecoderState,
+    Answer, Engine, Error, GenerationOptions, Timings, answer::Prepared, chat::Message,
+    image::ProcessedImage, session::DecoderState,
 };
 
 /// Messages and images, and the decoder's state after them. A later turn goes on from the state
@@ -31,54 +28,11 @@ struct ConversationImage {
 }
 
 /// The tokens so far, and the state after the first `state.tokens()` of them.
-struct Computed {
+pub(crate) struct Computed {
     /// Prompt and answers as text; a later prompt that starts with it can go on from here.
-    text: String,
-    tokens: Vec<u32>,
-    state: DecoderState,
-}
-
-/// Where the time of an answer went, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Timings {
-    /// Images to patches.
-    pub preprocess: f64,
-    /// Patches to image features.
-    pub vision: f64,
-    /// The prompt's new tokens through the decoder.
-    pub prefill: f64,
-    /// The answer's tokens.
-    pub decode: f64,
-}
-
-/// A finished answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Completion {
-    /// Its text.
-    pub text: String,
-    /// Its tokens, without the one that ended it.
-    pub token_ids: Vec<u32>,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-    /// Tokens of the whole prompt, earlier turns included.
-    pub prompt_tokens: usize,
-    /// Tokens of the prompt that an earlier turn had computed already.
-    pub reused_tokens: usize,
-    /// Image tokens of the prompt.
-    pub image_tokens: usize,
-    /// Where the time went.
-    pub timings: Timings,
-}
-
-impl Completion {
-    /// Tokens of the answer for each second of decoding. The first token comes from the prompt's
-    /// own run and is not counted.
-    pub fn tokens_per_second(&self) -> f64 {
-        match self.timings.decode > 0.0 {
-            true => self.token_ids.len().saturating_sub(1) as f64 / self.timings.decode,
-            false => 0.0,
-        }
-    }
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) state: DecoderState,
 }
 
 impl<'e> Conversation<'e> {
@@ -117,6 +71,12 @@ impl<'e> Conversation<'e> {
         self.messages.push(message.with_images(images.len()));
         self.preprocess_seconds += start.elapsed().as_secs_f64();
         Ok(())
+    }
+
+    /// Adds what the model said, with the state after it if that is known.
+    pub(crate) fn push_answer(&mut self, text: String, computed: Option<Computed>) {
+        self.messages.push(Message::assistant(text));
+        self.computed = computed;
     }
 
     /// Starts the answer to the messages. The iterator gives its text piece by piece; an answer
@@ -162,31 +122,9 @@ impl<'e> Conversation<'e> {
         timings.prefill = start.elapsed().as_secs_f64();
 
         let image_tokens = computed.tokens.iter().filter(is_image).count();
-        Ok(Answer {
-            engine: self.engine,
-            stream: TextStream::new(self.engine.prompter().tokenizer()),
-            stop: StopText::new(&options.stop),
-            sampler: Sampler::new(&options),
-            max_new_tokens: options.max_new_tokens,
-            eos_token_ids: match options.ignore_eos {
-                true => Vec::new(),
-                false => self.engine.folder().eos_token_ids(),
-            },
-            logits: Some(logits),
-            completion: Completion {
-                text: String::new(),
-                token_ids: Vec::new(),
-                finish_reason: FinishReason::Length,
-                prompt_tokens,
-                reused_tokens,
-                image_tokens,
-                timings,
-            },
-            computed: Some(computed),
-            finished: false,
-            cut_by_stop_string: false,
-            conversation: self,
-        })
+        let prepared =
+            Prepared { computed, logits, prompt_tokens, reused_tokens, image_tokens, timings };
+        Ok(Answer::new(self.engine, self, &options, prepared))
     }
 
     /// The tokens of the prompt `text`, going on from what was computed where it extends that.
@@ -216,131 +154,4 @@ fn features_from(images: &[ConversationImage], mut skip: usize) -> Vec<Array2<f3
         }
     }
     features
-}
-
-/// An answer in the making: an iterator over pieces of its text, none of which ends inside a
-/// character.
-pub struct Answer<'c, 'e> {
-    conversation: &'c mut Conversation<'e>,
-    engine: &'e Engine,
-    stream: TextStream<'e>,
-    stop: StopText,
-    sampler: Sampler,
-    max_new_tokens: usize,
-    eos_token_ids: Vec<u32>,
-    /// Logits of the next token; `None` when the last token has not been through the decoder.
-    logits: Option<Vec<f32>>,
-    completion: Completion,
-    computed: Option<Computed>,
-    finished: bool,
-    cut_by_stop_string: bool,
-}
-
-impl Answer<'_, '_> {
-    /// Generates what is left and gives the whole answer.
-    ///
-    /// # Errors
-    /// [`Error`] when a graph fails.
-    pub fn finish(mut self) -> Result<Completion, Error> {
-        for piece in self.by_ref() {
-            piece?;
-        }
-        Ok(self.completion.clone())
-    }
-
-    /// The next token, or `None` at the end.
-    fn next_token(&mut self) -> Result<Option<u32>, Error> {
-        let Some(computed) = &mut self.computed else { return Ok(None) };
-        let count = self.completion.token_ids.len();
-        if count >= self.max_new_tokens || computed.tokens.len() >= self.engine.context() {
-            self.completion.finish_reason = FinishReason::Length;
-            return Ok(None);
-        }
-        let logits = match self.logits.take() {
-            Some(logits) => logits,
-            None => {
-                let last = &computed.tokens[computed.state.tokens()..];
-                let embeddings = self.engine.embed_answer(last)?;
-                self.engine.decoder().run(embeddings, &mut computed.state)?.logits
-            }
-        };
-        let id = self.sampler.choose(logits, &computed.tokens);
-        if self.eos_token_ids.contains(&id) {
-            self.completion.finish_reason = FinishReason::Stop;
-            return Ok(None);
-        }
-        computed.tokens.push(id);
-        self.completion.token_ids.push(id);
-        Ok(Some(id))
-    }
-
-    /// The next piece of text; empty when a token completes none.
-    fn next_piece(&mut self) -> Result<String, Error> {
-        let start = Instant::now();
-        let token = self.next_token();
-        self.completion.timings.decode += start.elapsed().as_secs_f64();
-        let piece = match token? {
-            Some(id) => match self.stop.push(&self.stream.push(id)?) {
-                Passed::Text(text) => text,
-                Passed::Stopped(text) => {
-                    self.finished = true;
-                    self.cut_by_stop_string = true;
-                    self.completion.finish_reason = FinishReason::Stop;
-                    text
-                }
-            },
-            None => {
-                self.finished = true;
-                match self.stop.push(&self.stream.finish()?) {
-                    Passed::Text(text) => text + &self.stop.finish(),
-                    Passed::Stopped(text) => {
-                        self.cut_by_stop_string = true;
-                        text
-                    }
-                }
-            }
-        };
-        self.completion.text.push_str(&piece);
-        Ok(piece)
-    }
-
-    /// Whether the state is the one of the answer's text: not where a stop string was cut off, or
-    /// where the text leaves out special tokens that the model wrote.
-    fn state_matches_text(&self) -> bool {
-        let tokenizer = self.engine.prompter().tokenizer();
-        let written = tokenizer.decode(&self.completion.token_ids, false);
-        !self.cut_by_stop_string && written.is_ok_and(|text| text == self.completion.text)
-    }
-}
-
-impl Iterator for Answer<'_, '_> {
-    type Item = Result<String, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.finished {
-            match self.next_piece() {
-                Ok(piece) if piece.is_empty() => {}
-                Ok(piece) => return Some(Ok(piece)),
-                Err(error) => {
-                    self.finished = true;
-                    self.computed = None;
-                    return Some(Err(error));
-                }
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Answer<'_, '_> {
-    fn drop(&mut self) {
-        let answer = self.completion.text.clone();
-        self.conversation.messages.push(Message::assistant(answer.clone()));
-        if self.state_matches_text()
-            && let Some(mut computed) = self.computed.take()
-        {
-            computed.text.push_str(&answer);
-            self.conversation.computed = Some(computed);
-        }
-    }
 }

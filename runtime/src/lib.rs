@@ -26,6 +26,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod answer;
 pub mod chat;
 mod conversation;
 mod engine;
@@ -39,7 +40,8 @@ mod session;
 
 pub use lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path};
 
-pub use conversation::{Answer, Completion, Conversation, Timings};
+pub use answer::{Answer, Completion, Timings};
+pub use conversation::Conversation;
 pub use engine::{Engine, EngineBuilder, GraphInfo, TensorInfo};
 pub use error::Error;
 pub use folder::ModelFolder;

@@ -52,13 +52,18 @@ pub fn tiny_shapes(recipe: &'static str) -> PathBuf {
     out
 }
 
-/// A program of this workspace, built if need be.
-pub fn program(package: &str, name: &str) -> Command {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", package, "--bin", name])
-        .current_dir(root())
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "{name} does not build");
+/// A program of this workspace, built once for all tests of a process.
+pub fn program(package: &'static str, name: &str) -> Command {
+    static BUILT: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !built.contains(&package) {
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", package, "--bins"])
+            .current_dir(root())
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "{package} does not build");
+        built.push(package);
+    }
     // Tests run in the `deps` folder beside the programs.
     let test = std::env::current_exe().expect("the test has a path");
     let folder = test.ancestors().nth(2).expect("the test is in a target folder");

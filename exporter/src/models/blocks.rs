@@ -13,6 +13,15 @@ pub(super) struct Residual<'g> {
     update: Option<Value<'g>>,
 }
 
+/// The two kinds of norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Norm {
+    /// Root-mean-square norm, with a weight.
+    Rms,
+    /// Layer norm, with a weight and a bias.
+    Layer,
+}
+
 impl<'g> Residual<'g> {
     pub(super) fn new(x: Value<'g>) -> Self {
         Residual { sum: x, update: None }
@@ -39,61 +48,38 @@ impl<'g> Model<'g> {
         x.linear(weight, bias.then(|| self.g.weight("bias", &[outputs])))
     }
 
-    /// Adds the pending update and applies the RMS norm `name` of the current module.
+    /// Adds the pending update and applies the norm `name` of the current module.
     /// Returns the normed stream [n, size] and the stream itself.
-    pub(super) fn rms_norm(
+    pub(super) fn norm(
         self,
         x: Residual<'g>,
+        kind: Norm,
         name: &str,
         size: usize,
         epsilon: f32,
     ) -> (Value<'g>, Residual<'g>) {
         let _scope = self.g.enter(name);
         let weight = self.g.weight("weight", &[size]);
-        match (x.update, self.operators) {
-            (None, _) => (x.sum.rms_norm(weight, epsilon), x),
-            (Some(update), Operators::Standard) => {
-                let sum = x.sum + update;
-                (sum.rms_norm(weight, epsilon), Residual::new(sum))
-            }
-            (Some(update), Operators::OnnxRuntime) => {
-                let [normed, _mean, _inverse_std, sum] = self.g.node_with_outputs(
-                    Op::microsoft("SkipSimplifiedLayerNormalization"),
-                    &[x.sum, update, weight],
-                    &[("epsilon", Attribute::Float(epsilon))],
-                );
-                (normed, Residual::new(sum))
-            }
+        let bias = (kind == Norm::Layer).then(|| self.g.weight("bias", &[size]));
+        if let (Some(update), Operators::OnnxRuntime) = (x.update, self.operators) {
+            let fused = match kind {
+                Norm::Rms => "SkipSimplifiedLayerNormalization",
+                Norm::Layer => "SkipLayerNormalization",
+            };
+            let inputs: Vec<_> = [x.sum, update, weight].into_iter().chain(bias).collect();
+            let [normed, _mean, _inverse_std, sum] = self.g.node_with_outputs(
+                Op::microsoft(fused),
+                &inputs,
+                &[("epsilon", Attribute::Float(epsilon))],
+            );
+            return (normed, Residual::new(sum));
         }
-    }
-
-    /// Adds the pending update and applies the layer norm `name` of the current module.
-    /// Returns the normed stream [n, size] and the stream itself.
-    pub(super) fn layer_norm(
-        self,
-        x: Residual<'g>,
-        name: &str,
-        size: usize,
-        epsilon: f32,
-    ) -> (Value<'g>, Residual<'g>) {
-        let _scope = self.g.enter(name);
-        let weight = self.g.weight("weight", &[size]);
-        let bias = self.g.weight("bias", &[size]);
-        match (x.update, self.operators) {
-            (None, _) => (x.sum.layer_norm(weight, bias, epsilon), x),
-            (Some(update), Operators::Standard) => {
-                let sum = x.sum + update;
-                (sum.layer_norm(weight, bias, epsilon), Residual::new(sum))
-            }
-            (Some(update), Operators::OnnxRuntime) => {
-                let [normed, _mean, _inverse_std, sum] = self.g.node_with_outputs(
-                    Op::microsoft("SkipLayerNormalization"),
-                    &[x.sum, update, weight, bias],
-                    &[("epsilon", Attribute::Float(epsilon))],
-                );
-                (normed, Residual::new(sum))
-            }
-        }
+        let sum = x.update.map_or(x.sum, |update| x.sum + update);
+        let normed = match bias {
+            None => sum.rms_norm(weight, epsilon),
+            Some(bias) => sum.layer_norm(weight, bias, epsilon),
+        };
+        (normed, Residual::new(sum))
     }
 
     /// Scaled dot-product attention from standard operators: queries [.., s, d], keys and values

@@ -2,7 +2,11 @@
 
 use lfm2vl_graphs::{LayerKind, Logits, Operators, Recipe};
 
-use super::{Model, blocks::Residual, embedding::EMBEDDING};
+use super::{
+    Model,
+    blocks::{Norm, Residual},
+    embedding::EMBEDDING,
+};
 use crate::onnx::{Attribute, Op, Value};
 
 /// What the layers of one run share.
@@ -38,15 +42,16 @@ impl<'g> Model<'g> {
             let mut x = Residual::new(embeds.reshape(&[-1, size as i64])); // [tokens, hidden]
             for (layer, kind) in text.layer_types.iter().enumerate() {
                 let _scope = self.g.enter(format!("layers.{layer}"));
-                let (normed, stream) = self.rms_norm(x, "operator_norm", size, text.norm_eps);
+                let (normed, stream) =
+                    self.norm(x, Norm::Rms, "operator_norm", size, text.norm_eps);
                 x = stream.add(match kind {
                     LayerKind::Conv => self.short_conv(normed, layer, step),
                     LayerKind::FullAttention => self.self_attention(normed, layer, step),
                 });
-                let (normed, stream) = self.rms_norm(x, "ffn_norm", size, text.norm_eps);
+                let (normed, stream) = self.norm(x, Norm::Rms, "ffn_norm", size, text.norm_eps);
                 x = stream.add(self.feed_forward(normed));
             }
-            let (normed, _) = self.rms_norm(x, "embedding_norm", size, text.norm_eps);
+            let (normed, _) = self.norm(x, Norm::Rms, "embedding_norm", size, text.norm_eps);
             normed.reshape_to(step.shape) // [batch, sequence, hidden]
         };
 
@@ -141,7 +146,7 @@ impl<'g> Model<'g> {
         let project = |name, heads| self.linear(x, name, text.hidden_size, heads * head_dim, false);
         let normed = |value: Value<'g>, name| {
             let value = Residual::new(value.reshape(&[-1, head_dim as i64]));
-            self.rms_norm(value, name, head_dim, text.norm_eps).0
+            self.norm(value, Norm::Rms, name, head_dim, text.norm_eps).0
         };
         let query = normed(project("q_proj", heads), "q_layernorm");
         let keys = normed(project("k_proj", kv_heads), "k_layernorm");

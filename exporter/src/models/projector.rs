@@ -1,6 +1,9 @@
 //! Multimodal projector: pixel-unshuffle, then two linear layers.
 
-use super::{Model, blocks::Residual};
+use super::{
+    Model,
+    blocks::{Norm, Residual},
+};
 use crate::onnx::{Gelu, Value};
 
 /// `torch.nn.LayerNorm`'s default; the projector's norm has no setting of its own.
@@ -16,7 +19,7 @@ impl<'g> Model<'g> {
         let tokens = self.pixel_unshuffle(hidden, spatial_shapes);
         let size = self.config.vision.hidden_size * projector.downsample_factor.pow(2);
         let tokens = if projector.use_layernorm {
-            self.layer_norm(Residual::new(tokens), "layer_norm", size, LAYER_NORM_EPSILON).0
+            self.norm(Residual::new(tokens), Norm::Layer, "layer_norm", size, LAYER_NORM_EPSILON).0
         } else {
             tokens
         };

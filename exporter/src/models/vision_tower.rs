@@ -2,7 +2,10 @@
 
 use lfm2vl_graphs::Operators;
 
-use super::{Model, blocks::Residual};
+use super::{
+    Model,
+    blocks::{Norm, Residual},
+};
 use crate::onnx::{Attribute, Gelu, Op, Value};
 
 /// What the attention layers of the tower share.
@@ -44,12 +47,12 @@ impl<'g> Model<'g> {
         let mut x = Residual::new(embeddings); // [views * patches, hidden]
         for layer in 0..vision.num_hidden_layers {
             let _scope = self.g.enter(format!("encoder.layers.{layer}"));
-            let (normed, stream) = self.layer_norm(x, "layer_norm1", size, epsilon);
+            let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm1", size, epsilon);
             x = stream.add(self.vision_attention(normed, batch));
-            let (normed, stream) = self.layer_norm(x, "layer_norm2", size, epsilon);
+            let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm2", size, epsilon);
             x = stream.add(self.vision_mlp(normed));
         }
-        let (hidden, _) = self.layer_norm(x, "post_layernorm", size, epsilon);
+        let (hidden, _) = self.norm(x, Norm::Layer, "post_layernorm", size, epsilon);
         hidden.reshape_to(batch.shape)
     }
 

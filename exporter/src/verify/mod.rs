@@ -1,21 +1,19 @@
 //! `--verify`: every exported graph, run in ONNX Runtime, against the reference implementation
 //! in [`reference`], on the same inputs.
 
+mod graphs;
 mod metrics;
 pub mod reference;
 mod sample;
 mod session;
 
-use std::{fmt, path::Path};
-
-use lfm2vl_graphs::{Contract, Graph, GraphSpec, LibraryError, Manifest, Precision, YamlError};
-use ndarray::{Array2, Axis, concatenate};
+use std::{fmt, ops::ControlFlow, path::Path};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use metrics::Comparison;
-use reference::{ReferenceModel, ReferenceState};
+use lfm2vl_graphs::{Contract, Graph, LibraryError, Manifest, Precision, YamlError};
+use reference::ReferenceModel;
 use sample::Sample;
-use session::{Tensor, TestSession};
+use session::TestSession;
 
 /// Cached decode steps after the prompt.
 const DECODE_STEPS: usize = 6;
@@ -48,6 +46,9 @@ pub enum VerifyError {
         /// ONNX Runtime's message.
         message: String,
     },
+    /// Stopped by the user.
+    #[error("the verification was interrupted; nothing was written, run it again to export")]
+    Interrupted,
     /// A graph is too far from the reference.
     #[error(
         "{graph} in {precision} differs from the reference (error {error:.2e}, cosine {cosine:.6}), so nothing was written; report this with the model's config.json"
@@ -135,7 +136,7 @@ impl fmt::Display for Verification {
 
 /// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch
 /// of views for the vision graphs, a prompt with image features and several cached steps for the
-/// decoder.
+/// decoder. `on_graph` is told of each graph before it is run, and may stop.
 ///
 /// # Errors
 /// [`VerifyError`] when a graph cannot be run. Whether it is close enough is for
@@ -144,12 +145,16 @@ pub fn verify(
     checkpoint: &Checkpoint,
     folder: &Path,
     manifest: &Manifest,
+    on_graph: &mut dyn FnMut(Graph) -> ControlFlow<()>,
 ) -> Result<Verification, VerifyError> {
     let model = ReferenceModel::new(checkpoint);
     let sample = Sample::new(checkpoint.config());
     let contract = Contract::builtin(&manifest.contract)?;
-    let mut graphs = Vec::new();
+    let mut checks = Vec::new();
     for files in &manifest.graphs {
+        if on_graph(files.graph).is_break() {
+            return Err(VerifyError::Interrupted);
+        }
         let Some(spec) =
             contract.resolve(files.graph, &checkpoint.config().dims(), &manifest.recipe)
         else {
@@ -157,17 +162,18 @@ pub fn verify(
         };
         let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
         let mut session = TestSession::open(spec, &folder.join(path))?;
+        let (session, model, sample) = (&mut session, &model, &sample);
         let (comparison, top1) = match files.graph {
-            Graph::EmbedTokens => (embedding(&mut session, &model, &sample)?, None),
-            Graph::VisionEncoder => (vision(&mut session, &model, &sample)?, None),
-            Graph::VisionTower => (tower(&mut session, &model, &sample)?, None),
-            Graph::Projector => (projector(&mut session, &model, &sample)?, None),
+            Graph::EmbedTokens => (graphs::embedding(session, model, sample)?, None),
+            Graph::VisionEncoder => (graphs::vision_encoder(session, model, sample)?, None),
+            Graph::VisionTower => (graphs::vision_tower(session, model, sample)?, None),
+            Graph::Projector => (graphs::projector(session, model, sample)?, None),
             Graph::Decoder => {
-                let (comparison, top1) = decoder(&mut session, &model, &sample)?;
+                let (comparison, top1) = graphs::decoder(session, model, sample)?;
                 (comparison, Some(top1))
             }
         };
-        graphs.push(GraphCheck {
+        checks.push(GraphCheck {
             graph: files.graph,
             precision: files.precision,
             max_abs_error: comparison.max_abs_error(),
@@ -176,177 +182,5 @@ pub fn verify(
             top1,
         });
     }
-    Ok(Verification { graphs })
-}
-
-fn named(inputs: impl IntoIterator<Item = (&'static str, Tensor)>) -> Vec<(String, Tensor)> {
-    inputs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
-}
-
-/// A row of token ids as the graph takes them, int64 [1, sequence].
-fn token_row(ids: &[u32]) -> Array2<i64> {
-    Array2::from_shape_fn((1, ids.len()), |(_, i)| i64::from(ids[i]))
-}
-
-fn embedding(
-    session: &mut TestSession,
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<Comparison, VerifyError> {
-    let ids = [&sample.before[..], &sample.after].concat();
-    let outputs = session.run(named([("input_ids", Tensor::ints(&token_row(&ids).view()))]))?;
-    let mut comparison = Comparison::default();
-    comparison.add(&outputs["inputs_embeds"], &model.embed(&ids)?);
-    Ok(comparison)
-}
-
-fn vision(
-    session: &mut TestSession,
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<Comparison, VerifyError> {
-    let (pixels, mask, shapes) = sample.padded();
-    let outputs = session.run(named([
-        ("pixel_values", Tensor::floats(&pixels.view())),
-        ("pixel_attention_mask", Tensor::ints(&mask.view())),
-        ("spatial_shapes", Tensor::ints(&shapes.view())),
-    ]))?;
-    let mut comparison = Comparison::default();
-    comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
-    Ok(comparison)
-}
-
-fn tower(
-    session: &mut TestSession,
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<Comparison, VerifyError> {
-    let (pixels, mask, shapes) = sample.padded();
-    let outputs = session.run(named([
-        ("pixel_values", Tensor::floats(&pixels.view())),
-        ("pixel_attention_mask", Tensor::ints(&mask.view())),
-        ("spatial_shapes", Tensor::ints(&shapes.view())),
-    ]))?;
-    let mut comparison = Comparison::default();
-    for (hidden, view) in outputs["last_hidden_state"].outer_iter().zip(&sample.views) {
-        let valid = hidden.slice_axis(Axis(0), (..view.rows * view.cols).into());
-        let expected = model.vision_tower(view.patches.view(), view.rows, view.cols)?;
-        comparison.add(&valid, &expected);
-    }
-    Ok(comparison)
-}
-
-fn projector(
-    session: &mut TestSession,
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<Comparison, VerifyError> {
-    let (_, mask, shapes) = sample.padded();
-    let mut hidden =
-        ndarray::Array3::zeros((mask.nrows(), mask.ncols(), model.config().vision.hidden_size));
-    for (mut padded, view) in hidden.outer_iter_mut().zip(&sample.views) {
-        let states = model.vision_tower(view.patches.view(), view.rows, view.cols)?;
-        padded.slice_axis_mut(Axis(0), (..states.nrows()).into()).assign(&states);
-    }
-    let outputs = session.run(named([
-        ("last_hidden_state", Tensor::floats(&hidden.view())),
-        ("spatial_shapes", Tensor::ints(&shapes.view())),
-    ]))?;
-    let mut comparison = Comparison::default();
-    comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
-    Ok(comparison)
-}
-
-/// The reference's image features of all views in order.
-fn reference_features(
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<Array2<f32>, VerifyError> {
-    let features = sample
-        .views
-        .iter()
-        .map(|view| model.image_features(view.patches.view(), view.rows, view.cols))
-        .collect::<Result<Vec<_>, _>>()?;
-    let views: Vec<_> = features.iter().map(|f| f.view()).collect();
-    // All features have the width of the language model, so they join.
-    Ok(concatenate(Axis(0), &views).unwrap_or_default())
-}
-
-/// Prefill of text, image features and text, then cached steps along the reference's greedy
-/// tokens; compares logits and every state.
-fn decoder(
-    session: &mut TestSession,
-    model: &ReferenceModel<'_>,
-    sample: &Sample,
-) -> Result<(Comparison, (usize, usize)), VerifyError> {
-    let before = model.embed(&sample.before)?;
-    let features = reference_features(model, sample)?;
-    let after = model.embed(&sample.after)?;
-    let prompt = concatenate(Axis(0), &[before.view(), features.view(), after.view()]);
-    let mut embeds = prompt.unwrap_or_default();
-
-    let mut reference_state = ReferenceState::new(model.config());
-    let mut state = empty_state(session.spec());
-    let (mut comparison, mut agreeing, mut past) = (Comparison::default(), 0, 0);
-    for _ in 0..=DECODE_STEPS {
-        let sequence = embeds.nrows();
-        let mask = Array2::<i64>::ones((1, past + sequence));
-        let mut inputs = named([
-            ("inputs_embeds", Tensor::floats(&embeds.view().insert_axis(Axis(0)))),
-            ("attention_mask", Tensor::ints(&mask.view())),
-        ]);
-        inputs.append(&mut state);
-        let mut outputs = session.run(inputs)?;
-
-        let expected = model.forward(embeds.view(), &mut reference_state)?;
-        let logits = outputs.remove("logits").unwrap_or_default();
-        let positions = logits.shape()[1];
-        let expected = expected.slice_axis(Axis(0), (sequence - positions..).into());
-        comparison.add(&logits, expected);
-        let last = expected.index_axis(Axis(0), positions - 1).to_vec();
-        let ours = logits.index_axis(Axis(1), positions - 1).iter().copied().collect::<Vec<_>>();
-        let token = metrics::argmax(&last);
-        agreeing += usize::from(metrics::argmax(&ours) == token);
-
-        for (layer, conv) in reference_state.conv_states() {
-            comparison.add(&outputs[&format!("present_conv.{layer}")], conv);
-        }
-        for (layer, keys, values) in reference_state.keys_and_values() {
-            comparison.add(&outputs[&format!("present.{layer}.key")], keys);
-            comparison.add(&outputs[&format!("present.{layer}.value")], values);
-        }
-        state = outputs
-            .into_iter()
-            .filter_map(|(name, array)| {
-                let past = match name.split_once('.')? {
-                    ("present_conv", layer) => format!("past_conv.{layer}"),
-                    ("present", rest) => format!("past_key_values.{rest}"),
-                    _ => return None,
-                };
-                Some((past, Tensor::Floats(array)))
-            })
-            .collect();
-        past += sequence;
-        embeds = model.embed(&[token as u32])?;
-    }
-    Ok((comparison, (agreeing, DECODE_STEPS + 1)))
-}
-
-/// Zero conv states, and keys and values of length 0.
-fn empty_state(spec: &GraphSpec) -> Vec<(String, Tensor)> {
-    spec.inputs
-        .iter()
-        .filter(|tensor| tensor.name.starts_with("past_"))
-        .map(|tensor| {
-            let shape: Vec<usize> = tensor
-                .shape
-                .iter()
-                .map(|dim| match dim {
-                    lfm2vl_graphs::Dim::Fixed(size) => *size,
-                    lfm2vl_graphs::Dim::Free(name) => usize::from(name == "batch"),
-                })
-                .collect();
-            (tensor.name.clone(), Tensor::Floats(ndarray::ArrayD::zeros(shape)))
-        })
-        .collect()
+    Ok(Verification { graphs: checks })
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, checkpoint::Checkpoint, export, verify,
+    ExportError, ExportOptions, Part, Report, VerifyError, checkpoint::Checkpoint, export, verify,
 };
 use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
 
@@ -203,10 +203,26 @@ fn verification_passes_for_every_variant_and_recipe() {
             let mut go_on = |_| ControlFlow::Continue(());
             let draft =
                 export(&checkpoint, &out.path().join("m"), &options(recipe), &mut go_on).unwrap();
-            let verification = verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
+            let verification =
+                verify(&checkpoint, draft.path(), &draft.report().manifest, &mut |_| {
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
             verification.check().unwrap_or_else(|e| panic!("{variant} {recipe}: {e}"));
         }
     }
+}
+
+#[test]
+fn verification_can_be_stopped() {
+    let checkpoint = Checkpoint::open(&testdata("variants/untied")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let mut go_on = |_| ControlFlow::Continue(());
+    let draft =
+        export(&checkpoint, &out.path().join("m"), &options("default"), &mut go_on).unwrap();
+    let mut stop = |_| ControlFlow::Break(());
+    let error = verify(&checkpoint, draft.path(), &draft.report().manifest, &mut stop);
+    assert!(matches!(error, Err(VerifyError::Interrupted)));
 }
 
 #[test]
@@ -225,7 +241,10 @@ fn verification_notices_a_wrong_weight() {
             value.copy_from_slice(&doubled.to_le_bytes());
         }
         fs::write(&data, bytes).unwrap();
-        let verification = verify(&checkpoint, draft.path(), &draft.report().manifest).unwrap();
+        let verification = verify(&checkpoint, draft.path(), &draft.report().manifest, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         let error = verification.check().unwrap_err().to_string();
         assert!(error.starts_with(graph), "{error}");
     }

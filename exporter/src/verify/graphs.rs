@@ -1,0 +1,183 @@
+//! Each graph on the sample, compared with the reference.
+
+use lfm2vl_graphs::{Dim, GraphSpec};
+use ndarray::{Array2, Array3, ArrayD, Axis, concatenate};
+
+use super::{
+    DECODE_STEPS, VerifyError,
+    metrics::{Comparison, argmax},
+    reference::{ReferenceModel, ReferenceState},
+    sample::Sample,
+    session::{Tensor, TestSession},
+};
+
+fn named(inputs: impl IntoIterator<Item = (&'static str, Tensor)>) -> Vec<(String, Tensor)> {
+    inputs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+}
+
+/// A row of token ids as the graph takes them, int64 [1, sequence].
+fn token_row(ids: &[u32]) -> Array2<i64> {
+    Array2::from_shape_fn((1, ids.len()), |(_, i)| i64::from(ids[i]))
+}
+
+pub(super) fn embedding(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Comparison, VerifyError> {
+    let ids = [&sample.before[..], &sample.after].concat();
+    let outputs = session.run(named([("input_ids", Tensor::ints(&token_row(&ids).view()))]))?;
+    let mut comparison = Comparison::default();
+    comparison.add(&outputs["inputs_embeds"], &model.embed(&ids)?);
+    Ok(comparison)
+}
+
+/// The batch of views as the inputs of the vision graphs.
+fn vision_inputs(sample: &Sample) -> Vec<(String, Tensor)> {
+    let (pixels, mask, shapes) = sample.padded();
+    named([
+        ("pixel_values", Tensor::floats(&pixels.view())),
+        ("pixel_attention_mask", Tensor::ints(&mask.view())),
+        ("spatial_shapes", Tensor::ints(&shapes.view())),
+    ])
+}
+
+pub(super) fn vision_encoder(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Comparison, VerifyError> {
+    let outputs = session.run(vision_inputs(sample))?;
+    let mut comparison = Comparison::default();
+    comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
+    Ok(comparison)
+}
+
+pub(super) fn vision_tower(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Comparison, VerifyError> {
+    let outputs = session.run(vision_inputs(sample))?;
+    let mut comparison = Comparison::default();
+    for (hidden, view) in outputs["last_hidden_state"].outer_iter().zip(&sample.views) {
+        let valid = hidden.slice_axis(Axis(0), (..view.rows * view.cols).into());
+        let expected = model.vision_tower(view.patches.view(), view.rows, view.cols)?;
+        comparison.add(&valid, &expected);
+    }
+    Ok(comparison)
+}
+
+pub(super) fn projector(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Comparison, VerifyError> {
+    let (_, mask, shapes) = sample.padded();
+    let mut hidden = Array3::zeros((mask.nrows(), mask.ncols(), model.config().vision.hidden_size));
+    for (mut padded, view) in hidden.outer_iter_mut().zip(&sample.views) {
+        let states = model.vision_tower(view.patches.view(), view.rows, view.cols)?;
+        padded.slice_axis_mut(Axis(0), (..states.nrows()).into()).assign(&states);
+    }
+    let outputs = session.run(named([
+        ("last_hidden_state", Tensor::floats(&hidden.view())),
+        ("spatial_shapes", Tensor::ints(&shapes.view())),
+    ]))?;
+    let mut comparison = Comparison::default();
+    comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
+    Ok(comparison)
+}
+
+/// The reference's image features of all views in order.
+fn reference_features(
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Array2<f32>, VerifyError> {
+    let features = sample
+        .views
+        .iter()
+        .map(|view| model.image_features(view.patches.view(), view.rows, view.cols))
+        .collect::<Result<Vec<_>, _>>()?;
+    let views: Vec<_> = features.iter().map(|f| f.view()).collect();
+    // All features have the width of the language model, so they join.
+    Ok(concatenate(Axis(0), &views).unwrap_or_default())
+}
+
+/// Prefill of text, image features and text, then cached steps along the reference's greedy
+/// tokens; compares logits and every state.
+pub(super) fn decoder(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<(Comparison, (usize, usize)), VerifyError> {
+    let before = model.embed(&sample.before)?;
+    let features = reference_features(model, sample)?;
+    let after = model.embed(&sample.after)?;
+    let prompt = concatenate(Axis(0), &[before.view(), features.view(), after.view()]);
+    let mut embeds = prompt.unwrap_or_default();
+
+    let mut reference_state = ReferenceState::new(model.config());
+    let mut state = empty_state(session.spec());
+    let (mut comparison, mut agreeing, mut past) = (Comparison::default(), 0, 0);
+    for _ in 0..=DECODE_STEPS {
+        let sequence = embeds.nrows();
+        let mask = Array2::<i64>::ones((1, past + sequence));
+        let mut inputs = named([
+            ("inputs_embeds", Tensor::floats(&embeds.view().insert_axis(Axis(0)))),
+            ("attention_mask", Tensor::ints(&mask.view())),
+        ]);
+        inputs.append(&mut state);
+        let mut outputs = session.run(inputs)?;
+
+        let expected = model.forward(embeds.view(), &mut reference_state)?;
+        let logits = outputs.remove("logits").unwrap_or_default();
+        let positions = logits.shape()[1];
+        let expected = expected.slice_axis(Axis(0), (sequence - positions..).into());
+        comparison.add(&logits, expected);
+        let last = expected.index_axis(Axis(0), positions - 1).to_vec();
+        let ours = logits.index_axis(Axis(1), positions - 1).iter().copied().collect::<Vec<_>>();
+        let token = argmax(&last);
+        agreeing += usize::from(argmax(&ours) == token);
+
+        for (layer, conv) in reference_state.conv_states() {
+            comparison.add(&outputs[&format!("present_conv.{layer}")], conv);
+        }
+        for (layer, keys, values) in reference_state.keys_and_values() {
+            comparison.add(&outputs[&format!("present.{layer}.key")], keys);
+            comparison.add(&outputs[&format!("present.{layer}.value")], values);
+        }
+        state = outputs
+            .into_iter()
+            .filter_map(|(name, array)| {
+                let past = match name.split_once('.')? {
+                    ("present_conv", layer) => format!("past_conv.{layer}"),
+                    ("present", rest) => format!("past_key_values.{rest}"),
+                    _ => return None,
+                };
+                Some((past, Tensor::Floats(array)))
+            })
+            .collect();
+        past += sequence;
+        embeds = model.embed(&[token as u32])?;
+    }
+    Ok((comparison, (agreeing, DECODE_STEPS + 1)))
+}
+
+/// Zero conv states, and keys and values of length 0.
+fn empty_state(spec: &GraphSpec) -> Vec<(String, Tensor)> {
+    spec.inputs
+        .iter()
+        .filter(|tensor| tensor.name.starts_with("past_"))
+        .map(|tensor| {
+            let shape: Vec<usize> = tensor
+                .shape
+                .iter()
+                .map(|dim| match dim {
+                    Dim::Fixed(size) => *size,
+                    Dim::Free(name) => usize::from(name == "batch"),
+                })
+                .collect();
+            (tensor.name.clone(), Tensor::Floats(ArrayD::zeros(shape)))
+        })
+        .collect()
+}
