@@ -52,6 +52,11 @@ pub enum ExportError {
         "{0} has neither chat_template.jinja nor a chat_template in tokenizer_config.json; add the model's template"
     )]
     NoChatTemplate(PathBuf),
+    /// The checkpoint has no settings of the image processor.
+    #[error(
+        "{0} has neither preprocessor_config.json nor an image_processor in processor_config.json; fetch the whole checkpoint"
+    )]
+    NoImageSettings(PathBuf),
     /// A precision that this version cannot build.
     #[error("graphs in {0} cannot be built by this version; use --precision fp32")]
     Precision(Precision),

@@ -81,10 +81,10 @@ impl HubSettings {
     }
 }
 
-const REQUIRED: [&str; 4] =
-    ["config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"];
-const OPTIONAL: [&str; 5] = [
+const REQUIRED: [&str; 3] = ["config.json", "tokenizer.json", "tokenizer_config.json"];
+const OPTIONAL: [&str; 6] = [
     "generation_config.json",
+    "preprocessor_config.json",
     "processor_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",

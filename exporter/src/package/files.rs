@@ -48,15 +48,16 @@ fn transformers_js_config() -> Value {
 
 /// The image processor's settings in the file that most clients read.
 fn preprocessor(source: &Path) -> Result<Map<String, Value>, ExportError> {
-    let own = read_json(&source.join("preprocessor_config.json"))?;
-    let nested = || -> Result<Map<String, Value>, ExportError> {
-        let processor = read_json(&source.join("processor_config.json"))?.unwrap_or_default();
-        Ok(match processor.get("image_processor") {
-            Some(Value::Object(settings)) => settings.clone(),
-            _ => Map::new(),
-        })
+    let mut settings = match read_json(&source.join("preprocessor_config.json"))? {
+        Some(settings) => settings,
+        // Newer checkpoints have them inside the processor's file.
+        None => match read_json(&source.join("processor_config.json"))?
+            .and_then(|mut processor| processor.remove("image_processor"))
+        {
+            Some(Value::Object(settings)) => settings,
+            _ => return Err(ExportError::NoImageSettings(source.to_owned())),
+        },
     };
-    let mut settings = own.map_or_else(nested, Ok)?;
     // transformers ignores this flag, and Transformers.js squeezes every image to one tile if set.
     settings.insert("do_resize".into(), json!(false));
     Ok(settings)

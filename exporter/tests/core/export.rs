@@ -192,6 +192,12 @@ fn client_files_are_made_from_their_equivalents() {
     let config: serde_json::Value =
         serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["transformers.js_config"]["use_external_data_format"], 1);
+
+    fs::remove_file(copy.path().join("processor_config.json")).unwrap();
+    let folder = out.path().join("without settings");
+    let error = export_to(copy.path(), &folder, &options("default")).unwrap_err().to_string();
+    assert!(error.contains("preprocessor_config.json"), "{error}");
+    assert!(!folder.exists());
 }
 
 #[test]

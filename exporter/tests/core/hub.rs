@@ -168,6 +168,24 @@ fn the_token_is_sent_and_its_lack_is_told() {
 }
 
 #[test]
+fn the_program_honours_the_variables_of_the_hub() {
+    let server = Server::start(testdata("tiny-shapes"), Some("hf_secret"));
+    let (home, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lfm2vl-export"))
+        .arg("liquid/tiny")
+        .arg("-o")
+        .arg(out.path().join("m"))
+        .env("HF_ENDPOINT", &server.address)
+        .env("HF_HOME", home.path())
+        .env("HF_TOKEN", "hf_secret")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.path().join("m/onnx/vision_encoder.onnx").is_file());
+    assert!(home.path().join("hub/models--liquid--tiny").is_dir());
+}
+
+#[test]
 fn what_is_not_there_is_told() {
     let server = Server::start(testdata("tiny-shapes"), None);
     let cache = tempfile::tempdir().unwrap();
