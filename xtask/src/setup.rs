@@ -19,6 +19,12 @@ const ONNXRUNTIME: &str = "1.32.0";
 const PYTHON_PACKAGES: [&str; 4] =
     ["onnx==1.23.2", "onnxruntime==1.32.0", "numpy==2.4.6", "safetensors==0.8.0"];
 
+/// Where a thing that is set up lies: in the project's root, or in the folder that the variable
+/// `LFM2VL_SETUP` names.
+fn folder(name: &str) -> PathBuf {
+    std::env::var_os("LFM2VL_SETUP").map_or_else(|| root().to_owned(), PathBuf::from).join(name)
+}
+
 /// Runs a command to its end, with its output shown.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
@@ -38,7 +44,7 @@ pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
 
 /// The library in `.onnxruntime`, taken out of the `onnxruntime` wheel on the first call.
 pub(crate) fn onnxruntime() -> Result<PathBuf> {
-    let folder = root().join(".onnxruntime");
+    let folder = folder(".onnxruntime");
     let stamp = folder.join(format!("version-{ONNXRUNTIME}"));
     if !stamp.is_file() {
         eprintln!("fetching ONNX Runtime {ONNXRUNTIME}");
@@ -84,7 +90,7 @@ fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
 
 /// The interpreter of `.venv`, made with what the tests import on the first call.
 pub(crate) fn python() -> Result<PathBuf> {
-    let venv = root().join(".venv");
+    let venv = folder(".venv");
     let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     let wanted = PYTHON_PACKAGES.join("\n");
     let stamp = venv.join("packages.txt");

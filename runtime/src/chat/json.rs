@@ -5,6 +5,8 @@ use std::io;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use super::python;
+
 /// One line, with a space after each comma and colon.
 struct Spaced;
 
@@ -23,6 +25,10 @@ impl Formatter for Spaced {
         first: bool,
     ) -> io::Result<()> {
         w.write_all(if first { b"" } else { b", " })
+    }
+
+    fn write_f64<W: ?Sized + io::Write>(&mut self, w: &mut W, value: f64) -> io::Result<()> {
+        w.write_all(python::float(value).as_bytes())
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {

@@ -116,6 +116,16 @@ impl Message {
         }
     }
 
+    /// Gives the model's reasoning the names that templates know it by, as transformers does.
+    pub(super) fn alias_reasoning(&mut self) {
+        let names = ["reasoning_content", "thinking", "reasoning"];
+        let found = names.iter().find_map(|&name| self.other.get(name).filter(|r| !r.is_null()));
+        if let Some(reasoning) = found.cloned() {
+            self.other.insert("reasoning_content".into(), reasoning.clone());
+            self.other.entry("thinking").or_insert(reasoning);
+        }
+    }
+
     /// Its last text, if any.
     pub(super) fn last_text_mut(&mut self) -> Option<&mut String> {
         match self.content.as_mut()? {

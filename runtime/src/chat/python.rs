@@ -29,8 +29,27 @@ fn repr(value: &Value) -> String {
                 value.try_iter().map(|keys| keys.map(entry).collect()).unwrap_or_default();
             format!("{{{}}}", entries.join(", "))
         }
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+        }
         _ => value.to_string(),
     }
+}
+
+/// `repr` of a float: the fewest digits that give it back, with an exponent for very large and
+/// very small ones.
+pub(super) fn float(value: f64) -> String {
+    if !value.is_finite() {
+        return if value.is_nan() { "nan".into() } else { format!("{value}") };
+    }
+    let scientific = format!("{value:e}");
+    let exponent: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
+    if (-4..16).contains(&exponent) || value == 0.0 {
+        return format!("{value:?}");
+    }
+    let digits = scientific.split('e').next().unwrap_or_default();
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
 /// A string literal: single quotes, unless the text has these and no double ones.
@@ -57,6 +76,26 @@ fn quote(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn floats_as_python_prints_them() {
+        let cases = [
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (0.1, "0.1"),
+            (1e-4, "0.0001"),
+            (1e-5, "1e-05"),
+            (1.25e-7, "1.25e-07"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (-1.5e300, "-1.5e+300"),
+            (f64::NAN, "nan"),
+            (f64::NEG_INFINITY, "-inf"),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(float(value), expected);
+        }
+    }
 
     #[test]
     fn values_as_python_prints_them() {

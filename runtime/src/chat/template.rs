@@ -99,6 +99,7 @@ impl ChatTemplate {
         options: &RenderOptions,
     ) -> Result<String, ChatError> {
         let mut messages = messages.to_vec();
+        messages.iter_mut().for_each(Message::alias_reasoning);
         if options.continue_final_message {
             let text = messages.last_mut().and_then(Message::last_text_mut);
             text.ok_or(ChatError::NothingToContinue)?.push_str(CONTINUE_MARK);

@@ -3,5 +3,6 @@
 mod conversation;
 mod export_program;
 mod other_programs;
+mod released_prompts;
 mod run_program;
 mod samples;
