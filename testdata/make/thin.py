@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 root = pathlib.Path(sys.argv[1])
 DROPPED = {
-    "tiled": ["position_embeddings"],
+    "tiled": ["position_embeddings", "vision_last_hidden_state"],
     "two-images": ["position_embeddings", "vision_last_hidden_state", "step_logits"],
     "rgba": ["step_logits"],
     "tall": ["step_logits"],

@@ -1,6 +1,7 @@
 //! Image and chat processing against goldens of the reference.
 
 mod bad_images;
+mod combinations;
 mod common;
 mod preprocess;
 mod prompts;

@@ -1,0 +1,68 @@
+//! Many sizes and settings against `Lfm2VlImageProcessor`: layouts, and hashes of all pixels.
+
+use image::RgbImage;
+use lfm2vl::image::{ImageProcessor, ImageSettings};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::common::{json, testdata};
+
+/// The image that `make_combinations.py` makes of a size and a seed.
+fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
+    let byte = |i: u64| {
+        let mut z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 56) as u8
+    };
+    let count = u64::from(width) * u64::from(height) * 3;
+    RgbImage::from_raw(width, height, (1..=count).map(byte).collect()).unwrap()
+}
+
+#[test]
+fn settings_and_sizes_give_the_pixels_of_the_reference() {
+    let goldens = json("preprocess/combinations.json");
+    let goldens = goldens.as_array().unwrap();
+    assert!(goldens.len() >= 200);
+    let (mut split, mut bicubic) = (0, 0);
+    for golden in goldens {
+        let number = |key: &str| golden[key].as_u64().unwrap();
+        let settings = ImageSettings::from_json(&golden["settings"]).unwrap();
+        let image = noise(number("width") as u32, number("height") as u32, number("seed"));
+        let processed = ImageProcessor::new(settings).process(&image).unwrap();
+        let layout = processed.layout;
+        let name = golden.to_string();
+        assert_eq!(
+            (layout.rows as u64, layout.cols as u64),
+            (number("rows"), number("cols")),
+            "{name}"
+        );
+        let shapes: Vec<_> = processed.views.iter().map(|v| [v.grid.rows, v.grid.cols]).collect();
+        assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
+        assert_eq!(layout.tokens() as u64, number("image_tokens"), "{name}");
+
+        let values = processed.views.iter().flat_map(|view| &view.patches);
+        let levels: Vec<u8> =
+            values.map(|v| ((v * 0.5 + 0.5) * 255.0).round_ties_even() as u8).collect();
+        let hash: String = Sha256::digest(&levels).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hash, golden["sha256"].as_str().unwrap(), "{name}");
+        split += usize::from(layout.is_split());
+        bicubic += usize::from(golden["settings"]["resample"] == 3);
+    }
+    assert!(split > 30 && bicubic > 80, "{split} {bicubic}");
+}
+
+#[test]
+fn random_sizes_have_the_layout_of_the_reference() {
+    let processor = ImageProcessor::new(ImageSettings::default());
+    let table = std::fs::read_to_string(testdata("preprocess/sizes.csv")).unwrap();
+    let mut checked = 0;
+    for line in table.lines().skip(1) {
+        let row: Vec<usize> = line.split(',').map(|cell| cell.parse().unwrap()).collect();
+        let layout = processor.layout(row[1], row[0]);
+        assert_eq!([layout.rows, layout.cols], row[2..4], "{line}");
+        assert_eq!([layout.image_size.0, layout.image_size.1], row[4..6], "{line}");
+        checked += 1;
+    }
+    assert_eq!(checked, 2400);
+}
