@@ -25,7 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             assert!(!processed.views.is_empty());
         }
         let (decode, process) = (median(decode), median(process));
-        println!("{}", serde_json::json!({"file": file, "decode_ms": decode, "process_ms": process}));
+        println!(
+            "{}",
+            serde_json::json!({"file": file, "decode_ms": decode, "process_ms": process})
+        );
     }
     Ok(())
 }

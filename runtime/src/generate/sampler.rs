@@ -119,6 +119,7 @@ fn softmax(candidates: &[Candidate]) -> Vec<f32> {
 mod tests {
     use std::path::Path;
 
+    use approx::assert_relative_eq;
     use serde_json::Value;
 
     use super::*;
@@ -153,7 +154,7 @@ mod tests {
                 "{golden}"
             );
             for (ours, (_, score)) in candidates.iter().zip(&kept) {
-                assert!((ours.logit - score).abs() <= 1e-5 * score.abs().max(1.0), "{golden}");
+                assert_relative_eq!(ours.logit, *score, epsilon = 1e-5, max_relative = 1e-5);
             }
         }
     }

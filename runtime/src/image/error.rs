@@ -52,6 +52,9 @@ pub enum ImageError {
         "the image cannot be decoded ({0}); it is damaged or uses an unusual variant of its format"
     )]
     Broken(String),
+    /// An image could not be resized.
+    #[error("the image cannot be resized ({0}); give a smaller one")]
+    Resize(String),
     /// An error of one file among several.
     #[error("{path}: {source}")]
     InFile {

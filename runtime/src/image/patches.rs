@@ -2,6 +2,7 @@
 
 use image::RgbImage;
 use ndarray::{Array2, Array3, s};
+use rayon::prelude::*;
 
 use super::{ImageSettings, PatchGrid};
 
@@ -36,6 +37,18 @@ impl Normalizer {
     }
 }
 
+impl Normalizer {
+    /// Normalises a run of pixels.
+    fn apply(&self, levels: &[u8], values: &mut [f32]) {
+        let [red, green, blue] = &self.0;
+        for (pixel, values) in levels.chunks_exact(3).zip(values.chunks_exact_mut(3)) {
+            values[0] = red[usize::from(pixel[0])];
+            values[1] = green[usize::from(pixel[1])];
+            values[2] = blue[usize::from(pixel[2])];
+        }
+    }
+}
+
 impl View {
     /// Cuts the rectangle of `grid` patches at (`top`, `left`) out of an image.
     pub(super) fn cut(
@@ -48,19 +61,19 @@ impl View {
     ) -> Self {
         let row_bytes = image.width() as usize * 3;
         let pixels = image.as_raw();
-        let mut values = Vec::with_capacity(grid.patches() * side * side * 3);
-        for patch in 0..grid.patches() {
-            let (y, x) = (top + patch / grid.cols * side, left + patch % grid.cols * side);
-            for row in y..y + side {
-                let start = row * row_bytes + x * 3;
-                for pixel in pixels[start..start + side * 3].chunks_exact(3) {
-                    let levels = normalizer.0.iter().zip(pixel);
-                    values.extend(levels.map(|(table, &level)| table[usize::from(level)]));
+        let patch_values = side * side * 3;
+        let mut values = vec![0.0; grid.patches() * patch_values];
+        values.par_chunks_mut(grid.cols * patch_values).enumerate().for_each(|(row, patches)| {
+            for (col, patch) in patches.chunks_exact_mut(patch_values).enumerate() {
+                for (y, values) in patch.chunks_exact_mut(side * 3).enumerate() {
+                    let start = (top + row * side + y) * row_bytes + (left + col * side) * 3;
+                    let levels = &pixels[start..start + side * 3];
+                    normalizer.apply(levels, values);
                 }
             }
-        }
-        // The loop above makes exactly this many values.
-        let patches = Array2::from_shape_vec((grid.patches(), side * side * 3), values);
+        });
+        // The vector was made with exactly this many values.
+        let patches = Array2::from_shape_vec((grid.patches(), patch_values), values);
         View { patches: patches.unwrap_or_default(), grid }
     }
 }

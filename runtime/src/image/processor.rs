@@ -42,7 +42,7 @@ impl ImageProcessor {
     /// Resizes, splits and normalises an image.
     ///
     /// # Errors
-    /// [`ImageError::NoPixels`] for an image without any.
+    /// [`ImageError::NoPixels`] for an image without any, [`ImageError::Resize`].
     pub fn process(&self, image: &RgbImage) -> Result<ProcessedImage, ImageError> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
@@ -53,7 +53,7 @@ impl ImageProcessor {
         if layout.is_split() {
             let tile = self.settings.tile_size;
             let size = Size { height: layout.rows * tile, width: layout.cols * tile };
-            let resized = resize(image, size, self.settings.resample);
+            let resized = resize(image, size, self.settings.resample)?;
             let grid = self.grid(tile, tile);
             for i in 0..layout.rows * layout.cols {
                 let (top, left) = (i / layout.cols * tile, i % layout.cols * tile);
@@ -62,7 +62,7 @@ impl ImageProcessor {
         }
         if !layout.is_split() || layout.thumbnail {
             let (height, width) = layout.image_size;
-            let resized = resize(image, Size { height, width }, self.settings.resample);
+            let resized = resize(image, Size { height, width }, self.settings.resample)?;
             views.push(self.cut(&resized, 0, 0, self.grid(height, width)));
         }
         Ok(ProcessedImage { views, layout })

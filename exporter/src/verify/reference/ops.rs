@@ -122,6 +122,8 @@ fn erf(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -136,7 +138,7 @@ mod tests {
             (-1.0, -0.842_700_792_949_714_9),
         ];
         for (x, expected) in table {
-            assert!((erf(x) - expected).abs() < 1e-12, "erf({x}) = {}", erf(x));
+            assert_abs_diff_eq!(erf(x), expected, epsilon = 1e-12);
         }
     }
 }
