@@ -70,14 +70,15 @@ pub fn program(package: &'static str, name: &str) -> Command {
     Command::new(folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// A script of `tests/python`, in the environment that `cargo xtask test` makes.
+/// A script of `tests/python`, with the packages that `cargo xtask test` installs.
 pub fn python(script: &str) -> Command {
-    let python = std::env::var_os("LFM2VL_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
-        root().join(if cfg!(windows) { ".venv/Scripts/python.exe" } else { ".venv/bin/python" })
-    });
-    assert!(python.is_file(), "run the tests with `cargo xtask test`, which sets Python up");
-    let mut command = Command::new(python);
+    let mut command = Command::new("python3");
     command.arg(root().join("tests/python").join(script));
+    if std::env::var_os("PYTHONPATH").is_none() {
+        let packages = root().join(".python");
+        assert!(packages.is_dir(), "run the tests with `cargo xtask test`, which sets Python up");
+        command.env("PYTHONPATH", packages);
+    }
     command
 }
 

@@ -1,5 +1,5 @@
 //! What the project needs besides cargo: the ONNX Runtime library, and for the tests with other
-//! programs a Python environment.
+//! programs a few Python packages.
 
 use std::{
     fs::{self, File},
@@ -88,19 +88,20 @@ fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The interpreter of `.venv`, made with what the tests import on the first call.
-pub(crate) fn python() -> Result<PathBuf> {
-    let venv = folder(".venv");
-    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+/// The folder `.python` with what the Python tests import, filled on the first call.
+pub(crate) fn python_packages() -> Result<PathBuf> {
+    let packages = folder(".python");
     let wanted = PYTHON_PACKAGES.join("\n");
-    let stamp = venv.join("packages.txt");
+    let stamp = packages.join("packages.txt");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
+        return Ok(packages);
     }
     eprintln!("installing the Python packages that the tests use");
-    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
-        .context("cannot make a virtual environment; python3 with venv is needed")?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PYTHON_PACKAGES))?;
+    run(Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+        .arg(&packages)
+        .args(PYTHON_PACKAGES))
+    .context("cannot install Python packages; python3 with pip is needed")?;
     fs::write(stamp, wanted)?;
-    Ok(python)
+    Ok(packages)
 }

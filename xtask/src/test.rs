@@ -8,12 +8,12 @@ use crate::{root, setup};
 
 pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
-    let python = setup::python()?;
+    let packages = setup::python_packages()?;
     setup::run(
         Command::new(env!("CARGO"))
             .args(["test", "--workspace"])
             .current_dir(root())
             .env("ORT_DYLIB_PATH", library)
-            .env("LFM2VL_PYTHON", python),
+            .env("PYTHONPATH", packages),
     )
 }
