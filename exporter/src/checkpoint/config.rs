@@ -101,7 +101,7 @@ impl Config {
                 hidden_size: root.size("projector_hidden_size", 2560)?,
                 bias: root.flag("projector_bias", true)?,
                 use_layernorm: root.flag("projector_use_layernorm", true)?,
-                downsample_factor: root.size("downsample_factor", 2)?,
+                downsample_factor: root.count("downsample_factor", 2)?,
             },
             // The first configs say image_token_index.
             image_token_id: root.size("image_token_id", root.size("image_token_index", 396)?)?
@@ -130,7 +130,7 @@ impl TextConfig {
         section.expect_text("model_type", &["lfm2"], Some("lfm2"))?;
         let hidden_size = section.size("hidden_size", 2560)?;
         let num_attention_heads = section.size("num_attention_heads", 32)?;
-        let num_hidden_layers = section.size("num_hidden_layers", 32)?;
+        let num_hidden_layers = section.count("num_hidden_layers", 32)?;
         let num_key_value_heads = section.size("num_key_value_heads", 8)?;
         if num_attention_heads % num_key_value_heads != 0 {
             let heads = format!("it must divide the {num_attention_heads} attention heads");
@@ -149,7 +149,7 @@ impl TextConfig {
             feed_forward_size: feed_forward_size(section)?,
             vocab_size: section.size("vocab_size", 65536)?,
             max_position_embeddings: section.size("max_position_embeddings", 128_000)?,
-            conv_l_cache: section.size("conv_L_cache", 3)?,
+            conv_l_cache: section.count("conv_L_cache", 3)?,
             conv_bias: section.flag("conv_bias", false)?,
             norm_eps: section.number("norm_eps", 1e-5)? as f32,
             rope_theta: rope_theta(section)?,
@@ -171,7 +171,12 @@ fn feed_forward_size(section: &Section<'_>) -> Result<usize, CheckpointError> {
     }
     let multiplier = section.number("block_ffn_dim_multiplier", 1.0)?;
     let multiple_of = section.size("block_multiple_of", 256)?;
-    Ok(((multiplier * size as f64) as usize).next_multiple_of(multiple_of))
+    let adjusted = multiplier * size as f64;
+    if !(1.0..=LARGEST_SIZE as f64).contains(&adjusted) {
+        let size = format!("it must give a size from 1 to {LARGEST_SIZE}");
+        return Err(section.unsupported("block_ffn_dim_multiplier", &size));
+    }
+    Ok((adjusted as usize).next_multiple_of(multiple_of))
 }
 
 fn rope_theta(section: &Section<'_>) -> Result<f64, CheckpointError> {
@@ -237,9 +242,9 @@ impl VisionConfig {
         Ok(VisionConfig {
             hidden_size,
             intermediate_size: section.size("intermediate_size", 3072)?,
-            num_hidden_layers: section.size("num_hidden_layers", 12)?,
+            num_hidden_layers: section.count("num_hidden_layers", 12)?,
             num_attention_heads,
-            patch_size: section.size("patch_size", 16)?,
+            patch_size: section.count("patch_size", 16)?,
             position_grid,
             layer_norm_eps: section.number("layer_norm_eps", 1e-6)? as f32,
         })
@@ -254,6 +259,8 @@ struct Section<'a> {
 
 /// Sizes above this are taken for damage, so that products of a few cannot overflow.
 const LARGEST_SIZE: u64 = 1 << 24;
+/// The same for what is counted or squared: layers, patch sides, conv widths.
+const LARGEST_COUNT: u64 = 1 << 12;
 
 impl<'a> Section<'a> {
     fn section(&self, name: &'static str) -> Section<'a> {
@@ -274,13 +281,29 @@ impl<'a> Section<'a> {
     }
 
     fn size(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
+        self.whole_number(key, default, LARGEST_SIZE)
+    }
+
+    fn count(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
+        self.whole_number(key, default, LARGEST_COUNT)
+    }
+
+    fn whole_number(
+        &self,
+        key: &str,
+        default: usize,
+        largest: u64,
+    ) -> Result<usize, CheckpointError> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => value
                 .as_u64()
-                .filter(|size| (1..=LARGEST_SIZE).contains(size))
-                .map(|size| size as usize)
-                .ok_or_else(|| self.unsupported(key, "it must be a positive whole number")),
+                .filter(|number| (1..=largest).contains(number))
+                .map(|number| number as usize)
+                .ok_or_else(|| {
+                    let range = format!("it must be a whole number from 1 to {largest}");
+                    self.unsupported(key, &range)
+                }),
         }
     }
 
@@ -360,6 +383,9 @@ mod tests {
             (json!({"num_hidden_layers": 1, "layer_types": ["mamba"]}), "layer_types"),
             (json!({"num_attention_heads": 6, "num_key_value_heads": 4}), "num_key_value_heads"),
             (json!({"vocab_size": u64::MAX}), "vocab_size"),
+            (json!({"num_hidden_layers": 10_000_000}), "num_hidden_layers"),
+            (json!({"block_ffn_dim_multiplier": 1e300}), "block_ffn_dim_multiplier"),
+            (json!({"block_ffn_dim_multiplier": -1.0}), "block_ffn_dim_multiplier"),
         ];
         for (json, key) in cases {
             let error = text(json).unwrap_err().to_string();

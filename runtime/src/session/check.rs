@@ -17,6 +17,8 @@ pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {
         let names = decoder.inputs().iter().map(Outlet::name);
         names
             .filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok())
+            // An index beyond any model is no layer; the contract then does not know the input.
+            .filter(|&layer: &usize| layer < 4096)
             .collect()
     };
     let conv = layers_of("past_conv.", "");
