@@ -1,10 +1,19 @@
 //! Arguments that several commands share.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use lfm2vl::{Engine, GenerationOptions, Precision, Provider, image::Overrides};
+use lfm2vl::{
+    Engine, GenerationOptions, Precision, PromptOptions, Provider,
+    chat::Message,
+    image::{Limits, Overrides, RgbImage, load_all},
+};
+use serde_json::{Map, Value};
 
 /// How the model is loaded.
 #[derive(Args)]
@@ -26,12 +35,12 @@ impl LoadArguments {
             .precision(self.precision)
             .provider(self.provider)
             .threads(self.threads)
-            .image_overrides(images.overrides());
+            .image_overrides(images.overrides()?);
         Ok(builder.build()?)
     }
 }
 
-/// How images are processed: the dial between speed and detail.
+/// How images are loaded and processed: the dial between speed and detail.
 #[derive(Args)]
 pub(crate) struct ImageArguments {
     /// Enlarge smaller images to this many image tokens.
@@ -40,6 +49,9 @@ pub(crate) struct ImageArguments {
     /// Shrink or split images that would take more image tokens.
     #[arg(long, value_name = "N")]
     max_image_tokens: Option<usize>,
+    /// Split large images into at least so many tiles.
+    #[arg(long, value_name = "N")]
+    min_tiles: Option<usize>,
     /// Split large images into at most so many tiles.
     #[arg(long, value_name = "N")]
     max_tiles: Option<usize>,
@@ -49,18 +61,64 @@ pub(crate) struct ImageArguments {
     /// Leave out the small copy of an image that is split.
     #[arg(long)]
     no_thumbnail: bool,
+    /// Replace any setting of processor_config.json, such as resample=3; may be given several
+    /// times.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
+    image_setting: Vec<(String, Value)>,
+    /// Refuse images of more bytes.
+    #[arg(long, value_name = "N")]
+    max_image_bytes: Option<u64>,
+    /// Refuse images of more pixels.
+    #[arg(long, value_name = "N")]
+    max_image_pixels: Option<u64>,
+    /// Give up on an image after this time.
+    #[arg(long, value_name = "SECONDS")]
+    image_timeout: Option<u64>,
+    /// Let URLs lead to addresses that are not public.
+    #[arg(long)]
+    allow_private_addresses: bool,
+}
+
+fn parse_setting(argument: &str) -> Result<(String, Value), String> {
+    let (name, value) = argument.split_once('=').ok_or("write NAME=VALUE")?;
+    let value = serde_json::from_str(value).map_err(|_| "the value is not JSON".to_owned())?;
+    Ok((name.to_owned(), value))
 }
 
 impl ImageArguments {
-    pub(crate) fn overrides(&self) -> Overrides {
-        Overrides {
-            min_image_tokens: self.min_image_tokens,
-            max_image_tokens: self.max_image_tokens,
-            max_tiles: self.max_tiles,
-            do_image_splitting: self.no_splitting.then_some(false),
-            use_thumbnail: self.no_thumbnail.then_some(false),
-            ..Overrides::default()
+    pub(crate) fn overrides(&self) -> Result<Overrides> {
+        let settings: Map<String, Value> = self.image_setting.iter().cloned().collect();
+        for name in settings.keys() {
+            ensure!(
+                Overrides::NAMES.contains(&name.as_str()),
+                "there is no image setting '{name}'; the settings are {}",
+                Overrides::NAMES.join(", ")
+            );
         }
+        let any = Overrides::from_json(&settings.into())?;
+        Ok(Overrides {
+            min_image_tokens: self.min_image_tokens.or(any.min_image_tokens),
+            max_image_tokens: self.max_image_tokens.or(any.max_image_tokens),
+            min_tiles: self.min_tiles.or(any.min_tiles),
+            max_tiles: self.max_tiles.or(any.max_tiles),
+            do_image_splitting: self.no_splitting.then_some(false).or(any.do_image_splitting),
+            use_thumbnail: self.no_thumbnail.then_some(false).or(any.use_thumbnail),
+            ..any
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            max_bytes: self.max_image_bytes.unwrap_or(default.max_bytes),
+            max_pixels: self.max_image_pixels.unwrap_or(default.max_pixels),
+            max_time: self.image_timeout.map_or(default.max_time, Duration::from_secs),
+            allow_private_addresses: self.allow_private_addresses,
+        }
+    }
+
+    pub(crate) fn load(&self, sources: &[String]) -> Result<Vec<RgbImage>> {
+        Ok(load_all(sources, &self.limits())?)
     }
 }
 
@@ -114,13 +172,53 @@ impl GenerationArguments {
 /// The prompt of one turn.
 #[derive(Args)]
 pub(crate) struct PromptArguments {
-    /// An image; may be given several times. Images come before the prompt.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) image: Vec<PathBuf>,
+    /// An image: a file, a URL or a data URI; may be given several times. Images come before the
+    /// prompt.
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) image: Vec<String>,
     /// What to ask.
     #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: String,
+    prompt: String,
+    #[command(flatten)]
+    pub(crate) chat: ChatArguments,
+}
+
+impl PromptArguments {
+    pub(crate) fn message(&self) -> Message {
+        Message::user(&self.prompt)
+    }
+}
+
+/// What is around the messages.
+#[derive(Args)]
+pub(crate) struct ChatArguments {
     /// Instructions for the model.
     #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
+    system: Option<String>,
+    /// Tools that the model may call: a file with a JSON list of
+    /// {"type": "function", "function": {"name", "description", "parameters"}}.
+    #[arg(long, value_name = "FILE.json")]
+    tools: Option<PathBuf>,
+    /// Let strings such as <|im_end|> in a prompt mean the special tokens.
+    #[arg(long)]
+    special_tokens_in_text: bool,
+}
+
+impl ChatArguments {
+    pub(crate) fn system_message(&self) -> Option<Message> {
+        self.system.as_ref().map(Message::system)
+    }
+
+    pub(crate) fn options(&self) -> Result<PromptOptions> {
+        let mut options = PromptOptions::default();
+        options.special_tokens_in_text = self.special_tokens_in_text;
+        if let Some(path) = &self.tools {
+            let content = fs::read(path)
+                .with_context(|| format!("cannot read {}; check the path", path.display()))?;
+            let tools: Vec<Value> = serde_json::from_slice(&content)
+                .with_context(|| format!("{} is no JSON list; correct it", path.display()))?;
+            options.render.tools = Some(tools.into());
+        }
+        Ok(options)
+    }
 }

@@ -4,11 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{
-    Engine, GenerationOptions,
-    chat::Message,
-    image::{Limits, open},
-};
+use lfm2vl::{Engine, GenerationOptions, chat::Message};
 use serde_json::json;
 
 use crate::{
@@ -21,8 +17,8 @@ pub(crate) struct Arguments {
     /// Folder that lfm2vl-export wrote.
     folder: PathBuf,
     /// An image to put before the prompt.
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|URL")]
+    image: Option<String>,
     /// Text tokens of the prompt, about.
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,
@@ -97,8 +93,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> {
     let mut conversation = engine.conversation();
     let start = Instant::now();
-    let image = arguments.image.as_ref().map(|file| open(file, &Limits::default())).transpose()?;
-    conversation.push_with_images(Message::user(prompt), image.as_slice())?;
+    let images = arguments.images.load(arguments.image.as_slice())?;
+    conversation.push_with_images(Message::user(prompt), &images)?;
     let preprocess = start.elapsed().as_secs_f64();
     let options = GenerationOptions {
         max_new_tokens: arguments.new_tokens,

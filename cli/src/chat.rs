@@ -2,19 +2,15 @@
 
 use std::{
     io::{self, BufRead, IsTerminal},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{
-    Conversation, Engine, GenerationOptions,
-    chat::Message,
-    image::{Limits, open},
-};
+use lfm2vl::{Conversation, Engine, GenerationOptions, chat::Message};
 
 use crate::{
-    arguments::{GenerationArguments, ImageArguments, LoadArguments},
+    arguments::{ChatArguments, GenerationArguments, ImageArguments, LoadArguments},
     print,
 };
 
@@ -22,12 +18,11 @@ use crate::{
 pub(crate) struct Arguments {
     /// Folder that lfm2vl-export wrote.
     folder: PathBuf,
-    /// An image for the first message; may be given several times.
-    #[arg(long, value_name = "FILE")]
-    image: Vec<PathBuf>,
-    /// Instructions for the model.
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
+    /// An image for the first message: a file, a URL or a data URI; may be given several times.
+    #[arg(long, value_name = "FILE|URL")]
+    image: Vec<String>,
+    #[command(flatten)]
+    chat: ChatArguments,
     #[command(flatten)]
     load: LoadArguments,
     #[command(flatten)]
@@ -37,7 +32,7 @@ pub(crate) struct Arguments {
 }
 
 const HELP: &str = "\
-/image FILE   attach an image to the next message
+/image FILE   attach an image to the next message; a URL works too
 /reset        start again
 /help         show this
 /quit         leave
@@ -70,11 +65,8 @@ impl<'a> Line<'a> {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let options = arguments.generation.options(&engine)?;
-    let mut images = Vec::new();
-    for file in &arguments.image {
-        images.push(open(file, &Limits::default())?);
-    }
-    let mut conversation = start(&engine, arguments.system.as_deref());
+    let mut images = arguments.images.load(&arguments.image)?;
+    let mut conversation = start(&engine, &arguments.chat)?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
         eprintln!("{HELP}");
@@ -87,13 +79,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let Some(line) = lines.next().transpose()? else { return Ok(()) };
         match Line::parse(line.trim()) {
             Line::Message("") => {}
-            Line::Image(file) => match open(Path::new(file), &Limits::default()) {
-                Ok(image) => images.push(image),
+            Line::Image(source) => match arguments.images.load(&[source.to_owned()]) {
+                Ok(image) => images.extend(image),
                 Err(error) => eprintln!("error: {error}"),
             },
             Line::Reset => {
                 images.clear();
-                conversation = start(&engine, arguments.system.as_deref());
+                conversation = start(&engine, &arguments.chat)?;
             }
             Line::Help => eprintln!("{HELP}"),
             Line::Quit => return Ok(()),
@@ -107,12 +99,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn start<'e>(engine: &'e Engine, system: Option<&str>) -> Conversation<'e> {
-    let mut conversation = engine.conversation();
-    if let Some(system) = system {
-        conversation.push(Message::system(system));
+fn start<'e>(engine: &'e Engine, chat: &ChatArguments) -> Result<Conversation<'e>> {
+    let mut conversation = engine.conversation_with(chat.options()?);
+    if let Some(system) = chat.system_message() {
+        conversation.push(system);
     }
-    conversation
+    Ok(conversation)
 }
 
 fn answer(conversation: &mut Conversation<'_>, options: &GenerationOptions) -> Result<()> {

@@ -10,8 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use lfm2vl::{
     Prompt, Prompter,
-    chat::Message,
-    image::{Limits, PaddedViews, View, open},
+    image::{PaddedViews, View},
 };
 use safetensors::{Dtype, View as TensorView};
 use serde_json::{Value, json};
@@ -39,14 +38,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let prompter = Prompter::from_folder(&arguments.folder, &arguments.images.overrides())?;
-    let limits = Limits::default();
-    let files = arguments.prompt.image.iter();
-    let images = files.map(|file| open(file, &limits)).collect::<Result<Vec<_>, _>>()?;
-    let mut messages = Vec::new();
-    messages.extend(arguments.prompt.system.as_ref().map(Message::system));
-    messages.push(Message::user(&arguments.prompt.prompt).with_images(images.len()));
-    let prompt = prompter.prepare(&messages, &images)?;
+    let prompter = Prompter::from_folder(&arguments.folder, &arguments.images.overrides()?)?;
+    let images = arguments.images.load(&arguments.prompt.image)?;
+    let chat = &arguments.prompt.chat;
+    let mut messages: Vec<_> = chat.system_message().into_iter().collect();
+    messages.push(arguments.prompt.message().with_images(images.len()));
+    let prompt = prompter.prepare(&messages, &images, &chat.options()?)?;
 
     if let Some(path) = &arguments.tensors {
         let patches = prompter.image_processor().settings().max_num_patches();

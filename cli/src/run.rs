@@ -4,11 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{
-    Completion,
-    chat::Message,
-    image::{Limits, open},
-};
+use lfm2vl::{Completion, chat::ToolCall};
 use serde_json::{Value, json};
 
 use crate::{
@@ -36,16 +32,15 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let options = arguments.generation.options(&engine)?;
-    let mut conversation = engine.conversation();
-    if let Some(system) = &arguments.prompt.system {
-        conversation.push(Message::system(system));
+    let chat = &arguments.prompt.chat;
+    let mut conversation = engine.conversation_with(chat.options()?);
+    if let Some(system) = chat.system_message() {
+        conversation.push(system);
     }
     let start = Instant::now();
-    let limits = Limits::default();
-    let files = arguments.prompt.image.iter();
-    let images = files.map(|file| open(file, &limits)).collect::<Result<Vec<_>, _>>()?;
+    let images = arguments.images.load(&arguments.prompt.image)?;
     let decode_seconds = start.elapsed().as_secs_f64();
-    conversation.push_with_images(Message::user(&arguments.prompt.prompt), &images)?;
+    conversation.push_with_images(arguments.prompt.message(), &images)?;
 
     let mut answer = conversation.generate(&options)?;
     if arguments.json {
@@ -64,6 +59,8 @@ fn to_json(completion: &Completion, load_seconds: f64) -> Value {
     let timings = completion.timings;
     json!({
         "text": completion.text,
+        "thinking": completion.reply.thinking,
+        "tool_calls": completion.reply.tool_calls.iter().map(ToolCall::to_json).collect::<Vec<_>>(),
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,

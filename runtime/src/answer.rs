@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::{
     Conversation, Engine, Error,
-    chat::TextStream,
+    chat::{Reply, TextStream},
     conversation::Computed,
     generate::{FinishReason, GenerationOptions, Passed, Sampler, StopText},
 };
@@ -25,8 +25,10 @@ pub struct Timings {
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Its text.
+    /// Its text, without special tokens.
     pub text: String,
+    /// Its parts: thinking, text and tool calls. Empty until the answer ends.
+    pub reply: Reply,
     /// Its tokens, without the one that ended it.
     pub token_ids: Vec<u32>,
     /// Why it ended.
@@ -67,7 +69,6 @@ pub struct Answer<'c, 'e> {
     completion: Completion,
     computed: Option<Computed>,
     finished: bool,
-    cut_by_stop_string: bool,
 }
 
 /// What a prompt's own run gave.
@@ -101,6 +102,7 @@ impl<'c, 'e> Answer<'c, 'e> {
             logits: Some(prepared.logits),
             completion: Completion {
                 text: String::new(),
+                reply: Reply::default(),
                 token_ids: Vec::new(),
                 finish_reason: FinishReason::Length,
                 prompt_tokens: prepared.prompt_tokens,
@@ -110,7 +112,6 @@ impl<'c, 'e> Answer<'c, 'e> {
             },
             computed: Some(prepared.computed),
             finished: false,
-            cut_by_stop_string: false,
         }
     }
 }
@@ -124,7 +125,22 @@ impl Answer<'_, '_> {
         for piece in self.by_ref() {
             piece?;
         }
+        let prompter = self.engine.prompter();
+        self.completion.reply = prompter.reply(&self.covered_text()?);
         Ok(self.completion.clone())
+    }
+
+    /// The covered text of what the model wrote, special tokens included, as far as it was given
+    /// out.
+    fn covered_text(&self) -> Result<String, Error> {
+        let (prompter, options) = (self.engine.prompter(), self.conversation.options());
+        let ids = &self.completion.token_ids;
+        let given_out = prompter.tokenizer().decode(ids, true)? == self.completion.text;
+        Ok(match given_out {
+            true => prompter.covered_answer(ids, options)?,
+            // Cut off before a stop string, or dropped inside a character.
+            false => prompter.covered_text(&self.completion.text, options),
+        })
     }
 
     /// The next token, or `None` at the end.
@@ -163,7 +179,6 @@ impl Answer<'_, '_> {
                 Passed::Text(text) => text,
                 Passed::Stopped(text) => {
                     self.finished = true;
-                    self.cut_by_stop_string = true;
                     self.completion.finish_reason = FinishReason::Stop;
                     text
                 }
@@ -172,23 +187,12 @@ impl Answer<'_, '_> {
                 self.finished = true;
                 match self.stop.push(&self.stream.finish()?) {
                     Passed::Text(text) => text + &self.stop.finish(),
-                    Passed::Stopped(text) => {
-                        self.cut_by_stop_string = true;
-                        text
-                    }
+                    Passed::Stopped(text) => text,
                 }
             }
         };
         self.completion.text.push_str(&piece);
         Ok(piece)
-    }
-
-    /// Whether the state is the one after the answer's `text`: not where a stop string was cut off, or
-    /// where the text leaves out special tokens that the model wrote.
-    fn state_matches(&self, text: &str) -> bool {
-        let tokenizer = self.engine.prompter().tokenizer();
-        let written = tokenizer.decode(&self.completion.token_ids, false);
-        !self.cut_by_stop_string && written.is_ok_and(|written| written == text)
     }
 }
 
@@ -213,10 +217,11 @@ impl Iterator for Answer<'_, '_> {
 
 impl Drop for Answer<'_, '_> {
     fn drop(&mut self) {
-        let text = std::mem::take(&mut self.completion.text);
-        let computed = self.computed.take().filter(|_| self.state_matches(&text));
-        let computed = computed.map(|mut computed| {
-            computed.text.push_str(&text);
+        let (prompter, options) = (self.engine.prompter(), self.conversation.options());
+        let written = prompter.covered_answer(&self.completion.token_ids, options);
+        let text = self.covered_text().unwrap_or_default();
+        let computed = self.computed.take().zip(written.ok()).map(|(mut computed, written)| {
+            computed.text.push_str(&written);
             computed
         });
         self.conversation.push_answer(text, computed);

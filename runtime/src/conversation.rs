@@ -4,17 +4,26 @@ use std::time::Instant;
 
 use image::RgbImage;
 use ndarray::Array2;
+use rayon::prelude::*;
 
 use crate::{
-    Answer, Engine, Error, GenerationOptions, Timings, answer::Prepared, chat::Message,
-    image::ProcessedImage, session::DecoderState,
+    Answer, Engine, Error, GenerationOptions, PromptOptions, Timings,
+    answer::Prepared,
+    chat::{ChatError, Message, Tool},
+    image::ProcessedImage,
+    session::{Checkpoint, DecoderState},
 };
 
 /// Messages and images, and the decoder's state after them. A later turn goes on from the state
-/// of the earlier ones, so only its new tokens are computed.
+/// of the earlier ones, so only its new tokens are computed. Where the template writes earlier
+/// turns in another way than they were, as when it drops old thinking, the state goes back to
+/// the end of the last prompt up to which all tokens are the same.
 pub struct Conversation<'e> {
     engine: &'e Engine,
+    options: PromptOptions,
     messages: Vec<Message>,
+    /// The messages as the template gets them.
+    covered: Vec<Message>,
     images: Vec<ConversationImage>,
     /// What the state was computed from; `None` before the first answer.
     computed: Option<Computed>,
@@ -29,17 +38,22 @@ struct ConversationImage {
 
 /// The tokens so far, and the state after the first `state.tokens()` of them.
 pub(crate) struct Computed {
-    /// Prompt and answers as text; a later prompt that starts with it can go on from here.
+    /// Prompt and answers as covered text; a later prompt that starts with it goes on from here,
+    /// with the tokens that the model wrote.
     pub(crate) text: String,
     pub(crate) tokens: Vec<u32>,
     pub(crate) state: DecoderState,
+    /// The states after earlier prompts, before their answers.
+    checkpoints: Vec<Checkpoint>,
 }
 
 impl<'e> Conversation<'e> {
-    pub(crate) fn new(engine: &'e Engine) -> Self {
+    pub(crate) fn new(engine: &'e Engine, options: PromptOptions) -> Self {
         Conversation {
             engine,
+            options,
             messages: Vec::new(),
+            covered: Vec::new(),
             images: Vec::new(),
             computed: None,
             preprocess_seconds: 0.0,
@@ -51,32 +65,67 @@ impl<'e> Conversation<'e> {
         &self.messages
     }
 
+    /// Gives the model these tools to call, from the next answer on.
+    pub fn set_tools(&mut self, tools: &[Tool]) {
+        let tools: Vec<_> = tools.iter().map(Tool::to_json).collect();
+        self.options.render.tools = (!tools.is_empty()).then(|| tools.into());
+    }
+
     /// Adds a message without images.
     pub fn push(&mut self, message: Message) {
+        self.covered.push(self.engine.prompter().cover(&message, &self.options));
         self.messages.push(message);
     }
 
-    /// Adds a message with images before its text.
+    /// Adds a message with images, which are processed in parallel. They come before its text,
+    /// unless the message has a place of its own for each.
     ///
     /// # Errors
-    /// [`Error::Image`] when an image cannot be processed.
+    /// [`Error::Image`] when an image cannot be processed; [`Error::Chat`] when the message has
+    /// places for more or fewer images.
     pub fn push_with_images(&mut self, message: Message, images: &[RgbImage]) -> Result<(), Error> {
         let start = Instant::now();
         let processor = self.engine.image_processor();
         let processed =
-            images.iter().map(|i| processor.process(i)).collect::<Result<Vec<_>, _>>()?;
-        self.images.extend(
-            processed.into_iter().map(|processed| ConversationImage { processed, features: None }),
-        );
-        self.messages.push(message.with_images(images.len()));
+            images.par_iter().map(|i| processor.process(i)).collect::<Result<Vec<_>, _>>()?;
         self.preprocess_seconds += start.elapsed().as_secs_f64();
+        self.push_with_processed(message, processed)
+    }
+
+    /// Adds a message with images that are processed already, each with settings of its own if
+    /// need be ([`ImageProcessor::with`](crate::image::ImageProcessor::with)).
+    ///
+    /// # Errors
+    /// [`Error::Chat`] when the message has places for more or fewer images.
+    pub fn push_with_processed(
+        &mut self,
+        message: Message,
+        images: Vec<ProcessedImage>,
+    ) -> Result<(), Error> {
+        let message = match message.images() {
+            0 => message.with_images(images.len()),
+            places if places == images.len() => message,
+            marks => {
+                let token = "image".to_owned();
+                return Err(ChatError::ImageCount { token, marks, images: images.len() }.into());
+            }
+        };
+        self.images.extend(
+            images.into_iter().map(|processed| ConversationImage { processed, features: None }),
+        );
+        self.push(message);
         Ok(())
     }
 
-    /// Adds what the model said, with the state after it if that is known.
-    pub(crate) fn push_answer(&mut self, text: String, computed: Option<Computed>) {
-        self.messages.push(Message::assistant(text));
+    /// Adds what the model said, as covered text, with the state after it if that is known.
+    pub(crate) fn push_answer(&mut self, covered: String, computed: Option<Computed>) {
+        self.messages.push(Message::assistant(self.engine.prompter().uncover(&covered)));
+        self.covered.push(Message::assistant(covered));
         self.computed = computed;
+    }
+
+    pub(crate) fn options(&self) -> &PromptOptions {
+        &self.options
     }
 
     /// Starts the answer to the messages. The iterator gives its text piece by piece; an answer
@@ -103,7 +152,7 @@ impl<'e> Conversation<'e> {
 
         let start = Instant::now();
         let layouts: Vec<_> = self.images.iter().map(|image| image.processed.layout).collect();
-        let text = self.engine.prompter().render(&self.messages, &layouts)?;
+        let text = self.engine.prompter().render(&self.covered, &layouts, &self.options)?;
         let mut computed = self.go_on_to(text)?;
         let reused_tokens = computed.state.tokens();
         let prompt_tokens = computed.tokens.len();
@@ -119,6 +168,7 @@ impl<'e> Conversation<'e> {
         let features = features_from(&self.images, reused_images);
         let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
         let logits = self.engine.decoder().run(embeddings, &mut computed.state)?.logits;
+        computed.checkpoints.push(self.engine.decoder().checkpoint(&computed.state)?);
         timings.prefill = start.elapsed().as_secs_f64();
 
         let image_tokens = computed.tokens.iter().filter(is_image).count();
@@ -127,19 +177,33 @@ impl<'e> Conversation<'e> {
         Ok(Answer::new(self.engine, self, &options, prepared))
     }
 
-    /// The tokens of the prompt `text`, going on from what was computed where it extends that.
+    /// The tokens of the prompt `text`, going on from what was computed as far as it is the same.
     fn go_on_to(&mut self, text: String) -> Result<Computed, Error> {
-        let tokenizer = self.engine.prompter().tokenizer();
-        if let Some(mut computed) = self.computed.take()
-            && let Some(new_text) = text.strip_prefix(&computed.text)
+        let prompter = self.engine.prompter();
+        let decoder = self.engine.decoder();
+        let Some(mut computed) = self.computed.take() else {
+            let tokens = prompter.encode(&text)?;
+            let state = decoder.new_state()?;
+            return Ok(Computed { text, tokens, state, checkpoints: Vec::new() });
+        };
+        if let Some(new_text) = text.strip_prefix(&computed.text)
             && !new_text.is_empty()
         {
-            computed.tokens.extend(tokenizer.encode(new_text)?);
-            computed.text = text;
-            return Ok(computed);
+            computed.tokens.extend(prompter.encode(new_text)?);
+        } else {
+            let tokens = prompter.encode(&text)?;
+            let same = tokens.iter().zip(&computed.tokens).take_while(|(a, b)| a == b).count();
+            // The prompt's last token must be run, for its logits.
+            let reusable = same.min(tokens.len().saturating_sub(1));
+            computed.checkpoints.retain(|checkpoint| checkpoint.tokens() <= reusable);
+            match computed.checkpoints.last() {
+                Some(checkpoint) => decoder.rewind(&mut computed.state, checkpoint)?,
+                None => computed.state = decoder.new_state()?,
+            }
+            computed.tokens = tokens;
         }
-        let state = self.engine.decoder().new_state()?;
-        Ok(Computed { tokens: tokenizer.encode(&text)?, text, state })
+        computed.text = text;
+        Ok(computed)
     }
 }
 

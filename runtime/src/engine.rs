@@ -6,7 +6,7 @@ use lfm2vl_graphs::{Contract, Graph, ModelDims, Precision, Recipe};
 use ndarray::{Array2, Array3, Axis, concatenate};
 
 use crate::{
-    Conversation, Error, GenerationOptions, Prompter, Provider,
+    Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of},
@@ -157,7 +157,12 @@ impl Engine {
 
     /// A new conversation.
     pub fn conversation(&self) -> Conversation<'_> {
-        Conversation::new(self)
+        self.conversation_with(PromptOptions::default())
+    }
+
+    /// A new conversation whose prompts are made with these options.
+    pub fn conversation_with(&self, options: PromptOptions) -> Conversation<'_> {
+        Conversation::new(self, options)
     }
 
     /// The folder it was loaded from.

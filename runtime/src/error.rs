@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lfm2vl_graphs::{Graph, LibraryError, Precision, YamlError};
 
-use crate::{Provider, chat::ChatError, image::ImageError};
+use crate::{PromptError, Provider, chat::ChatError, image::ImageError};
 
 /// Why the library could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -116,4 +116,14 @@ pub enum Error {
         /// What it must be.
         expected: &'static str,
     },
+}
+
+impl From<PromptError> for Error {
+    fn from(error: PromptError) -> Self {
+        match error {
+            PromptError::NoFolder(folder) => Error::NoFolder(folder),
+            PromptError::Image(error) => Error::Image(error),
+            PromptError::Chat(error) => Error::Chat(error),
+        }
+    }
 }

@@ -26,30 +26,42 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-mod answer;
 pub mod chat;
-mod conversation;
-mod engine;
-mod error;
-mod folder;
-mod generate;
 pub mod image;
 mod prompter;
+
+#[cfg(feature = "onnxruntime")]
+mod answer;
+#[cfg(feature = "onnxruntime")]
+mod conversation;
+#[cfg(feature = "onnxruntime")]
+mod engine;
+#[cfg(feature = "onnxruntime")]
+mod error;
+#[cfg(feature = "onnxruntime")]
+mod folder;
+#[cfg(feature = "onnxruntime")]
+mod generate;
+#[cfg(feature = "onnxruntime")]
 mod provider;
+#[cfg(feature = "onnxruntime")]
 mod session;
 
-pub use lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path};
+pub use prompter::{Prompt, PromptError, PromptOptions, Prompter};
 
-pub use answer::{Answer, Completion, Timings};
-pub use conversation::Conversation;
-pub use engine::{Engine, EngineBuilder, GraphInfo, TensorInfo};
-pub use error::Error;
-pub use folder::ModelFolder;
-pub use generate::{FinishReason, GenerationOptions, Sampler};
-pub use prompter::{Prompt, Prompter};
-pub use provider::Provider;
+#[cfg(feature = "onnxruntime")]
+pub use {
+    answer::{Answer, Completion, Timings},
+    conversation::Conversation,
+    engine::{Engine, EngineBuilder, GraphInfo, TensorInfo},
+    error::Error,
+    folder::ModelFolder,
+    generate::{FinishReason, GenerationOptions, Sampler},
+    lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
+    provider::Provider,
+};
 
 /// The README's example is compiled with the documentation's own.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "onnxruntime"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;

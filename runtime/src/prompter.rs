@@ -1,14 +1,15 @@
 //! From messages and images to the inputs of the graphs, without running any: the counterpart of
 //! `Lfm2VlProcessor`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::RgbImage;
+use rayon::prelude::*;
+use serde_json::Value;
 
 use crate::{
-    Error,
-    chat::{ChatTemplate, ImageTokens, Message, RenderOptions, Tokenizer},
-    image::{ImageLayout, ImageProcessor, ImageSettings, Overrides, ProcessedImage},
+    chat::{ChatError, ChatTemplate, Cover, ImageTokens, Message, RenderOptions, Reply, Tokenizer},
+    image::{ImageError, ImageLayout, ImageProcessor, ImageSettings, Overrides, ProcessedImage},
 };
 
 /// A model's template, tokenizer and image processor. Needs no ONNX Runtime.
@@ -18,6 +19,28 @@ pub struct Prompter {
     image_tokens: ImageTokens,
     image_token_id: u32,
     image_processor: ImageProcessor,
+    /// Covers the special tokens in the text of messages.
+    cover: Cover,
+}
+
+/// How a prompt is made of messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptOptions {
+    /// What the template is given besides the messages. By default the prompt ends with the
+    /// start of the model's answer.
+    pub render: RenderOptions,
+    /// Whether a string such as `<|im_end|>` or `<image>` in the text of a message means the
+    /// special token, as in the reference. By default it is text like any other, so that nobody
+    /// who writes a part of a prompt can forge its structure; the text of the system is its
+    /// author's own, and always has the reference's meaning.
+    pub special_tokens_in_text: bool,
+}
+
+impl Default for PromptOptions {
+    fn default() -> Self {
+        let render = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        PromptOptions { render, special_tokens_in_text: false }
+    }
 }
 
 /// A prompt, ready for the graphs.
@@ -37,21 +60,37 @@ impl Prompt {
     }
 }
 
+/// Why a prompt cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// The folder does not exist.
+    #[error("{0} is not a folder; give the folder that lfm2vl-export wrote")]
+    NoFolder(PathBuf),
+    /// An image or the settings of images are not usable.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The messages cannot be turned into tokens.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+}
+
 impl Prompter {
     /// The prompter of the model in `folder`, with some image settings replaced.
     ///
     /// # Errors
-    /// [`Error::Chat`] or [`Error::Image`] when a file is missing or wrong.
-    pub fn from_folder(folder: &Path, overrides: &Overrides) -> Result<Self, Error> {
+    /// [`PromptError`] when a file is missing or wrong.
+    pub fn from_folder(folder: &Path, overrides: &Overrides) -> Result<Self, PromptError> {
         if !folder.is_dir() {
-            return Err(Error::NoFolder(folder.to_owned()));
+            return Err(PromptError::NoFolder(folder.to_owned()));
         }
         let tokenizer = Tokenizer::from_folder(folder)?;
         let image_tokens = ImageTokens::from_folder(folder)?;
         let settings = ImageSettings::from_folder(folder)?.with(overrides)?;
+        let special = tokenizer.special_tokens().chain([image_tokens.image.clone()]);
         Ok(Prompter {
             template: ChatTemplate::from_folder(folder)?,
             image_token_id: tokenizer.token_id(&image_tokens.image)?,
+            cover: Cover::new(special),
             tokenizer,
             image_tokens,
             image_processor: ImageProcessor::new(settings),
@@ -73,28 +112,106 @@ impl Prompter {
         &self.image_processor
     }
 
-    /// The prompt that asks for an answer to `messages`, which have a place for each image.
+    /// The prompt of `messages`, which have a place for each image. Images are processed in
+    /// parallel.
     ///
     /// # Errors
-    /// [`Error::Chat`] or [`Error::Image`].
-    pub fn prepare(&self, messages: &[Message], images: &[RgbImage]) -> Result<Prompt, Error> {
-        let images = images
-            .iter()
-            .map(|image| self.image_processor.process(image))
-            .collect::<Result<Vec<_>, _>>()?;
-        let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout).collect();
-        let text = self.render(messages, &layouts)?;
-        Ok(Prompt { input_ids: self.tokenizer.encode(&text)?, text, images })
-    }
-
-    /// The text of the prompt that asks for an answer to `messages`.
-    pub(crate) fn render(
+    /// [`PromptError::Chat`] or [`PromptError::Image`].
+    pub fn prepare(
         &self,
         messages: &[Message],
+        images: &[RgbImage],
+        options: &PromptOptions,
+    ) -> Result<Prompt, PromptError> {
+        let images = images
+            .par_iter()
+            .map(|image| self.image_processor.process(image))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.prepare_processed(messages, images, options)
+    }
+
+    /// The prompt of `messages`, with images that are processed already, each with settings of
+    /// its own if need be ([`ImageProcessor::with`]).
+    ///
+    /// # Errors
+    /// [`PromptError::Chat`].
+    pub fn prepare_processed(
+        &self,
+        messages: &[Message],
+        images: Vec<ProcessedImage>,
+        options: &PromptOptions,
+    ) -> Result<Prompt, PromptError> {
+        let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout).collect();
+        let messages: Vec<Message> =
+            messages.iter().map(|message| self.cover(message, options)).collect();
+        let covered = self.render(&messages, &layouts, options)?;
+        let input_ids = self.encode(&covered)?;
+        Ok(Prompt { input_ids, text: self.cover.remove(&covered), images })
+    }
+
+    /// A message as it goes into [`render`](Self::render): with what must not be a special token
+    /// covered.
+    pub(crate) fn cover(&self, message: &Message, options: &PromptOptions) -> Message {
+        match options.special_tokens_in_text {
+            true => message.clone(),
+            false => self.cover.message(message),
+        }
+    }
+
+    /// The covered text of a prompt.
+    pub(crate) fn render(
+        &self,
+        covered: &[Message],
         images: &[ImageLayout],
-    ) -> Result<String, Error> {
-        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        let text = self.template.render(messages, &options)?;
-        Ok(self.image_tokens.expand(&text, images)?)
+        options: &PromptOptions,
+    ) -> Result<String, ChatError> {
+        let mut render = options.render.clone();
+        if !options.special_tokens_in_text {
+            render.tools = render.tools.map(|tools: Value| self.cover.json(&tools));
+        }
+        let text = self.template.render(covered, &render)?;
+        self.image_tokens.expand(&text, images)
+    }
+
+    /// Ids of a covered text.
+    pub(crate) fn encode(&self, covered: &str) -> Result<Vec<u32>, ChatError> {
+        self.tokenizer.encode_covered(covered, &self.cover)
+    }
+
+    /// The covered text of an answer: its special tokens are there as strings, and what merely
+    /// looks like one is covered.
+    pub(crate) fn covered_answer(
+        &self,
+        ids: &[u32],
+        options: &PromptOptions,
+    ) -> Result<String, ChatError> {
+        let runs =
+            ids.chunk_by(|&a, &b| self.tokenizer.is_special(a) == self.tokenizer.is_special(b));
+        let texts = runs.map(|run| {
+            let text = self.tokenizer.decode(run, false)?;
+            match self.tokenizer.is_special(run[0]) || options.special_tokens_in_text {
+                true => Ok(text),
+                false => Ok(self.cover.text(&text)),
+            }
+        });
+        texts.collect()
+    }
+
+    /// A text as it goes into a message.
+    pub(crate) fn covered_text(&self, text: &str, options: &PromptOptions) -> String {
+        match options.special_tokens_in_text {
+            true => text.to_owned(),
+            false => self.cover.text(text),
+        }
+    }
+
+    /// The parts of an answer, from its covered text.
+    pub(crate) fn reply(&self, covered: &str) -> Reply {
+        self.cover.remove_from_reply(Reply::parse(covered))
+    }
+
+    /// The text that was covered.
+    pub(crate) fn uncover(&self, covered: &str) -> String {
+        self.cover.remove(covered)
     }
 }

@@ -1,18 +1,24 @@
 //! From messages to token ids and back, as `Lfm2VlProcessor` of transformers 5.23 does it. Needs
 //! no ONNX Runtime.
 
+mod cover;
 mod error;
 mod expand;
 mod json;
 mod message;
 mod python;
+mod reply;
 mod template;
 mod text_stream;
 mod tokenizer;
+mod tool;
 
+pub(crate) use cover::Cover;
 pub use error::ChatError;
 pub use expand::ImageTokens;
 pub use message::{Content, Message, Part, Role};
+pub use reply::{MalformedCalls, Reply};
 pub use template::{ChatTemplate, RenderOptions};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
+pub use tool::{Tool, ToolCall};

@@ -18,8 +18,10 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Whether to leave the last message open, for the model to go on with.
     pub continue_final_message: bool,
-    /// JSON schemas of the tools that the model may call.
+    /// JSON schemas of the tools that the model may call ([`Tool::to_json`](super::Tool)).
     pub tools: Option<serde_json::Value>,
+    /// Variables of this template, such as `keep_past_thinking` or `enable_thinking`.
+    pub variables: Map<String, serde_json::Value>,
 }
 
 /// A chat template.
@@ -113,6 +115,7 @@ impl ChatTemplate {
         context.insert("tools".into(), options.tools.clone().unwrap_or_default());
         context.insert("documents".into(), serde_json::Value::Null);
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        context.extend(options.variables.clone());
         let template = self.environment.get_template(NAME).map_err(|e| template_error(&e))?;
         let mut prompt =
             template.render(Value::from(Serde(context))).map_err(|e| template_error(&e))?;

@@ -1,11 +1,16 @@
 //! The model's tokenizer.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path, sync::OnceLock};
 
-use super::ChatError;
+use super::{ChatError, Cover};
 
 /// A tokenizer read from `tokenizer.json`.
-pub struct Tokenizer(tokenizers::Tokenizer);
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    special: BTreeSet<u32>,
+    /// The same, except that it takes the strings of special tokens for text.
+    plain: OnceLock<tokenizers::Tokenizer>,
+}
 
 impl Tokenizer {
     /// The tokenizer of the model in `folder`.
@@ -14,9 +19,21 @@ impl Tokenizer {
     /// [`ChatError::File`] when `tokenizer.json` is missing or not valid.
     pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
         let path = folder.join("tokenizer.json");
-        tokenizers::Tokenizer::from_file(&path)
-            .map(Tokenizer)
-            .map_err(|error| ChatError::File { path, message: error.to_string() })
+        let tokenizer = tokenizers::Tokenizer::from_file(&path)
+            .map_err(|error| ChatError::File { path, message: error.to_string() })?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        Ok(Tokenizer { tokenizer, special, plain: OnceLock::new() })
+    }
+
+    /// The strings of the special tokens.
+    pub fn special_tokens(&self) -> impl Iterator<Item = String> {
+        self.special.iter().filter_map(|&id| self.token(id))
+    }
+
+    /// Whether an id is that of a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// Ids of a text. Nothing is added: the chat template writes the start token itself.
@@ -24,9 +41,46 @@ impl Tokenizer {
     /// # Errors
     /// [`ChatError::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ChatError> {
-        let encoding =
-            self.0.encode(text, false).map_err(|e| ChatError::Tokenizer(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(ids(&self.tokenizer, text)?.get_ids().to_vec())
+    }
+
+    /// Ids of a text in which the strings of special tokens are text as any other.
+    ///
+    /// # Errors
+    /// [`ChatError::Tokenizer`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, ChatError> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.tokenizer.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        Ok(ids(plain, text)?.get_ids().to_vec())
+    }
+
+    /// Ids of a text in which `cover` has covered what is not to be a special token.
+    ///
+    /// # Errors
+    /// [`ChatError::Tokenizer`].
+    pub(crate) fn encode_covered(&self, text: &str, cover: &Cover) -> Result<Vec<u32>, ChatError> {
+        if !cover.is_covered(text) {
+            return self.encode(text);
+        }
+        // The special tokens that are not covered split the text as they split any other.
+        let encoding = ids(&self.tokenizer, text)?;
+        let mut tokens = Vec::new();
+        let mut start = 0;
+        let plain = |start: usize, end: usize| {
+            self.encode_plain(&cover.remove(text.get(start..end).unwrap_or_default()))
+        };
+        for (&id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            if self.is_special(id) {
+                tokens.extend(plain(start, from)?);
+                tokens.push(id);
+                start = to;
+            }
+        }
+        tokens.extend(plain(start, text.len())?);
+        Ok(tokens)
     }
 
     /// Text of ids; bytes that are no UTF-8 become U+FFFD.
@@ -34,7 +88,7 @@ impl Tokenizer {
     /// # Errors
     /// [`ChatError::Tokenizer`].
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, ChatError> {
-        self.0
+        self.tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|error| ChatError::Tokenizer(error.to_string()))
     }
@@ -44,11 +98,15 @@ impl Tokenizer {
     /// # Errors
     /// [`ChatError::NoSuchToken`].
     pub fn token_id(&self, token: &str) -> Result<u32, ChatError> {
-        self.0.token_to_id(token).ok_or_else(|| ChatError::NoSuchToken(token.to_owned()))
+        self.tokenizer.token_to_id(token).ok_or_else(|| ChatError::NoSuchToken(token.to_owned()))
     }
 
     /// The text of a token, special ones included.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.0.id_to_token(id)
+        self.tokenizer.id_to_token(id)
     }
+}
+
+fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<tokenizers::Encoding, ChatError> {
+    tokenizer.encode(text, false).map_err(|error| ChatError::Tokenizer(error.to_string()))
 }

@@ -1,27 +1,61 @@
-//! Image files to pixels.
+//! Image files to pixels, as Pillow's `open(...)`, `exif_transpose` and `convert("RGB")` give
+//! them, which is how transformers loads images.
 
 use std::{
     fs::{self, File},
-    io::{Cursor, Read},
+    io::{self, BufRead, Cursor, Read, Seek, SeekFrom},
     path::Path,
+    time::Duration,
 };
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, metadata::Orientation,
+};
 
-use super::ImageError;
+use super::{ImageError, deadline::Deadline, jpeg, orientation::orientation, pixels::from_dynamic};
 
-/// How large an image may be. Both are checked before anything is decoded.
+/// What an image may take. Bytes and pixels are checked before anything is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes of a file; 64 MiB by default.
+    /// Most bytes of a file or download; 64 MiB by default.
     pub max_bytes: u64,
     /// Most pixels, by the image's header; 100 million by default.
     pub max_pixels: u64,
+    /// Most time for fetching and decoding one image; 20 seconds by default. It is looked at
+    /// whenever a decoder or a download asks for more data.
+    pub max_time: Duration,
+    /// Whether URLs may lead to addresses that are not public, such as 127.0.0.1 or 10.0.0.1, and
+    /// through a proxy, behind which addresses cannot be seen; not by default.
+    pub allow_private_addresses: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_bytes: 64 << 20, max_pixels: 100_000_000 }
+        Limits {
+            max_bytes: 64 << 20,
+            max_pixels: 100_000_000,
+            max_time: Duration::from_secs(20),
+            allow_private_addresses: false,
+        }
+    }
+}
+
+impl Limits {
+    pub(super) fn check_bytes(&self, bytes: u64) -> Result<(), ImageError> {
+        match bytes > self.max_bytes {
+            true => Err(ImageError::TooManyBytes { bytes, limit: self.max_bytes }),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
+        if width == 0 || height == 0 {
+            return Err(ImageError::NoPixels { width, height });
+        }
+        match u64::from(width) * u64::from(height) > self.max_pixels {
+            true => Err(ImageError::TooManyPixels { width, height, limit: self.max_pixels }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -31,12 +65,10 @@ impl Default for Limits {
 /// [`ImageError`] that names the file.
 pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
     let read_error = |source| ImageError::Read { path: path.to_owned(), source };
-    let in_file = |source| ImageError::InFile { path: path.to_owned(), source: Box::new(source) };
+    let in_file = |error: ImageError| error.of(path.display());
     let bytes = fs::metadata(path).map_err(read_error)?.len();
-    if bytes > limits.max_bytes {
-        return Err(in_file(ImageError::TooManyBytes { bytes, limit: limits.max_bytes }));
-    }
-    let mut content = Vec::new();
+    limits.check_bytes(bytes).map_err(in_file)?;
+    let mut content = Vec::with_capacity(bytes as usize);
     File::open(path)
         .and_then(|file| file.take(limits.max_bytes).read_to_end(&mut content))
         .map_err(read_error)?;
@@ -44,47 +76,94 @@ pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
 }
 
 /// Decodes a PNG, JPEG, WebP, BMP or GIF (its first frame), turns it as its EXIF orientation
-/// says, and converts it to RGB; an alpha channel is dropped, not blended.
+/// says, and converts it to RGB [height, width, 3]; an alpha channel is dropped, not blended.
 ///
 /// # Errors
 /// [`ImageError`] when the data is too large, damaged or of another format.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, ImageError> {
+    decode_before(bytes, limits, Deadline::after(limits.max_time))
+}
+
+pub(super) fn decode_before(
+    bytes: &[u8],
+    limits: &Limits,
+    deadline: Deadline,
+) -> Result<RgbImage, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
-    if bytes.len() as u64 > limits.max_bytes {
-        let bytes = bytes.len() as u64;
-        return Err(ImageError::TooManyBytes { bytes, limit: limits.max_bytes });
+    limits.check_bytes(bytes.len() as u64)?;
+    let (image, orientation) = match image::guess_format(bytes) {
+        Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, limits)?,
+        Ok(format) if SUPPORTED.contains(&format) => {
+            let decoded = decode_format(bytes, format, limits, deadline);
+            deadline.check()?;
+            decoded?
+        }
+        _ => return Err(ImageError::UnknownFormat),
+    };
+    deadline.check()?;
+    if orientation == Orientation::NoTransforms {
+        return Ok(image);
     }
-    let broken = |error: image::ImageError| ImageError::Broken(error.to_string());
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| ImageError::Broken(error.to_string()))?;
-    if reader.format().is_none() {
-        return Err(ImageError::UnknownFormat);
-    }
-    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_is_complete(bytes) {
-        return Err(ImageError::Broken("the JPEG data ends too early".into()));
-    }
-    let mut decoder = reader.into_decoder().map_err(broken)?;
-    let (width, height) = decoder.dimensions();
-    if width == 0 || height == 0 {
-        return Err(ImageError::NoPixels { width, height });
-    }
-    if u64::from(width) * u64::from(height) > limits.max_pixels {
-        return Err(ImageError::TooManyPixels { width, height, limit: limits.max_pixels });
-    }
-    let orientation = decoder.orientation().map_err(broken)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    let mut image = DynamicImage::ImageRgb8(image);
     image.apply_orientation(orientation);
     Ok(image.into_rgb8())
 }
 
-/// Whether there is an end marker after the last start of a scan. The decoder itself fills what
-/// is missing with gray.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: [u8; 2] = [0xFF, 0xDA];
-    const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
-    let last_scan = bytes.windows(2).rposition(|marker| marker == START_OF_SCAN);
-    last_scan.is_some_and(|start| bytes[start..].windows(2).any(|m| m == END_OF_IMAGE))
+/// The formats that the crate `image` decodes for us.
+const SUPPORTED: [ImageFormat; 4] =
+    [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif];
+
+fn decode_format(
+    bytes: &[u8],
+    format: ImageFormat,
+    limits: &Limits,
+    deadline: Deadline,
+) -> Result<(RgbImage, Orientation), ImageError> {
+    let broken = |error: image::ImageError| ImageError::Broken(error.to_string());
+    let reader = Timed { data: Cursor::new(bytes), deadline };
+    let mut decoder = ImageReader::with_format(reader, format).into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    limits.check_size(width, height)?;
+    let exif = decoder.exif_metadata().map_err(broken)?;
+    let xmp = decoder.xmp_metadata().map_err(broken)?;
+    let orientation = orientation(exif.as_deref(), xmp.as_deref());
+    let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    Ok((from_dynamic(image), orientation))
+}
+
+/// Data that cannot be read any more after a deadline.
+struct Timed<'a> {
+    data: Cursor<&'a [u8]>,
+    deadline: Deadline,
+}
+
+/// Bytes that a decoder gets at once.
+const PIECE: usize = 64 << 10;
+
+impl BufRead for Timed<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.deadline.check().map_err(io::Error::other)?;
+        let rest = self.data.fill_buf()?;
+        Ok(&rest[..rest.len().min(PIECE)])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.data.consume(amount);
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let piece = self.fill_buf()?.read(buffer)?;
+        self.consume(piece);
+        Ok(piece)
+    }
+}
+
+impl Seek for Timed<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.data.seek(position)
+    }
 }

@@ -1,4 +1,4 @@
-use std::{io, path::PathBuf};
+use std::{fmt::Display, io, path::PathBuf, time::Duration};
 
 /// Why an image cannot be processed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,12 @@ pub enum ImageError {
         /// The limit.
         limit: u64,
     },
+    /// It took longer than allowed.
+    #[error("the image took longer than the limit of {limit:?}; shrink it or raise the limit")]
+    TooSlow {
+        /// The limit.
+        limit: Duration,
+    },
     /// No pixels.
     #[error("the image is {width}x{height} and has no pixels; give another image")]
     NoPixels {
@@ -55,11 +61,55 @@ pub enum ImageError {
     /// An image could not be resized.
     #[error("the image cannot be resized ({0}); give a smaller one")]
     Resize(String),
-    /// An error of one file among several.
-    #[error("{path}: {source}")]
-    InFile {
-        /// The file.
-        path: PathBuf,
+    /// Pixels in memory are not as many as the size says.
+    #[error(
+        "the pixels have {bytes} bytes, and {width}x{height} of this format need {expected}; pass rows without gaps"
+    )]
+    PixelCount {
+        /// Bytes given.
+        bytes: usize,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Bytes needed.
+        expected: u64,
+    },
+    /// An array is not [height, width, channels] of an image.
+    #[error("the array has {channels} channels; give [height, width, channels] with 1, 3 or 4")]
+    Channels {
+        /// Its last axis.
+        channels: usize,
+    },
+    /// A data URI is not valid.
+    #[error("the data URI is not valid ({0}); give data:image/png;base64,... or a file")]
+    DataUri(String),
+    /// A URL could not be fetched.
+    #[error("cannot fetch {url} ({message}); check the address, or give a file")]
+    Fetch {
+        /// The address.
+        url: String,
+        /// The cause.
+        message: String,
+    },
+    /// A URL leads to an address that is not public.
+    #[error(
+        "{host} is at the private address {address}; allow private addresses if you trust whoever gave the URL"
+    )]
+    PrivateAddress {
+        /// The host of the URL.
+        host: String,
+        /// Where it leads.
+        address: std::net::IpAddr,
+    },
+    /// This build cannot fetch URLs.
+    #[error("cannot fetch {0}: this build lacks the feature 'http'; give a file, or build with it")]
+    NoHttp(String),
+    /// An error of one image among several.
+    #[error("{name}: {source}")]
+    Named {
+        /// Its file or URL.
+        name: String,
         /// What is wrong with it.
         source: Box<ImageError>,
     },
@@ -81,4 +131,11 @@ pub enum ImageError {
         /// What it must be.
         expected: &'static str,
     },
+}
+
+impl ImageError {
+    /// This error with the name of the image that it is about.
+    pub(super) fn of(self, name: impl Display) -> Self {
+        ImageError::Named { name: name.to_string(), source: Box::new(self) }
+    }
 }

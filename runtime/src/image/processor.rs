@@ -3,8 +3,8 @@
 use image::RgbImage;
 
 use super::{
-    ImageError, ImageLayout, ImageSettings, PatchGrid, View, geometry::Size, patches::Normalizer,
-    resize::resize,
+    ImageError, ImageLayout, ImageSettings, Overrides, PatchGrid, View, geometry::Size,
+    patches::Normalizer, resize::resize,
 };
 
 /// Makes views of images, as `Lfm2VlImageProcessor` does.
@@ -27,6 +27,14 @@ impl ImageProcessor {
     pub fn new(settings: ImageSettings) -> Self {
         let normalizer = Normalizer::new(&settings);
         ImageProcessor { settings, normalizer }
+    }
+
+    /// A processor with some settings replaced, for single images.
+    ///
+    /// # Errors
+    /// [`ImageError::Setting`] when they do not go together.
+    pub fn with(&self, overrides: &Overrides) -> Result<Self, ImageError> {
+        Ok(Self::new(self.settings.with(overrides)?))
     }
 
     /// Its settings.

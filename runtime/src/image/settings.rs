@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::ImageError;
 
@@ -15,82 +15,89 @@ pub enum Resample {
     Bicubic,
 }
 
-/// Everything that decides how an image becomes patches. The names are those of the processor
-/// files, and the defaults those of `Lfm2VlImageProcessor`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ImageSettings {
-    /// Smaller images are enlarged to this many image tokens.
-    pub min_image_tokens: usize,
-    /// Larger images are shrunk to this many, or split into tiles.
-    pub max_image_tokens: usize,
-    /// Fewest tiles of an image that is split.
-    pub min_tiles: usize,
-    /// Most tiles of an image that is split.
-    pub max_tiles: usize,
-    /// Side of a tile in pixels.
-    pub tile_size: usize,
-    /// Side of a patch in pixels.
-    pub encoder_patch_size: usize,
-    /// Patches on each side of an image token.
-    pub downsample_factor: usize,
-    /// An image is split when it has more pixels than `max_image_tokens` stand for, times this.
-    pub max_pixels_tolerance: f64,
-    /// Whether large images are split at all.
-    pub do_image_splitting: bool,
-    /// Whether a small copy of a split image comes after its tiles.
-    pub use_thumbnail: bool,
-    /// Whether pixels are multiplied with `rescale_factor`.
-    pub do_rescale: bool,
-    /// Factor from 0..=255 to 0..=1.
-    pub rescale_factor: f64,
-    /// Whether mean and standard deviation are applied.
-    pub do_normalize: bool,
-    /// Mean of red, green and blue.
-    pub image_mean: [f32; 3],
-    /// Standard deviation of red, green and blue.
-    pub image_std: [f32; 3],
-    /// Interpolation.
-    pub resample: Resample,
-}
-
-impl Default for ImageSettings {
-    fn default() -> Self {
-        ImageSettings {
-            min_image_tokens: 64,
-            max_image_tokens: 256,
-            min_tiles: 2,
-            max_tiles: 10,
-            tile_size: 512,
-            encoder_patch_size: 16,
-            downsample_factor: 2,
-            max_pixels_tolerance: 2.0,
-            do_image_splitting: true,
-            use_thumbnail: true,
-            do_rescale: true,
-            rescale_factor: 1.0 / 255.0,
-            do_normalize: true,
-            image_mean: [0.5; 3],
-            image_std: [0.5; 3],
-            resample: Resample::Bilinear,
+/// Defines each setting once: what it is, its type, and the default of `Lfm2VlImageProcessor`.
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr,)*) => {
+        /// Everything that decides how an image becomes patches. The names are those of the
+        /// processor files, and the defaults those of `Lfm2VlImageProcessor`.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ImageSettings {
+            $($(#[$doc])* pub $name: $type,)*
         }
-    }
+
+        impl Default for ImageSettings {
+            fn default() -> Self {
+                ImageSettings { $($name: $default,)* }
+            }
+        }
+
+        /// Settings that replace others: those of a file the defaults, those of one call the
+        /// model's own. `None` leaves a setting as it is.
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub struct Overrides {
+            $(
+                #[doc = concat!("See [`ImageSettings::", stringify!($name), "`].")]
+                pub $name: Option<$type>,
+            )*
+        }
+
+        impl Overrides {
+            /// The names of all settings.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Reads the settings of a processor file's JSON object; null counts as missing, and
+            /// other keys are ignored.
+            ///
+            /// # Errors
+            /// [`ImageError::Setting`] for a value of another type.
+            pub fn from_json(json: &Value) -> Result<Self, ImageError> {
+                Ok(Overrides { $($name: read(json, stringify!($name))?,)* })
+            }
+
+            fn replace(&self, settings: &mut ImageSettings) {
+                $(
+                    if let Some(value) = self.$name {
+                        settings.$name = value;
+                    }
+                )*
+            }
+        }
+    };
 }
 
-/// Settings for one call, in place of the model's own.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Overrides {
-    /// See [`ImageSettings::min_image_tokens`].
-    pub min_image_tokens: Option<usize>,
-    /// See [`ImageSettings::max_image_tokens`].
-    pub max_image_tokens: Option<usize>,
-    /// See [`ImageSettings::min_tiles`].
-    pub min_tiles: Option<usize>,
-    /// See [`ImageSettings::max_tiles`].
-    pub max_tiles: Option<usize>,
-    /// See [`ImageSettings::do_image_splitting`].
-    pub do_image_splitting: Option<bool>,
-    /// See [`ImageSettings::use_thumbnail`].
-    pub use_thumbnail: Option<bool>,
+settings! {
+    /// Smaller images are enlarged to this many image tokens.
+    min_image_tokens: usize = 64,
+    /// Larger images are shrunk to this many, or split into tiles.
+    max_image_tokens: usize = 256,
+    /// Fewest tiles of an image that is split.
+    min_tiles: usize = 2,
+    /// Most tiles of an image that is split.
+    max_tiles: usize = 10,
+    /// Side of a tile in pixels.
+    tile_size: usize = 512,
+    /// Side of a patch in pixels.
+    encoder_patch_size: usize = 16,
+    /// Patches on each side of an image token.
+    downsample_factor: usize = 2,
+    /// An image is split when it has more pixels than `max_image_tokens` stand for, times this.
+    max_pixels_tolerance: f64 = 2.0,
+    /// Whether large images are split at all.
+    do_image_splitting: bool = true,
+    /// Whether a small copy of a split image comes after its tiles.
+    use_thumbnail: bool = true,
+    /// Whether pixels are multiplied with `rescale_factor`.
+    do_rescale: bool = true,
+    /// Factor from 0..=255 to 0..=1.
+    rescale_factor: f64 = 1.0 / 255.0,
+    /// Whether mean and standard deviation are applied.
+    do_normalize: bool = true,
+    /// Mean of red, green and blue.
+    image_mean: [f32; 3] = [0.5; 3],
+    /// Standard deviation of red, green and blue.
+    image_std: [f32; 3] = [0.5; 3],
+    /// Interpolation.
+    resample: Resample = Resample::Bilinear,
 }
 
 /// Sizes above this are refused, so that products of a few cannot overflow.
@@ -121,37 +128,7 @@ impl ImageSettings {
     /// # Errors
     /// [`ImageError::Setting`] for a value that is wrong or not supported.
     pub fn from_json(json: &Value) -> Result<Self, ImageError> {
-        let empty = Map::new();
-        let json = Object(json.as_object().unwrap_or(&empty));
-        let default = ImageSettings::default();
-        let settings = ImageSettings {
-            min_image_tokens: json.size("min_image_tokens", default.min_image_tokens)?,
-            max_image_tokens: json.size("max_image_tokens", default.max_image_tokens)?,
-            min_tiles: json.size("min_tiles", default.min_tiles)?,
-            max_tiles: json.size("max_tiles", default.max_tiles)?,
-            tile_size: json.size("tile_size", default.tile_size)?,
-            encoder_patch_size: json.size("encoder_patch_size", default.encoder_patch_size)?,
-            downsample_factor: json.size("downsample_factor", default.downsample_factor)?,
-            max_pixels_tolerance: json
-                .number("max_pixels_tolerance", default.max_pixels_tolerance)?,
-            do_image_splitting: json.flag("do_image_splitting", default.do_image_splitting)?,
-            use_thumbnail: json.flag("use_thumbnail", default.use_thumbnail)?,
-            do_rescale: json.flag("do_rescale", default.do_rescale)?,
-            rescale_factor: json.number("rescale_factor", default.rescale_factor)?,
-            do_normalize: json.flag("do_normalize", default.do_normalize)?,
-            image_mean: json.channels("image_mean", default.image_mean)?,
-            image_std: json.channels("image_std", default.image_std)?,
-            resample: match json.number("resample", 2.0)? {
-                2.0 => Resample::Bilinear,
-                3.0 => Resample::Bicubic,
-                _ => {
-                    return Err(
-                        json.wrong("resample", "only 2 (bilinear) and 3 (bicubic) are supported")
-                    );
-                }
-            },
-        };
-        settings.validated()
+        Self::default().with(&Overrides::from_json(json)?)
     }
 
     /// These settings with some replaced.
@@ -159,17 +136,9 @@ impl ImageSettings {
     /// # Errors
     /// [`ImageError::Setting`] when they do not go together.
     pub fn with(&self, overrides: &Overrides) -> Result<Self, ImageError> {
-        let set = |value: Option<usize>, own| value.unwrap_or(own);
-        ImageSettings {
-            min_image_tokens: set(overrides.min_image_tokens, self.min_image_tokens),
-            max_image_tokens: set(overrides.max_image_tokens, self.max_image_tokens),
-            min_tiles: set(overrides.min_tiles, self.min_tiles),
-            max_tiles: set(overrides.max_tiles, self.max_tiles),
-            do_image_splitting: overrides.do_image_splitting.unwrap_or(self.do_image_splitting),
-            use_thumbnail: overrides.use_thumbnail.unwrap_or(self.use_thumbnail),
-            ..self.clone()
-        }
-        .validated()
+        let mut settings = self.clone();
+        overrides.replace(&mut settings);
+        settings.validated()
     }
 
     /// Checks that the settings go together.
@@ -211,18 +180,15 @@ impl ImageSettings {
                 "it must be a multiple of encoder_patch_size * downsample_factor",
             );
         }
-        if !(self.max_pixels_tolerance > 0.0 && self.max_pixels_tolerance.is_finite()) {
-            return wrong(
-                "max_pixels_tolerance",
-                &self.max_pixels_tolerance,
-                "it must be positive",
-            );
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        if !positive(self.max_pixels_tolerance) {
+            return wrong("max_pixels_tolerance", &self.max_pixels_tolerance, POSITIVE);
         }
-        if !(self.rescale_factor > 0.0 && self.rescale_factor.is_finite()) {
-            return wrong("rescale_factor", &self.rescale_factor, "it must be positive");
+        if !positive(self.rescale_factor) {
+            return wrong("rescale_factor", &self.rescale_factor, POSITIVE);
         }
-        if self.image_std.iter().any(|&std| std.is_nan() || std <= 0.0) {
-            return wrong("image_std", &format!("{:?}", self.image_std), "it must be positive");
+        if !self.image_std.iter().all(|&std| positive(std.into())) {
+            return wrong("image_std", &format!("{:?}", self.image_std), POSITIVE);
         }
         Ok(self)
     }
@@ -242,6 +208,8 @@ impl ImageSettings {
     }
 }
 
+const POSITIVE: &str = "it must be positive";
+
 /// Reads a JSON file; `None` when it does not exist.
 fn read_json(path: &Path) -> Result<Option<Value>, ImageError> {
     let error = |message: String| ImageError::SettingsFile { path: path.to_owned(), message };
@@ -252,38 +220,61 @@ fn read_json(path: &Path) -> Result<Option<Value>, ImageError> {
     }
 }
 
-/// Typed access to the settings in a file; null counts as missing.
-struct Object<'a>(&'a Map<String, Value>);
+/// A setting of a JSON object.
+fn read<T: Setting>(json: &Value, name: &'static str) -> Result<Option<T>, ImageError> {
+    let Some(value) = json.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
+    let wrong = || ImageError::Setting { name, value: value.to_string(), expected: T::EXPECTED };
+    T::from_value(value).map(Some).ok_or_else(wrong)
+}
 
-impl Object<'_> {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
+/// A type that a setting may have.
+trait Setting: Sized {
+    /// What a value must be.
+    const EXPECTED: &str;
+
+    fn from_value(value: &Value) -> Option<Self>;
+}
+
+impl Setting for usize {
+    const EXPECTED: &str = "it must be a positive whole number";
+
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_u64()?.try_into().ok()
     }
+}
 
-    fn wrong(&self, name: &'static str, expected: &'static str) -> ImageError {
-        let value = self.0.get(name).map_or_else(|| "missing".into(), Value::to_string);
-        ImageError::Setting { name, value, expected }
+impl Setting for f64 {
+    const EXPECTED: &str = "it must be a number";
+
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_f64()
     }
+}
 
-    fn size(&self, name: &'static str, default: usize) -> Result<usize, ImageError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| self.wrong(name, "it must be a positive whole number"))
+impl Setting for bool {
+    const EXPECTED: &str = "it must be true or false";
+
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_bool()
     }
+}
 
-    fn number(&self, name: &'static str, default: f64) -> Result<f64, ImageError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        value.as_f64().ok_or_else(|| self.wrong(name, "it must be a number"))
+impl Setting for [f32; 3] {
+    const EXPECTED: &str = "it must be three numbers";
+
+    fn from_value(value: &Value) -> Option<Self> {
+        serde_json::from_value(value.clone()).ok()
     }
+}
 
-    fn flag(&self, name: &'static str, default: bool) -> Result<bool, ImageError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.wrong(name, "it must be true or false"))
-    }
+impl Setting for Resample {
+    const EXPECTED: &str = "only 2 (bilinear) and 3 (bicubic) are supported";
 
-    fn channels(&self, name: &'static str, default: [f32; 3]) -> Result<[f32; 3], ImageError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        serde_json::from_value(value.clone())
-            .map_err(|_| self.wrong(name, "it must be three numbers"))
+    fn from_value(value: &Value) -> Option<Self> {
+        match value.as_f64()? {
+            2.0 => Some(Resample::Bilinear),
+            3.0 => Some(Resample::Bicubic),
+            _ => None,
+        }
     }
 }

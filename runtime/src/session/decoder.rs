@@ -9,7 +9,7 @@ use ort::{
     value::{DynValue, Value},
 };
 
-use super::{DecoderState, GraphSession};
+use super::{Checkpoint, DecoderState, GraphSession};
 use crate::Error;
 
 /// The decoder graph.
@@ -30,6 +30,20 @@ impl Decoder {
     /// The state before any token.
     pub(crate) fn new_state(&self) -> Result<DecoderState, Error> {
         self.session.with(|_| DecoderState::new(&self.spec))
+    }
+
+    /// Remembers a state.
+    pub(crate) fn checkpoint(&self, state: &DecoderState) -> Result<Checkpoint, Error> {
+        self.session.with(|_| state.checkpoint())
+    }
+
+    /// Goes back to an earlier state.
+    pub(crate) fn rewind(
+        &self,
+        state: &mut DecoderState,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), Error> {
+        self.session.with(|_| state.rewind(checkpoint))
     }
 
     /// Runs over embeddings [1, tokens, hidden] that follow `state`, and moves the state on.

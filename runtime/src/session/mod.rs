@@ -16,7 +16,7 @@ use crate::{Error, Provider};
 pub(crate) use check::{check, dims_of};
 pub(crate) use decoder::Decoder;
 pub(crate) use embedding::EmbedTokens;
-pub(crate) use state::DecoderState;
+pub(crate) use state::{Checkpoint, DecoderState};
 pub(crate) use vision::Vision;
 
 /// One graph in ONNX Runtime.

@@ -1,7 +1,7 @@
 //! The decoder's hybrid state: conv states, keys and values, as the last run left them.
 
 use lfm2vl_graphs::{Dim, GraphSpec};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis, Slice};
 use ort::{
     session::SessionOutputs,
     value::{DynValue, Value},
@@ -20,6 +20,26 @@ struct StateTensor {
     past: String,
     present: String,
     value: DynValue,
+}
+
+impl StateTensor {
+    fn is_conv(&self) -> bool {
+        self.past.starts_with("past_conv.")
+    }
+}
+
+/// What it takes to go back to an earlier state: keys and values of a longer state begin with
+/// those of a shorter one, but conv states do not.
+pub(crate) struct Checkpoint {
+    tokens: usize,
+    conv: Vec<ArrayD<f32>>,
+}
+
+impl Checkpoint {
+    /// Tokens that the state covered.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
 }
 
 impl DecoderState {
@@ -64,6 +84,34 @@ impl DecoderState {
                 .ok_or_else(|| ort::Error::new(format!("no output {}", tensor.present)))?;
         }
         self.tokens += tokens;
+        Ok(())
+    }
+
+    /// Remembers this state.
+    pub(crate) fn checkpoint(&self) -> ort::Result<Checkpoint> {
+        let conv = self.tensors.iter().filter(|tensor| tensor.is_conv());
+        let conv = conv.map(|tensor| Ok(tensor.value.try_extract_array::<f32>()?.to_owned()));
+        Ok(Checkpoint { tokens: self.tokens, conv: conv.collect::<ort::Result<_>>()? })
+    }
+
+    /// Goes back to an earlier state of the same tokens.
+    pub(crate) fn rewind(&mut self, checkpoint: &Checkpoint) -> ort::Result<()> {
+        let mut conv = checkpoint.conv.iter();
+        for tensor in &mut self.tensors {
+            let earlier = match tensor.is_conv() {
+                true => conv.next().cloned(),
+                // Keys and values are [batch, kv_heads, tokens, head_dim].
+                false => {
+                    let all = tensor.value.try_extract_array::<f32>()?;
+                    Some(all.slice_axis(Axis(2), Slice::from(..checkpoint.tokens)).to_owned())
+                }
+            };
+            let earlier = earlier.ok_or_else(|| ort::Error::new("a conv state is missing"))?;
+            // A slice keeps the strides of the whole.
+            let earlier = earlier.as_standard_layout().into_owned();
+            tensor.value = Value::from_array(earlier)?.into_dyn();
+        }
+        self.tokens = checkpoint.tokens;
         Ok(())
     }
 }

@@ -5,3 +5,4 @@ mod combinations;
 mod common;
 mod preprocess;
 mod prompts;
+mod sources;

@@ -1,7 +1,7 @@
 //! Conversations: reuse of the state, streaming, stop strings, limits, hidden states.
 
 use lfm2vl::{
-    Engine, Error, FinishReason, GenerationOptions,
+    Engine, Error, FinishReason, GenerationOptions, PromptOptions,
     chat::Message,
     image::{Limits, open},
 };
@@ -143,7 +143,10 @@ fn hidden_states_come_from_folders_that_have_them() {
     let messages = [Message::user("Describe this image.").with_images(1)];
     let hidden = |recipe| {
         let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
-        let prompt = engine.prompter().prepare(&messages, std::slice::from_ref(&image)).unwrap();
+        let prompt = engine
+            .prompter()
+            .prepare(&messages, std::slice::from_ref(&image), &PromptOptions::default())
+            .unwrap();
         let features = engine.image_features(&prompt.images[0]).unwrap();
         let hidden = engine.last_hidden_state(&prompt.input_ids, &[features])?;
         assert_eq!(hidden.nrows(), prompt.input_ids.len());
@@ -161,7 +164,10 @@ fn hidden_states_come_from_folders_that_have_them() {
     let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
     let model = ReferenceModel::new(&checkpoint);
     let engine = engine();
-    let prompt = engine.prompter().prepare(&messages, std::slice::from_ref(&image)).unwrap();
+    let prompt = engine
+        .prompter()
+        .prepare(&messages, std::slice::from_ref(&image), &PromptOptions::default())
+        .unwrap();
     let view = &prompt.images[0].views[0];
     let features =
         model.image_features(view.patches.view(), view.grid.rows, view.grid.cols).unwrap();

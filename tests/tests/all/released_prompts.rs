@@ -36,6 +36,7 @@ fn conversations_render_as_the_reference_renders_them() {
             add_generation_prompt: flag("add_generation_prompt"),
             continue_final_message: flag("continue_final_message"),
             tools: golden.get("tools").cloned(),
+            ..RenderOptions::default()
         };
         let today = chrono::Local::now().format("%Y-%m-%d").to_string();
         let text = template.render(&messages, &options).map(|text| text.replace(&today, "{date}"));
