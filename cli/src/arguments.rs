@@ -210,8 +210,10 @@ impl ChatArguments {
     }
 
     pub(crate) fn options(&self) -> Result<PromptOptions> {
-        let mut options = PromptOptions::default();
-        options.special_tokens_in_text = self.special_tokens_in_text;
+        let mut options = PromptOptions {
+            special_tokens_in_text: self.special_tokens_in_text,
+            ..PromptOptions::default()
+        };
         if let Some(path) = &self.tools {
             let content = fs::read(path)
                 .with_context(|| format!("cannot read {}; check the path", path.display()))?;

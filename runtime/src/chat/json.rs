@@ -1,55 +1,138 @@
-//! JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it, for the `tojson` filter.
+//! JSON as Python's `json.dumps` writes it, for the `tojson` filter.
 
-use std::io;
+use std::io::{self, Write};
 
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use serde_json::ser::{Formatter, Serializer};
 
 use super::python;
 
-/// One line, with a space after each comma and colon.
-struct Spaced;
+/// The arguments of `json.dumps`.
+#[derive(Debug, Default)]
+pub(super) struct Style {
+    /// Spaces of a level, each item then on a line of its own.
+    pub(super) indent: Option<usize>,
+    /// Whether everything beyond ASCII is escaped.
+    pub(super) ensure_ascii: bool,
+    /// What stands after an item, and after a key; `", "` (without the space where items are on
+    /// lines) and `": "` by default.
+    pub(super) separators: Option<(String, String)>,
+}
 
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        w.write_all(if first { b"" } else { b", " })
+/// `value` as JSON.
+pub(super) fn dumps(value: &impl Serialize, style: &Style) -> Result<String, serde_json::Error> {
+    let comma = if style.indent.is_some() { "," } else { ", " };
+    let (item, key) = match &style.separators {
+        Some((item, key)) => (item.as_str(), key.as_str()),
+        None => (comma, ": "),
+    };
+    let python = Python { style, item, key, level: 0, is_empty: true };
+    let mut bytes = Vec::new();
+    value.serialize(&mut Serializer::with_formatter(&mut bytes, python))?;
+    // serde_json writes UTF-8 only.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+struct Python<'s> {
+    style: &'s Style,
+    item: &'s str,
+    key: &'s str,
+    level: usize,
+    /// Whether nothing has been written in the innermost list or object.
+    is_empty: bool,
+}
+
+impl Python<'_> {
+    fn open<W: ?Sized + Write>(&mut self, writer: &mut W, mark: &[u8]) -> io::Result<()> {
+        self.level += 1;
+        self.is_empty = true;
+        writer.write_all(mark)
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        w.write_all(if first { b"" } else { b", " })
+    fn close<W: ?Sized + Write>(&mut self, writer: &mut W, mark: &[u8]) -> io::Result<()> {
+        self.level -= 1;
+        if !self.is_empty {
+            self.new_line(writer)?;
+        }
+        self.is_empty = false;
+        writer.write_all(mark)
     }
 
-    fn write_f64<W: ?Sized + io::Write>(&mut self, w: &mut W, value: f64) -> io::Result<()> {
-        w.write_all(python::float(value).as_bytes())
+    fn next<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            writer.write_all(self.item.as_bytes())?;
+        }
+        self.is_empty = false;
+        self.new_line(writer)
     }
 
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        w.write_all(b": ")
+    fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
+        match self.style.indent {
+            Some(indent) => write!(writer, "\n{:1$}", "", indent * self.level),
+            None => Ok(()),
+        }
     }
 }
 
-/// `value` on one line, or over several with `indent` spaces a level.
-pub(super) fn dumps(
-    value: &impl Serialize,
-    indent: Option<usize>,
-) -> Result<String, serde_json::Error> {
-    let mut bytes = Vec::new();
-    match indent {
-        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced))?,
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))?;
-        }
+impl Formatter for Python<'_> {
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open(writer, b"[")
     }
-    // serde_json writes UTF-8 only.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.close(writer, b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.next(writer, first)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open(writer, b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.close(writer, b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.next(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(self.key.as_bytes())
+    }
+
+    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        writer.write_all(python::float(value).as_bytes())
+    }
+
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        if !self.style.ensure_ascii {
+            return writer.write_all(fragment.as_bytes());
+        }
+        for character in fragment.chars() {
+            match character {
+                ' '..='~' => write!(writer, "{character}")?,
+                _ => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        write!(writer, "\\u{unit:04x}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }

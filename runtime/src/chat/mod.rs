@@ -6,6 +6,7 @@ mod error;
 mod expand;
 mod json;
 mod message;
+mod methods;
 mod python;
 mod reply;
 mod template;

@@ -1,6 +1,7 @@
 //! Values as Python's `str` and `repr` write them: what Jinja prints and templates rely on.
 
 use minijinja::value::{Value, ValueKind};
+use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// `str(value)`.
 pub(super) fn str(value: &Value) -> String {
@@ -63,14 +64,33 @@ fn quote(text: &str) -> String {
             '\t' => quoted.push_str("\\t"),
             '\\' => quoted.push_str("\\\\"),
             c if c == mark => quoted.extend(['\\', c]),
-            c if c.is_control() && (c as u32) < 256 => {
-                quoted.push_str(&format!("\\x{:02x}", c as u32));
-            }
+            c if !is_printable(c) => quoted.push_str(&match c as u32 {
+                code @ ..0x100 => format!("\\x{code:02x}"),
+                code @ ..0x10000 => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }),
             c => quoted.push(c),
         }
     }
     quoted.push(mark);
     quoted
+}
+
+/// Python's `str.isprintable`, for one character.
+fn is_printable(character: char) -> bool {
+    use GeneralCategory::*;
+    character == ' '
+        || !matches!(
+            get_general_category(character),
+            Control
+                | Format
+                | Surrogate
+                | PrivateUse
+                | Unassigned
+                | LineSeparator
+                | ParagraphSeparator
+                | SpaceSeparator
+        )
 }
 
 #[cfg(test)]

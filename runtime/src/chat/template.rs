@@ -9,7 +9,7 @@ use minijinja::{
 };
 use serde_json::Map;
 
-use super::{ChatError, Message, json, python};
+use super::{ChatError, Message, json, methods, python};
 
 /// What to render besides the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,8 +66,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| ChatError::Template(error.to_string()))?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(print);
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: Value| python::str(&value));
@@ -177,14 +176,31 @@ fn print(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Resul
     output.write_str(&python::str(value)).map_err(Error::from)
 }
 
-/// `tojson` as transformers defines it: `json.dumps` without HTML escapes and with Unicode as it is.
+/// `tojson` as transformers defines it: `json.dumps` without HTML escapes and, unless it is asked
+/// for, with Unicode as it is.
 fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let style = json::Style {
+        indent: options.get("indent")?,
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        separators: match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
+            Some([item, key]) => Some((item.clone(), key.clone())),
+            Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "separators are two")),
+            None => None,
+        },
+    };
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
-    json::dumps(&value, indent)
-        .map(Value::from_safe_string)
-        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    let failed =
+        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
+    let text = match sort_keys {
+        Some(true) => {
+            let mut value = serde_json::to_value(&value).map_err(failed)?;
+            value.sort_all_objects();
+            json::dumps(&value, &style)
+        }
+        _ => json::dumps(&value, &style),
+    };
+    text.map(Value::from_safe_string).map_err(failed)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

@@ -6,3 +6,4 @@ mod common;
 mod preprocess;
 mod prompts;
 mod sources;
+mod templates;
