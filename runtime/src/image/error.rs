@@ -58,9 +58,6 @@ pub enum ImageError {
         "the image cannot be decoded ({0}); it is damaged or uses an unusual variant of its format"
     )]
     Broken(String),
-    /// An image could not be resized.
-    #[error("the image cannot be resized ({0}); give a smaller one")]
-    Resize(String),
     /// Pixels in memory are not as many as the size says.
     #[error(
         "the pixels have {bytes} bytes, and {width}x{height} of this format need {expected}; pass rows without gaps"

@@ -6,8 +6,10 @@ mod decode;
 mod error;
 #[cfg(feature = "http")]
 mod fetch;
+mod filter;
 mod geometry;
 mod jpeg;
+mod kernels;
 mod orientation;
 mod patches;
 mod pixels;

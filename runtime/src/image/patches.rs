@@ -1,10 +1,13 @@
 //! Views as patches, alone or padded to a batch.
 
-use image::RgbImage;
-use ndarray::{Array2, Array3, s};
-use rayon::prelude::*;
+use std::ops::Range;
 
-use super::{ImageSettings, PatchGrid};
+use ndarray::{Array2, Array3, s};
+
+use super::{
+    ImageSettings, PatchGrid,
+    resize::{Resize, Scratch},
+};
 
 /// One view of an image: the whole of it, a tile, or the thumbnail. It is not padded.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,31 +53,60 @@ impl Normalizer {
 }
 
 impl View {
-    /// Cuts the rectangle of `grid` patches at (`top`, `left`) out of an image.
-    pub(super) fn cut(
-        image: &RgbImage,
+    /// A view whose patches are still to be filled in.
+    pub(super) fn empty(grid: PatchGrid, side: usize) -> Self {
+        View { patches: Array2::zeros((grid.patches(), side * side * 3)), grid }
+    }
+}
+
+/// A row of patches, through all views that are side by side.
+pub(super) struct Band<'v> {
+    resize: &'v Resize<'v>,
+    /// Rows of the resized image.
+    rows: Range<usize>,
+    /// The row of patches in each view.
+    patches: Vec<&'v mut [f32]>,
+}
+
+impl<'v> Band<'v> {
+    /// The bands of views of one shape that are side by side, the first row of which is `top` in
+    /// the resized image.
+    pub(super) fn of_views(
+        views: &'v mut [View],
+        resize: &'v Resize<'v>,
         top: usize,
-        left: usize,
-        grid: PatchGrid,
         side: usize,
-        normalizer: &Normalizer,
-    ) -> Self {
-        let row_bytes = image.width() as usize * 3;
-        let pixels = image.as_raw();
-        let patch_values = side * side * 3;
-        let mut values = vec![0.0; grid.patches() * patch_values];
-        values.par_chunks_mut(grid.cols * patch_values).enumerate().for_each(|(row, patches)| {
-            for (col, patch) in patches.chunks_exact_mut(patch_values).enumerate() {
-                for (y, values) in patch.chunks_exact_mut(side * 3).enumerate() {
-                    let start = (top + row * side + y) * row_bytes + (left + col * side) * 3;
-                    let levels = &pixels[start..start + side * 3];
-                    normalizer.apply(levels, values);
+    ) -> Vec<Self> {
+        let mut bands = Vec::new();
+        for view in views {
+            let row = view.grid.cols * side * side * 3;
+            // A new array is contiguous.
+            let values = view.patches.as_slice_mut().unwrap_or_default();
+            for (i, patches) in values.chunks_exact_mut(row).enumerate() {
+                if i == bands.len() {
+                    let start = top + i * side;
+                    bands.push(Band { resize, rows: start..start + side, patches: Vec::new() });
+                }
+                bands[i].patches.push(patches);
+            }
+        }
+        bands
+    }
+
+    /// Resizes, normalises and cuts into patches, in one pass.
+    pub(super) fn fill(&mut self, side: usize, normalizer: &Normalizer, scratch: &mut Scratch) {
+        let line = side * 3;
+        let mut y = 0;
+        self.resize.rows(self.rows.clone(), scratch, |mut levels| {
+            for patches in &mut self.patches {
+                for patch in patches.chunks_exact_mut(side * line) {
+                    let (own, others) = levels.split_at(line);
+                    normalizer.apply(own, &mut patch[y * line..][..line]);
+                    levels = others;
                 }
             }
+            y += 1;
         });
-        // The vector was made with exactly this many values.
-        let patches = Array2::from_shape_vec((grid.patches(), patch_values), values);
-        View { patches: patches.unwrap_or_default(), grid }
     }
 }
 

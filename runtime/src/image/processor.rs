@@ -1,10 +1,15 @@
 //! The image processor: an image in, its views out.
 
+use std::cell::RefCell;
+
 use image::RgbImage;
+use rayon::prelude::*;
 
 use super::{
-    ImageError, ImageLayout, ImageSettings, Overrides, PatchGrid, View, geometry::Size,
-    patches::Normalizer, resize::resize,
+    ImageError, ImageLayout, ImageSettings, Overrides, PatchGrid, View,
+    geometry::Size,
+    patches::{Band, Normalizer},
+    resize::{Resize, Scratch},
 };
 
 /// Makes views of images, as `Lfm2VlImageProcessor` does.
@@ -57,22 +62,37 @@ impl ImageProcessor {
             return Err(ImageError::NoPixels { width, height });
         }
         let layout = self.layout(height as usize, width as usize);
-        let mut views = Vec::new();
-        if layout.is_split() {
-            let tile = self.settings.tile_size;
-            let size = Size { height: layout.rows * tile, width: layout.cols * tile };
-            let resized = resize(image, size, self.settings.resample)?;
-            let grid = self.grid(tile, tile);
-            for i in 0..layout.rows * layout.cols {
-                let (top, left) = (i / layout.cols * tile, i % layout.cols * tile);
-                views.push(self.cut(&resized, top, left, grid));
+        let side = self.settings.encoder_patch_size;
+        let tile = self.settings.tile_size;
+        let whole = {
+            let (height, width) = layout.image_size;
+            Size { height, width }
+        };
+        let tiled = Size { height: layout.rows * tile, width: layout.cols * tile };
+        let resize = |size| Resize::new(image, size, self.settings.resample);
+
+        let tiles = if layout.is_split() { layout.rows * layout.cols } else { 0 };
+        let tile_grid = self.grid(tile, tile);
+        let mut views: Vec<View> = (0..tiles).map(|_| View::empty(tile_grid, side)).collect();
+        if !layout.is_split() || layout.thumbnail {
+            views.push(View::empty(self.grid(whole.height, whole.width), side));
+        }
+        let (tile_views, whole_view) = views.split_at_mut(tiles);
+        let to_tiles = layout.is_split().then(|| resize(tiled));
+        let to_whole = resize(whole);
+        let mut bands = Vec::new();
+        if let Some(to_tiles) = &to_tiles {
+            for (row, views) in tile_views.chunks_mut(layout.cols).enumerate() {
+                bands.extend(Band::of_views(views, to_tiles, row * tile, side));
             }
         }
-        if !layout.is_split() || layout.thumbnail {
-            let (height, width) = layout.image_size;
-            let resized = resize(image, Size { height, width }, self.settings.resample)?;
-            views.push(self.cut(&resized, 0, 0, self.grid(height, width)));
-        }
+        bands.extend(Band::of_views(whole_view, &to_whole, 0, side));
+        bands
+            .into_par_iter()
+            .with_min_len(MIN_BANDS)
+            .for_each_init(Scratch::default, |scratch, mut band| {
+                band.fill(side, &self.normalizer, scratch)
+            });
         Ok(ProcessedImage { views, layout })
     }
 
@@ -80,8 +100,12 @@ impl ImageProcessor {
         let side = self.settings.encoder_patch_size;
         PatchGrid { rows: height / side, cols: width / side }
     }
-
-    fn cut(&self, image: &RgbImage, top: usize, left: usize, grid: PatchGrid) -> View {
-        View::cut(image, top, left, grid, self.settings.encoder_patch_size, &self.normalizer)
-    }
 }
+
+thread_local! {
+    /// Kept by each thread: to give memory back to the system stops all threads for a moment.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Bands that one thread takes at least: fewer are not worth handing over.
+const MIN_BANDS: usize = 4;
