@@ -63,7 +63,7 @@ fn report(prompt: &Prompt, sizes: &[(u32, u32)]) -> Value {
         .iter()
         .zip(sizes)
         .map(|(image, (width, height))| {
-            let shapes = image.views.iter().map(|view| [view.grid.rows, view.grid.cols]);
+            let shapes = image.grids.iter().map(|grid| [grid.rows, grid.cols]);
             json!({
                 "width": width,
                 "height": height,
@@ -112,7 +112,7 @@ fn write_tensors(path: &Path, prompt: &Prompt, patches: usize) -> Result<()> {
         "input_ids",
         Tensor::new(Dtype::I64, &[1, prompt.input_ids.len()], ids.map(i64::to_le_bytes)),
     )]);
-    let views: Vec<&View> = prompt.images.iter().flat_map(|image| &image.views).collect();
+    let views: Vec<View<'_>> = prompt.images.iter().flat_map(|image| image.views()).collect();
     if !views.is_empty() {
         let batch = PaddedViews::new(&views, patches);
         let pixels = batch.pixel_values.iter().map(|v| v.to_le_bytes());

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let start = Instant::now();
             let processed = processor.process(&image)?;
             process.push(start.elapsed().as_secs_f64() * 1e3);
-            assert!(!processed.views.is_empty());
+            assert!(!processed.grids.is_empty());
         }
         let (decode, process) = (median(decode), median(process));
         println!(

@@ -228,7 +228,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Run`] when a vision graph fails.
     pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
-        let batches = self.vision.run(&image.views)?;
+        let batches = self.vision.run(image)?;
         let views: Vec<_> = batches.iter().map(|batch| batch.view()).collect();
         let features = concatenate(Axis(0), &views).unwrap_or_default();
         match features.nrows() == image.layout.tokens() {

@@ -10,6 +10,7 @@ mod filter;
 mod geometry;
 mod jpeg;
 mod kernels;
+mod memory;
 mod orientation;
 mod patches;
 mod pixels;

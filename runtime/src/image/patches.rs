@@ -1,8 +1,8 @@
 //! Views as patches, alone or padded to a batch.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
-use ndarray::{Array2, Array3, s};
+use ndarray::{Array2, Array3, ArrayView2, s};
 
 use super::{
     ImageSettings, PatchGrid,
@@ -10,11 +10,11 @@ use super::{
 };
 
 /// One view of an image: the whole of it, a tile, or the thumbnail. It is not padded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct View<'p> {
     /// Normalised pixels [patches, values]; a patch is its pixel rows one after the other, and a
     /// pixel its red, green and blue.
-    pub patches: Array2<f32>,
+    pub patches: ArrayView2<'p, f32>,
     /// How the patches lie, row by row.
     pub grid: PatchGrid,
 }
@@ -42,20 +42,13 @@ impl Normalizer {
 
 impl Normalizer {
     /// Normalises a run of pixels.
-    fn apply(&self, levels: &[u8], values: &mut [f32]) {
+    fn apply(&self, levels: &[u8], values: &mut [MaybeUninit<f32>]) {
         let [red, green, blue] = &self.0;
         for (pixel, values) in levels.chunks_exact(3).zip(values.chunks_exact_mut(3)) {
-            values[0] = red[usize::from(pixel[0])];
-            values[1] = green[usize::from(pixel[1])];
-            values[2] = blue[usize::from(pixel[2])];
+            values[0].write(red[usize::from(pixel[0])]);
+            values[1].write(green[usize::from(pixel[1])]);
+            values[2].write(blue[usize::from(pixel[2])]);
         }
-    }
-}
-
-impl View {
-    /// A view whose patches are still to be filled in.
-    pub(super) fn empty(grid: PatchGrid, side: usize) -> Self {
-        View { patches: Array2::zeros((grid.patches(), side * side * 3)), grid }
     }
 }
 
@@ -65,30 +58,26 @@ pub(super) struct Band<'v> {
     /// Rows of the resized image.
     rows: Range<usize>,
     /// The row of patches in each view.
-    patches: Vec<&'v mut [f32]>,
+    patches: Vec<&'v mut [MaybeUninit<f32>]>,
 }
 
 impl<'v> Band<'v> {
-    /// The bands of views of one shape that are side by side, the first row of which is `top` in
-    /// the resized image.
+    /// The bands of views of shape `grid` that are side by side, the first row of which is `top`
+    /// in the resized image. `values` are those of all their patches.
     pub(super) fn of_views(
-        views: &'v mut [View],
+        values: &'v mut [MaybeUninit<f32>],
+        grid: PatchGrid,
+        side: usize,
         resize: &'v Resize<'v>,
         top: usize,
-        side: usize,
     ) -> Vec<Self> {
-        let mut bands = Vec::new();
-        for view in views {
-            let row = view.grid.cols * side * side * 3;
-            // A new array is contiguous.
-            let values = view.patches.as_slice_mut().unwrap_or_default();
-            for (i, patches) in values.chunks_exact_mut(row).enumerate() {
-                if i == bands.len() {
-                    let start = top + i * side;
-                    bands.push(Band { resize, rows: start..start + side, patches: Vec::new() });
-                }
-                bands[i].patches.push(patches);
-            }
+        let mut bands: Vec<Self> = (0..grid.rows)
+            .map(|row| top + row * side)
+            .map(|start| Band { resize, rows: start..start + side, patches: Vec::new() })
+            .collect();
+        let row = grid.cols * side * side * 3;
+        for (i, patches) in values.chunks_exact_mut(row).enumerate() {
+            bands[i % grid.rows].patches.push(patches);
         }
         bands
     }
@@ -123,7 +112,7 @@ pub struct PaddedViews {
 
 impl PaddedViews {
     /// Pads every view to the largest of them, or to `patches` where that is more.
-    pub fn new(views: &[&View], patches: usize) -> Self {
+    pub fn new(views: &[View<'_>], patches: usize) -> Self {
         let patches = views.iter().map(|v| v.grid.patches()).max().unwrap_or(0).max(patches);
         let values = views.first().map_or(0, |view| view.patches.ncols());
         let mut batch = PaddedViews {

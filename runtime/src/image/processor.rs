@@ -1,13 +1,17 @@
 //! The image processor: an image in, its views out.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::{Mutex, PoisonError},
+};
 
 use image::RgbImage;
-use rayon::prelude::*;
+use ndarray::{Array2, ArrayView3, s};
 
 use super::{
     ImageError, ImageLayout, ImageSettings, Overrides, PatchGrid, View,
     geometry::Size,
+    memory::unwritten,
     patches::{Band, Normalizer},
     resize::{Resize, Scratch},
 };
@@ -18,13 +22,41 @@ pub struct ImageProcessor {
     normalizer: Normalizer,
 }
 
-/// The views of one image.
+/// The views of one image: the single view; or the tiles row by row, then the thumbnail.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessedImage {
-    /// The single view; or the tiles row by row, then the thumbnail.
-    pub views: Vec<View>,
+    /// Patches of all views, one view after the other [patches, values].
+    pub patches: Array2<f32>,
+    /// The shape of each view.
+    pub grids: Vec<PatchGrid>,
     /// How the views belong together.
     pub layout: ImageLayout,
+}
+
+impl ProcessedImage {
+    /// The views.
+    pub fn views(&self) -> impl Iterator<Item = View<'_>> {
+        let mut start = 0;
+        self.grids.iter().map(move |&grid| {
+            let range = start..start + grid.patches();
+            start = range.end;
+            View { patches: self.patches.slice(s![range, ..]), grid }
+        })
+    }
+
+    /// Views of equal shape that follow each other, together [views, patches, values]: the
+    /// batches that a graph can be given without padding, nor a copy.
+    pub fn groups(&self) -> impl Iterator<Item = (PatchGrid, ArrayView3<'_, f32>)> {
+        let mut start = 0;
+        // The array is contiguous, so no group is left out.
+        self.grids.chunk_by(|a, b| a == b).filter_map(move |grids| {
+            let range = start..start + grids.len() * grids[0].patches();
+            start = range.end;
+            let patches = self.patches.slice(s![range, ..]);
+            let shape = (grids.len(), grids[0].patches(), patches.ncols());
+            Some((grids[0], patches.into_shape_with_order(shape).ok()?))
+        })
+    }
 }
 
 impl ImageProcessor {
@@ -64,36 +96,51 @@ impl ImageProcessor {
         let layout = self.layout(height as usize, width as usize);
         let side = self.settings.encoder_patch_size;
         let tile = self.settings.tile_size;
-        let whole = {
-            let (height, width) = layout.image_size;
-            Size { height, width }
-        };
-        let tiled = Size { height: layout.rows * tile, width: layout.cols * tile };
-        let resize = |size| Resize::new(image, size, self.settings.resample);
-
-        let tiles = if layout.is_split() { layout.rows * layout.cols } else { 0 };
         let tile_grid = self.grid(tile, tile);
-        let mut views: Vec<View> = (0..tiles).map(|_| View::empty(tile_grid, side)).collect();
-        if !layout.is_split() || layout.thumbnail {
-            views.push(View::empty(self.grid(whole.height, whole.width), side));
-        }
-        let (tile_views, whole_view) = views.split_at_mut(tiles);
-        let to_tiles = layout.is_split().then(|| resize(tiled));
-        let to_whole = resize(whole);
+        let whole_grid = self.grid(layout.image_size.0, layout.image_size.1);
+        let tiles = if layout.is_split() { layout.rows * layout.cols } else { 0 };
+        let has_whole = !layout.is_split() || layout.thumbnail;
+        let mut grids = vec![tile_grid; tiles];
+        grids.extend(has_whole.then_some(whole_grid));
+
+        let patch = side * side * 3;
+        let mut patches = unwritten(grids.iter().map(|grid| grid.patches()).sum(), patch);
+        // A new array is contiguous.
+        let values = patches.as_slice_mut().unwrap_or_default();
+        let (of_tiles, of_whole) = values.split_at_mut(tiles * tile_grid.patches() * patch);
+        let resize =
+            |height, width| Resize::new(image, Size { height, width }, self.settings.resample);
+        let to_tiles = (tiles > 0).then(|| resize(layout.rows * tile, layout.cols * tile));
+        let to_whole = has_whole.then(|| resize(layout.image_size.0, layout.image_size.1));
         let mut bands = Vec::new();
         if let Some(to_tiles) = &to_tiles {
-            for (row, views) in tile_views.chunks_mut(layout.cols).enumerate() {
-                bands.extend(Band::of_views(views, to_tiles, row * tile, side));
+            let row = layout.cols * tile_grid.patches() * patch;
+            for (i, values) in of_tiles.chunks_exact_mut(row).enumerate() {
+                bands.extend(Band::of_views(values, tile_grid, side, to_tiles, i * tile));
             }
         }
-        bands.extend(Band::of_views(whole_view, &to_whole, 0, side));
-        bands
-            .into_par_iter()
-            .with_min_len(MIN_BANDS)
-            .for_each_init(Scratch::default, |scratch, mut band| {
-                band.fill(side, &self.normalizer, scratch)
+        if let Some(to_whole) = &to_whole {
+            bands.extend(Band::of_views(of_whole, whole_grid, side, to_whole, 0));
+        }
+        let bands = Mutex::new(bands.into_iter());
+        let next = || bands.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let fill = || {
+            SCRATCH.with_borrow_mut(|scratch| {
+                while let Some(mut band) = next() {
+                    band.fill(side, &self.normalizer, scratch);
+                }
             });
-        Ok(ProcessedImage { views, layout })
+        };
+        // This thread works too, instead of waiting for the others.
+        rayon::in_place_scope(|scope| {
+            for _ in 1..rayon::current_num_threads() {
+                scope.spawn(|_| fill());
+            }
+            fill();
+        });
+        // SAFETY: the bands are all rows of patches of all views, and each has been filled.
+        let patches = unsafe { patches.assume_init() };
+        Ok(ProcessedImage { patches, grids, layout })
     }
 
     fn grid(&self, height: usize, width: usize) -> PatchGrid {
@@ -106,6 +153,3 @@ thread_local! {
     /// Kept by each thread: to give memory back to the system stops all threads for a moment.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
-
-/// Bands that one thread takes at least: fewer are not worth handing over.
-const MIN_BANDS: usize = 4;

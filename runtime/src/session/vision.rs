@@ -1,15 +1,15 @@
 //! Image features, from one fused graph or from tower and projector.
 
-use ndarray::{Array2, Ix2};
+use ndarray::{Array2, ArrayView3, Axis, Ix2};
 use ort::{
     session::{Session, SessionInputValue},
-    value::{DynValue, Value},
+    value::{DynValue, TensorRef, Value},
 };
 
 use super::GraphSession;
 use crate::{
     Error,
-    image::{PaddedViews, View},
+    image::{PatchGrid, ProcessedImage},
 };
 
 /// Views that go through the tower in one run at most: it bounds the memory that a run takes.
@@ -35,27 +35,34 @@ impl Vision {
     /// Image features [tokens, hidden] of all views in order.
     ///
     /// Only views of equal shape share a run, so nothing is ever padded.
-    pub(crate) fn run(&self, views: &[View]) -> Result<Vec<Array2<f32>>, Error> {
+    pub(crate) fn run(&self, image: &ProcessedImage) -> Result<Vec<Array2<f32>>, Error> {
         let mut features = Vec::new();
-        for same in views.chunk_by(|a, b| a.grid == b.grid) {
-            for batch in same.chunks(MAX_BATCH) {
-                let batch: Vec<&View> = batch.iter().collect();
-                features.push(self.run_batch(PaddedViews::new(&batch, 0))?);
+        for (grid, views) in image.groups() {
+            for views in views.axis_chunks_iter(Axis(0), MAX_BATCH) {
+                features.push(self.run_batch(grid, views)?);
             }
         }
         Ok(features)
     }
 
-    fn run_batch(&self, batch: PaddedViews) -> Result<Array2<f32>, Error> {
+    fn run_batch(&self, grid: PatchGrid, views: ArrayView3<'_, f32>) -> Result<Array2<f32>, Error> {
+        let count = views.len_of(Axis(0));
+        let shapes = Array2::from_shape_fn((count, 2), |(_, axis)| {
+            [grid.rows as i64, grid.cols as i64][axis]
+        });
+        let mask = Array2::<i64>::ones((count, grid.patches()));
+        let tower_inputs = || -> ort::Result<Inputs<'_>> {
+            Ok(vec![
+                ("pixel_values", TensorRef::from_array_view(views)?.into()),
+                ("pixel_attention_mask", Value::from_array(mask)?.into()),
+                ("spatial_shapes", Value::from_array(shapes.clone())?.into()),
+            ])
+        };
         let features = match self {
-            Vision::Fused(encoder) => encoder.with(|session| {
-                let inputs = tower_inputs(batch)?;
-                features(session, inputs)
-            }),
+            Vision::Fused(encoder) => encoder.with(|session| features(session, tower_inputs()?)),
             Vision::Split { tower, projector } => {
-                let shapes = batch.spatial_shapes.clone();
                 let hidden = tower.with(|session| {
-                    let mut outputs = session.run(tower_inputs(batch)?)?;
+                    let mut outputs = session.run(tower_inputs()?)?;
                     outputs
                         .remove("last_hidden_state")
                         .ok_or_else(|| ort::Error::new("no output last_hidden_state"))
@@ -76,17 +83,9 @@ impl Vision {
     }
 }
 
-type Inputs = Vec<(&'static str, SessionInputValue<'static>)>;
+type Inputs<'v> = Vec<(&'static str, SessionInputValue<'v>)>;
 
-fn tower_inputs(batch: PaddedViews) -> ort::Result<Inputs> {
-    Ok(vec![
-        ("pixel_values", Value::from_array(batch.pixel_values)?.into()),
-        ("pixel_attention_mask", Value::from_array(batch.pixel_attention_mask)?.into()),
-        ("spatial_shapes", Value::from_array(batch.spatial_shapes)?.into()),
-    ])
-}
-
-fn features(session: &mut Session, inputs: Inputs) -> ort::Result<ndarray::ArrayD<f32>> {
+fn features(session: &mut Session, inputs: Inputs<'_>) -> ort::Result<ndarray::ArrayD<f32>> {
     let outputs = session.run(inputs)?;
     Ok(outputs["image_features"].try_extract_array::<f32>()?.to_owned())
 }

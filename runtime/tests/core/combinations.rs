@@ -37,11 +37,11 @@ fn settings_and_sizes_give_the_pixels_of_the_reference() {
             (number("rows"), number("cols")),
             "{name}"
         );
-        let shapes: Vec<_> = processed.views.iter().map(|v| [v.grid.rows, v.grid.cols]).collect();
+        let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
         assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
         assert_eq!(layout.tokens() as u64, number("image_tokens"), "{name}");
 
-        let values = processed.views.iter().flat_map(|view| &view.patches);
+        let values = processed.patches.iter();
         let levels: Vec<u8> =
             values.map(|v| ((v * 0.5 + 0.5) * 255.0).round_ties_even() as u8).collect();
         let hash: String = Sha256::digest(&levels).iter().map(|b| format!("{b:02x}")).collect();

@@ -36,9 +36,9 @@ fn check_layout(processor: &ImageProcessor, golden: &Value) {
     assert_eq!(shorten(&prompt), golden["expansion"].as_str().unwrap(), "{name}");
 
     let processed = processor.process(&image::RgbImage::new(width as u32, height as u32)).unwrap();
-    let shapes: Vec<_> = processed.views.iter().map(|v| [v.grid.rows, v.grid.cols]).collect();
+    let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
     assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
-    let views: Vec<_> = processed.views.iter().collect();
+    let views: Vec<_> = processed.views().collect();
     let batch = PaddedViews::new(&views, processor.settings().max_num_patches());
     assert_eq!(json!(batch.pixel_values.shape()), golden["pixel_values_shape"], "{name}");
     assert_eq!(json!(batch.pixel_attention_mask.sum_axis(Axis(1)).to_vec()), golden["mask_sums"]);
@@ -118,7 +118,7 @@ fn pixels_equal_the_reference_bit_for_bit() {
                 37 => golden.ints(&format!("{mode}.pixels_uint8_every_37th_patch")),
                 _ => golden.ints(&format!("{mode}.pixels_uint8_every_5th_patch")),
             };
-            for (view, expected) in processed.views.iter().zip(expected.outer_iter()) {
+            for (view, expected) in processed.views().zip(expected.outer_iter()) {
                 let ours = view.patches.slice(s![..;step, ..]);
                 let ours = ours.mapv(|v| ((v * 0.5 + 0.5) * 255.0).round() as i64);
                 let expected = expected.slice_axis(Axis(0), (..ours.nrows()).into());

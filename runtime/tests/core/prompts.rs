@@ -87,7 +87,7 @@ fn whole_prompts_equal_the_reference() {
             "{name}"
         );
 
-        let views = || processed.iter().flat_map(|p| &p.views);
+        let views = || processed.iter().flat_map(|p| p.views());
         let shapes: Vec<i64> =
             views().flat_map(|v| [v.grid.rows as i64, v.grid.cols as i64]).collect();
         assert_eq!(shapes, golden.ints("spatial_shapes").as_slice().unwrap(), "{name}");
@@ -95,7 +95,8 @@ fn whole_prompts_equal_the_reference() {
         let valid = golden.ints("pixel_attention_mask").sum_axis(Axis(1));
         assert_eq!(patches, valid.as_slice().unwrap(), "{name}");
 
-        let levels = views().flat_map(|v| v.patches.iter().map(|v| (v * 0.5 + 0.5) * 255.0));
+        let levels =
+            processed.iter().flat_map(|p| p.patches.iter().map(|v| (v * 0.5 + 0.5) * 255.0));
         let expected = golden.ints("pixels_uint8");
         let errors: Vec<i64> = levels
             .zip(&expected)

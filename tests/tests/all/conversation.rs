@@ -168,7 +168,7 @@ fn hidden_states_come_from_folders_that_have_them() {
         .prompter()
         .prepare(&messages, std::slice::from_ref(&image), &PromptOptions::default())
         .unwrap();
-    let view = &prompt.images[0].views[0];
+    let view = prompt.images[0].views().next().unwrap();
     let features =
         model.image_features(view.patches.view(), view.grid.rows, view.grid.cols).unwrap();
     let mut embeds = model.embed(&prompt.input_ids).unwrap();
