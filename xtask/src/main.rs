@@ -1,5 +1,6 @@
-//! Project tasks: `cargo xtask setup | demo | test | make-checkpoint`.
+//! Project tasks: `cargo xtask setup | demo | test | bench-images | make-checkpoint | ...`.
 
+mod bench_images;
 mod demo;
 mod make_checkpoint;
 mod measure_export;
@@ -29,6 +30,12 @@ enum Task {
     Demo,
     /// Set up and run all tests.
     Test,
+    /// Time image processing beside transformers' (installs it), and print both.
+    BenchImages {
+        /// Runs to take the medians of.
+        #[arg(long, default_value_t = 15)]
+        repeat: usize,
+    },
     /// Write a random bf16 checkpoint of any shape, for measurements.
     MakeCheckpoint {
         /// The model's config.json.
@@ -56,6 +63,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::onnxruntime().map(|library| eprintln!("{}", library.display())),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::BenchImages { repeat } => bench_images::run(repeat),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
         Task::MeasureExport { checkpoint, repeat } => measure_export::run(&checkpoint, repeat),
     };

@@ -90,17 +90,28 @@ fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
 
 /// The folder `.python` with what the Python tests import, filled on the first call.
 pub(crate) fn python_packages() -> Result<PathBuf> {
-    let packages = folder(".python");
-    let wanted = PYTHON_PACKAGES.join("\n");
+    install(".python", &PYTHON_PACKAGES.map(str::to_owned))
+}
+
+/// The folder `.reference` with transformers and what it needs, filled on the first call.
+pub(crate) fn reference_packages() -> Result<PathBuf> {
+    let requirements = fs::read_to_string(root().join("testdata/make/requirements.txt"))?;
+    install(".reference", &requirements.lines().map(str::to_owned).collect::<Vec<_>>())
+}
+
+/// A folder with these Python packages.
+fn install(name: &str, wanted_packages: &[String]) -> Result<PathBuf> {
+    let packages = folder(name);
+    let wanted = wanted_packages.join("\n");
     let stamp = packages.join("packages.txt");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(packages);
     }
-    eprintln!("installing the Python packages that the tests use");
+    eprintln!("installing {}", wanted_packages.join(", "));
     run(Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
         .arg(&packages)
-        .args(PYTHON_PACKAGES))
+        .args(wanted_packages))
     .context("cannot install Python packages; python3 with pip is needed")?;
     fs::write(stamp, wanted)?;
     Ok(packages)

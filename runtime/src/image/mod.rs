@@ -11,6 +11,7 @@ mod geometry;
 mod jpeg;
 mod kernels;
 mod memory;
+mod normalize;
 mod orientation;
 mod patches;
 mod pixels;

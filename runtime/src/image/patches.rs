@@ -5,7 +5,8 @@ use std::{mem::MaybeUninit, ops::Range};
 use ndarray::{Array2, Array3, ArrayView2, s};
 
 use super::{
-    ImageSettings, PatchGrid,
+    PatchGrid,
+    normalize::{Normalizer, normalize},
     resize::{Resize, Scratch},
 };
 
@@ -17,39 +18,6 @@ pub struct View<'p> {
     pub patches: ArrayView2<'p, f32>,
     /// How the patches lie, row by row.
     pub grid: PatchGrid,
-}
-
-/// Normalised value of each level of each channel.
-pub(super) struct Normalizer([[f32; 256]; 3]);
-
-impl Normalizer {
-    /// The float32 arithmetic of the reference, which folds the rescale factor into mean and
-    /// standard deviation.
-    pub(super) fn new(settings: &ImageSettings) -> Self {
-        let factor = settings.rescale_factor;
-        let fold = if settings.do_rescale { (1.0 / factor) as f32 } else { 1.0 };
-        Normalizer(std::array::from_fn(|channel| {
-            let mean = settings.image_mean[channel] * fold;
-            let std = settings.image_std[channel] * fold;
-            std::array::from_fn(|level| match (settings.do_normalize, settings.do_rescale) {
-                (true, _) => (level as f32 - mean) / std,
-                (false, true) => level as f32 * factor as f32,
-                (false, false) => level as f32,
-            })
-        }))
-    }
-}
-
-impl Normalizer {
-    /// Normalises a run of pixels.
-    fn apply(&self, levels: &[u8], values: &mut [MaybeUninit<f32>]) {
-        let [red, green, blue] = &self.0;
-        for (pixel, values) in levels.chunks_exact(3).zip(values.chunks_exact_mut(3)) {
-            values[0].write(red[usize::from(pixel[0])]);
-            values[1].write(green[usize::from(pixel[1])]);
-            values[2].write(blue[usize::from(pixel[2])]);
-        }
-    }
 }
 
 /// A row of patches, through all views that are side by side.
@@ -90,7 +58,7 @@ impl<'v> Band<'v> {
             for patches in &mut self.patches {
                 for patch in patches.chunks_exact_mut(side * line) {
                     let (own, others) = levels.split_at(line);
-                    normalizer.apply(own, &mut patch[y * line..][..line]);
+                    normalize(own, normalizer, &mut patch[y * line..][..line]);
                     levels = others;
                 }
             }

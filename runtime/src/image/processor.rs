@@ -12,7 +12,8 @@ use super::{
     ImageError, ImageLayout, ImageSettings, Overrides, PatchGrid, View,
     geometry::Size,
     memory::unwritten,
-    patches::{Band, Normalizer},
+    normalize::Normalizer,
+    patches::Band,
     resize::{Resize, Scratch},
 };
 
