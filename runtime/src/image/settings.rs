@@ -260,10 +260,13 @@ impl Setting for bool {
 }
 
 impl Setting for [f32; 3] {
-    const EXPECTED: &str = "it must be three numbers";
+    const EXPECTED: &str = "it must be three numbers, or one for all channels";
 
     fn from_value(value: &Value) -> Option<Self> {
-        serde_json::from_value(value.clone()).ok()
+        match value.as_f64() {
+            Some(number) => Some([number as f32; 3]),
+            None => serde_json::from_value(value.clone()).ok(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Many sizes and settings against `Lfm2VlImageProcessor`: layouts, and hashes of all pixels.
 
 use image::RgbImage;
-use lfm2vl::image::{ImageProcessor, ImageSettings};
+use lfm2vl::image::{ImageProcessor, ImageSettings, Overrides, PaddedViews};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -50,6 +50,39 @@ fn settings_and_sizes_give_the_pixels_of_the_reference() {
         bicubic += usize::from(golden["settings"]["resample"] == 3);
     }
     assert!(split > 30 && bicubic > 80, "{split} {bicubic}");
+}
+
+/// Every setting replaced for one call, with the values and not only the levels compared.
+#[test]
+fn any_setting_may_be_replaced_for_one_image() {
+    let goldens = json("preprocess/settings.json");
+    let goldens = goldens.as_array().unwrap();
+    assert!(goldens.len() >= 70);
+    let mut replaced = std::collections::BTreeSet::new();
+    for golden in goldens {
+        let number = |key: &str| golden[key].as_u64().unwrap();
+        let image = noise(number("width") as u32, number("height") as u32, number("seed"));
+        let overrides = Overrides::from_json(&golden["overrides"]).unwrap();
+        let settings = ImageSettings::from_json(&golden["settings"]).unwrap();
+        let processor = ImageProcessor::new(settings).with(&overrides).unwrap();
+        let processed = processor.process(&image).unwrap();
+        let name = golden["overrides"].to_string();
+        let layout = processed.layout;
+        assert_eq!([layout.rows as u64, layout.cols as u64], [number("rows"), number("cols")]);
+        let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
+        assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
+        let views: Vec<_> = processed.views().collect();
+        let batch = PaddedViews::new(&views, processor.settings().max_num_patches());
+        assert_eq!(batch.pixel_values.shape()[1] as u64, number("padded_patches"), "{name}");
+        let mut hash = Sha256::new();
+        processed.patches.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hash, golden["sha256"].as_str().unwrap(), "{name}");
+        replaced.extend(golden["overrides"].as_object().unwrap().keys().cloned());
+    }
+    let all: std::collections::BTreeSet<_> =
+        Overrides::NAMES.iter().map(|n| n.to_string()).collect();
+    assert_eq!(replaced, all);
 }
 
 #[test]

@@ -74,6 +74,36 @@ fn layouts_with_one_setting_changed() {
     }
 }
 
+/// All grids of up to ten tiles, with and without thumbnail and special tokens.
+#[test]
+fn placeholders_of_all_grids() {
+    let goldens = json("preprocess/placeholders.json");
+    let goldens = goldens.as_array().unwrap();
+    assert!(goldens.len() > 100);
+    for golden in goldens {
+        let size = |key: &str| golden[key].as_u64().unwrap() as usize;
+        let flag = |key: &str| golden[key].as_bool().unwrap();
+        let (rows, cols) = (size("rows"), size("cols"));
+        let layout = ImageLayout {
+            rows,
+            cols,
+            tokens_per_tile: size("tokens_per_tile"),
+            tokens_for_image: size("tokens_for_image"),
+            thumbnail: flag("thumbnail") && rows * cols > 1,
+            image_size: (0, 0),
+        };
+        let tokens =
+            ImageTokens { use_image_special_tokens: flag("special"), ..ImageTokens::default() };
+        let text = tokens.expand("<image>", &[layout]).unwrap();
+        let tokens = text.split_inclusive('>').collect::<Vec<_>>();
+        let runs = tokens.chunk_by(|a, b| a == b).map(|run| match run[0] {
+            "<image>" => format!("<image>*{}", run.len()),
+            other => other.to_owned(),
+        });
+        assert_eq!(runs.collect::<String>(), golden["text"].as_str().unwrap(), "{golden}");
+    }
+}
+
 #[test]
 fn placeholders_without_special_tokens() {
     let tokens = ImageTokens { use_image_special_tokens: false, ..ImageTokens::default() };

@@ -1,0 +1,66 @@
+"""Each setting of `Lfm2VlImageProcessor` replaced for one call, as hashes.
+
+    python make_settings.py ../preprocess/settings.json
+
+The images are those of `make_combinations.py`. `sha256` is of all valid values as little-endian
+float32, patch by patch.
+"""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import torch
+from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+
+BASE = {"tile_size": 128, "min_image_tokens": 4, "max_image_tokens": 16}
+OVERRIDES = [
+    {},
+    {"min_image_tokens": 1}, {"min_image_tokens": 16}, {"max_image_tokens": 4}, {"max_image_tokens": 64}, {"max_image_tokens": 100},
+    {"min_tiles": 1}, {"min_tiles": 6}, {"max_tiles": 2}, {"max_tiles": 4}, {"max_tiles": 12}, {"min_tiles": 1, "max_tiles": 1}, {"min_tiles": 9, "max_tiles": 9},
+    {"tile_size": 64}, {"tile_size": 256}, {"tile_size": 32},
+    {"max_pixels_tolerance": 0.5}, {"max_pixels_tolerance": 1.5}, {"max_pixels_tolerance": 10.0},
+    {"do_image_splitting": False}, {"use_thumbnail": False}, {"do_image_splitting": False, "use_thumbnail": False},
+    {"resample": 3}, {"resample": 2},
+    {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, {"image_mean": [0.0, 0.5, 1.0]}, {"image_std": [0.25, 1.0, 2.0]},
+    {"rescale_factor": 1 / 127.5}, {"rescale_factor": 0.01, "do_normalize": False}, {"do_normalize": False}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False},
+    {"do_normalize": False, "resample": 3, "use_thumbnail": False},
+    {"encoder_patch_size": 8}, {"encoder_patch_size": 32}, {"downsample_factor": 1}, {"downsample_factor": 4}, {"encoder_patch_size": 8, "downsample_factor": 4},
+]
+
+
+def noise(count, seed):
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.uint8)
+
+
+rows = []
+for overrides in OVERRIDES:
+    for width, height, seed in ((90, 70, 1), (420, 300, 2)):
+        pixels = noise(width * height * 3, seed).reshape(height, width, 3)
+        result = Lfm2VlImageProcessor(**BASE)(
+            torch.from_numpy(pixels).permute(2, 0, 1), return_tensors="pt", return_row_col_info=True, **overrides
+        )
+        shapes = result["spatial_shapes"].tolist()
+        valid = [view[: h * w] for view, (h, w) in zip(result["pixel_values"].numpy(), shapes)]
+        rows.append(
+            {
+                "width": width,
+                "height": height,
+                "seed": seed,
+                "settings": BASE,
+                "overrides": overrides,
+                "rows": int(result["image_rows"][0]),
+                "cols": int(result["image_cols"][0]),
+                "spatial_shapes": shapes,
+                "padded_patches": result["pixel_values"].shape[1],
+                "sha256": hashlib.sha256(np.concatenate(valid).astype("<f4").tobytes()).hexdigest(),
+            }
+        )
+with open(sys.argv[1], "w") as file:
+    file.write("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+print(len(rows))
