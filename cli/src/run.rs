@@ -61,6 +61,12 @@ fn to_json(completion: &Completion, load_seconds: f64) -> Value {
         "text": completion.text,
         "thinking": completion.reply.thinking,
         "tool_calls": completion.reply.tool_calls.iter().map(ToolCall::to_json).collect::<Vec<_>>(),
+        "malformed_tool_calls": completion
+            .reply
+            .malformed
+            .iter()
+            .map(|calls| json!({"text": calls.text, "reason": calls.reason}))
+            .collect::<Vec<_>>(),
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,

@@ -4,7 +4,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Mutex, OnceLock},
+    sync::{Mutex, Once, OnceLock},
 };
 
 use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
@@ -53,17 +53,14 @@ pub fn tiny_shapes(recipe: &'static str) -> PathBuf {
 }
 
 /// A program of this workspace, built once for all tests of a process.
-pub fn program(package: &'static str, name: &str) -> Command {
-    static BUILT: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if !built.contains(&package) {
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", package, "--bins"])
-            .current_dir(root())
-            .status();
-        assert!(status.is_ok_and(|status| status.success()), "{package} does not build");
-        built.push(package);
-    }
+pub fn program(name: &str) -> Command {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        // All of them, since with the features of the whole workspace no library is built again.
+        let build = ["build", "--quiet", "--workspace", "--bins"];
+        let status = Command::new(env!("CARGO")).args(build).current_dir(root()).status();
+        assert!(status.is_ok_and(|status| status.success()), "the programs do not build");
+    });
     // Tests run in the `deps` folder beside the programs.
     let test = std::env::current_exe().expect("the test has a path");
     let folder = test.ancestors().nth(2).expect("the test is in a target folder");

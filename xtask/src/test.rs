@@ -1,8 +1,8 @@
 //! `cargo xtask test`: sets up, then runs every test of the workspace.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{root, setup};
 
@@ -10,10 +10,32 @@ pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
     let packages = setup::python_packages()?;
     setup::run(
-        Command::new(env!("CARGO"))
-            .args(["test", "--workspace"])
-            .current_dir(root())
-            .env("ORT_DYLIB_PATH", library)
-            .env("PYTHONPATH", packages),
-    )
+        cargo(&["test", "--workspace"]).env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages),
+    )?;
+    core_alone()
+}
+
+/// Image processing and prompts build without ONNX Runtime, and for WebAssembly where the
+/// toolchain has that target.
+fn core_alone() -> Result<()> {
+    let core = ["check", "--package", "lfm2vl", "--no-default-features"];
+    setup::run(&mut cargo(&core))?;
+    let wasm = "wasm32-unknown-unknown";
+    let printed = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", wasm])
+        .output()
+        .context("cannot start rustc")?;
+    match Path::new(String::from_utf8_lossy(&printed.stdout).trim()).is_dir() {
+        true => setup::run(cargo(&core).args(["--target", wasm])),
+        false => {
+            eprintln!("not built for {wasm}: this toolchain lacks it (rustup target add {wasm})");
+            Ok(())
+        }
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(arguments).current_dir(root());
+    cargo
 }

@@ -3,6 +3,7 @@
 mod bad_images;
 mod combinations;
 mod common;
+mod hostile;
 mod preprocess;
 mod prompts;
 mod sources;

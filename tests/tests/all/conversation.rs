@@ -2,8 +2,8 @@
 
 use lfm2vl::{
     Engine, Error, FinishReason, GenerationOptions, PromptOptions,
-    chat::Message,
-    image::{Limits, open},
+    chat::{Content, Message, Part, Tool},
+    image::{Limits, Overrides, open},
 };
 use lfm2vl_tests::{testdata, tiny_shapes};
 
@@ -72,10 +72,10 @@ fn answers_end_at_stop_strings_and_limits() {
     let completion = conversation.generate(&options).unwrap().finish().unwrap();
     assert_eq!(completion.text, "Once upon a time a red circle met a ");
     assert_eq!(completion.finish_reason, FinishReason::Stop);
-    // The state went past the text, so the next turn starts from the beginning.
+    // The state went past the text, so the next turn goes on from before the answer.
     conversation.push(Message::user("Hello"));
     let next = conversation.generate(&greedy()).unwrap().finish().unwrap();
-    assert_eq!(next.reused_tokens, 0);
+    assert_eq!(next.reused_tokens, completion.prompt_tokens);
 
     let mut conversation = engine.conversation();
     conversation.push(Message::user("Tell me a story."));
@@ -128,11 +128,125 @@ fn prompts_longer_than_the_context_are_refused() {
     assert!(matches!(error, Error::NoMessage), "{error}");
 }
 
+/// A template may write earlier answers in another way than the model did: here it keeps three
+/// letters of each, as the released one drops what the model thought.
 #[test]
-fn marks_typed_by_hand_need_images() {
-    let engine = engine();
+fn where_the_template_rewrites_history_the_shared_prefix_is_reused() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&tiny_shapes("default"), folder.path());
+    let path = folder.path().join("chat_template.jinja");
+    let template = std::fs::read_to_string(&path).unwrap();
+    let changed = template
+        .replace("flatten(message.content) + (\"\" if", "flatten(message.content)[:3] + (\"\" if");
+    assert_ne!(changed, template);
+    std::fs::write(&path, changed).unwrap();
+
+    let engine = Engine::builder(folder.path()).build().unwrap();
+    let ask = |conversation: &mut lfm2vl::Conversation<'_>| {
+        conversation.generate(&greedy()).unwrap().finish().unwrap()
+    };
+    let questions = ["Describe this image.", "How many shapes are there?", "Tell me a story."];
     let mut conversation = engine.conversation();
-    conversation.push(Message::user("<image> and <image>"));
+    let mut history = Vec::new();
+    let mut answers = Vec::new();
+    for (turn, question) in questions.iter().enumerate() {
+        let images = if turn == 0 { vec![sample("tiled.jpg")] } else { Vec::new() };
+        conversation.push_with_images(Message::user(*question), &images).unwrap();
+        history.push((Message::user(*question), images));
+        let answer = ask(&mut conversation);
+
+        let mut fresh = engine.conversation();
+        for (message, images) in &history {
+            fresh.push_with_images(message.clone(), images).unwrap();
+        }
+        let expected = ask(&mut fresh);
+        assert_eq!(answer.token_ids, expected.token_ids, "{question}");
+        assert_eq!(answer.prompt_tokens, expected.prompt_tokens);
+        assert_eq!(expected.reused_tokens, 0);
+        history.push((Message::assistant(&answer.text), Vec::new()));
+        answers.push(answer);
+    }
+    // Up to each answer the next prompt is the same; the answer itself is not.
+    assert_eq!(answers[1].reused_tokens, answers[0].prompt_tokens);
+    assert_eq!(answers[2].reused_tokens, answers[1].prompt_tokens);
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn images_are_where_the_message_has_places_for_them() {
+    let engine = engine();
+    let tokens = |message: Message, images: &[image::RgbImage]| {
+        let mut conversation = engine.conversation();
+        conversation.push_with_images(message, images)?;
+        let prompt = conversation.messages()[0].clone();
+        conversation.generate(&greedy())?.finish().map(|answer| (answer.image_tokens, prompt))
+    };
+    let parts = vec![Part::Text("Look: ".into()), Part::Image, Part::Text(" What is it?".into())];
+    let placed = Message { content: Some(Content::Parts(parts)), ..Message::user("") };
+    let (image_tokens, prompt) = tokens(placed.clone(), &[sample("plain.png")]).unwrap();
+    assert!(image_tokens > 0);
+    assert_eq!(prompt, placed);
+    let images = [sample("plain.png"), sample("tall.png")];
+    let error = tokens(placed, &images).unwrap_err().to_string();
+    assert!(error.contains("1 image marks and 2 images"), "{error}");
+}
+
+#[test]
+fn each_image_may_have_settings_of_its_own() {
+    let engine = engine();
+    let overrides = Overrides { do_image_splitting: Some(false), ..Overrides::default() };
+    let coarse = engine.image_processor().with(&overrides).unwrap();
+    let image = sample("tiled.jpg");
+    let images =
+        vec![engine.image_processor().process(&image).unwrap(), coarse.process(&image).unwrap()];
+    let tokens: Vec<usize> = images.iter().map(|image| image.layout.tokens()).collect();
+    assert!(tokens[0] > 4 * tokens[1], "{tokens:?}");
+    let mut conversation = engine.conversation();
+    conversation.push_with_processed(Message::user("Which has more shapes?"), images).unwrap();
+    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    assert_eq!(answer.image_tokens, tokens.iter().sum::<usize>());
+}
+
+#[test]
+fn tools_come_into_the_prompt() {
+    let engine = engine();
+    let length = |tools: &[Tool]| {
+        let mut conversation = engine.conversation();
+        conversation.set_tools(tools);
+        conversation.push(Message::user("Hello"));
+        conversation.generate(&greedy()).unwrap().finish().unwrap().prompt_tokens
+    };
+    let tool = Tool {
+        name: "look".into(),
+        description: "Looks closely.".into(),
+        parameters: serde_json::json!({"type": "object", "properties": {}}),
+    };
+    assert!(length(&[tool]) > length(&[]) + 20);
+}
+
+#[test]
+fn marks_typed_by_hand_are_text() {
+    let engine = engine();
+    let text = Message::user("<image> and <image>");
+    let mut conversation = engine.conversation();
+    conversation.push(text.clone());
+    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    assert_eq!(answer.image_tokens, 0);
+
+    let options = PromptOptions { special_tokens_in_text: true, ..PromptOptions::default() };
+    let mut conversation = engine.conversation_with(options);
+    conversation.push(text);
     let error = conversation.generate(&greedy()).map(drop).unwrap_err().to_string();
     assert!(error.contains("2 <image> marks and 0 images"), "{error}");
 }

@@ -11,7 +11,7 @@ use lfm2vl_tests::{fail, program, succeed, testdata};
 use serde_json::Value;
 
 fn export(checkpoint: &Path, out: &Path) -> Command {
-    let mut command = program("lfm2vl-exporter", "lfm2vl-export");
+    let mut command = program("lfm2vl-export");
     command.arg(checkpoint).arg("-o").arg(out);
     command
 }

@@ -64,11 +64,11 @@ fn a_short_script_gives_the_same_tokens() {
                 command.arg("--image").arg(samples.join(image));
             }
         };
-        let mut preprocess = program("lfm2vl-cli", "lfm2vl");
+        let mut preprocess = program("lfm2vl");
         arguments(preprocess.arg("preprocess").arg("--tensors").arg(&tensors));
         succeed(&mut preprocess);
 
-        let mut run = program("lfm2vl-cli", "lfm2vl");
+        let mut run = program("lfm2vl");
         arguments(run.args(["run", "--json", "--temperature", "0", "--max-new-tokens", "40"]));
         let ours: Value = serde_json::from_slice(&succeed(&mut run).stdout).unwrap();
         let ours: Vec<i64> = serde_json::from_value(ours["token_ids"].clone()).unwrap();

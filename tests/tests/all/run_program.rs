@@ -2,16 +2,18 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
+    net::TcpListener,
     path::Path,
     process::{Command, Stdio},
+    thread,
 };
 
 use lfm2vl_tests::{fail, program, succeed, testdata, tiny_shapes};
 use serde_json::{Value, json};
 
 fn lfm2vl(command: &str) -> Command {
-    let mut lfm2vl = program("lfm2vl-cli", "lfm2vl");
+    let mut lfm2vl = program("lfm2vl");
     lfm2vl.arg(command);
     lfm2vl
 }
@@ -216,11 +218,68 @@ fn images_and_settings_that_cannot_be_used() {
     assert!(fail(run(&model).args(["--max-image-tokens", "1"])).contains("min_image_tokens"));
     let message = fail(run(&model).args(["--provider", "cuda"]));
     assert!(message.contains("provider cuda") && message.contains("feature"), "{message}");
+    let setting = |setting| fail(run(&model).args(["--image-setting", setting]));
+    assert!(setting("tile_sise=512").contains("the settings are min_image_tokens"));
+    assert!(setting("resample=1").contains("resample"));
     let mut marks = lfm2vl("run");
-    assert!(
-        fail(marks.arg(&model).args(["--prompt", "<image> what?"]))
-            .contains("1 <image> marks and 0 images")
-    );
+    marks.arg(&model).args(["--prompt", "<image> what?", "--special-tokens-in-text"]);
+    assert!(fail(&mut marks).contains("1 <image> marks and 0 images"));
+    let tools = folder.path().join("tools.json");
+    fs::write(&tools, "{").unwrap();
+    assert!(fail(run(&model).arg("--tools").arg(&tools)).contains("tools.json is no JSON list"));
+}
+
+#[test]
+fn images_from_urls_and_data_uris() {
+    let model = tiny_shapes("default");
+    let ask = |image: &str| {
+        let mut command = lfm2vl("preprocess");
+        command.arg(&model).args(["--prompt", "Describe.", "--json", "--image", image]);
+        command
+    };
+    let report = |command: &mut Command| -> Value {
+        let report: Value = serde_json::from_str(&stdout(command)).unwrap();
+        report["images"][0].clone()
+    };
+    let file = report(&mut ask(sample("plain.png").to_str().unwrap()));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/plain.png", listener.local_addr().unwrap());
+    let message = fail(&mut ask(&url));
+    assert!(message.contains("private address 127.0.0.1"), "{message}");
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let body = fs::read(sample("plain.png")).unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+    });
+    assert_eq!(report(ask(&url).arg("--allow-private-addresses")), file);
+    server.join().unwrap();
+
+    let pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
+    assert_eq!(report(&mut ask(pixel))["width"], 1);
+}
+
+#[test]
+fn settings_of_images_and_tools() {
+    let model = tiny_shapes("default");
+    let tokens = |arguments: &[&str]| {
+        let mut command = lfm2vl("preprocess");
+        command.arg(&model).args(["--prompt", "Describe.", "--json"]).args(arguments);
+        command.arg("--image").arg(sample("tiled.jpg"));
+        let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+        (report["image_tokens"].as_u64().unwrap(), report["prompt_tokens"].as_u64().unwrap())
+    };
+    let (image_tokens, prompt_tokens) = tokens(&[]);
+    assert_eq!(tokens(&["--image-setting", "use_thumbnail=false"]), tokens(&["--no-thumbnail"]));
+    assert!(tokens(&["--image-setting", "use_thumbnail=false"]).0 < image_tokens);
+    assert!(tokens(&["--max-tiles", "2"]).0 < image_tokens);
+    let folder = tempfile::tempdir().unwrap();
+    let tools = folder.path().join("tools.json");
+    fs::write(&tools, r#"[{"type": "function", "function": {"name": "look"}}]"#).unwrap();
+    let with_tools = tokens(&["--tools", tools.to_str().unwrap()]);
+    assert!(with_tools.0 == image_tokens && with_tools.1 > prompt_tokens + 10);
 }
 
 #[test]

@@ -1,0 +1,30 @@
+//! Any bytes as an image file, through to views.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use lfm2vl::image::{ImageProcessor, ImageSettings, Limits, Overrides, decode};
+use libfuzzer_sys::fuzz_target;
+
+/// Small tiles, so that views are quick.
+static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| {
+    let small = Overrides {
+        tile_size: Some(64),
+        min_image_tokens: Some(1),
+        max_image_tokens: Some(4),
+        ..Overrides::default()
+    };
+    let processor = ImageProcessor::new(ImageSettings::default()).with(&small);
+    processor.unwrap_or_else(|error| panic!("{error}"))
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let limits = Limits { max_pixels: 1 << 20, ..Limits::default() };
+    if let Ok(image) = decode(bytes, &limits) {
+        let processed = PROCESSOR.process(&image).unwrap_or_else(|error| panic!("{error}"));
+        let patches: usize = processed.grids.iter().map(|grid| grid.patches()).sum();
+        assert_eq!(processed.patches.nrows(), patches);
+        assert!(processed.patches.iter().all(|value| (-1.0..=1.0).contains(value)));
+    }
+});

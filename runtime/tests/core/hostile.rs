@@ -1,0 +1,118 @@
+//! Images that want to do harm: damaged, cut off, or far larger than they look. The fuzz targets
+//! in `fuzz/` go further; what is here runs with all tests.
+
+use std::{fs, path::PathBuf};
+
+use lfm2vl::image::{ImageProcessor, ImageSettings, Limits, Overrides, decode};
+
+use crate::common::testdata;
+
+fn files() -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(testdata("formats")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let paths = paths.filter(|path| !path.to_str().unwrap().ends_with(".rgb.png"));
+    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+/// Numbers that look random, from a seed.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % limit.max(1)
+    }
+}
+
+/// Decodes, and where that works goes on to views. What counts is that it returns.
+fn to_views(bytes: &[u8]) -> bool {
+    let limits = Limits { max_pixels: 1 << 20, ..Limits::default() };
+    let small =
+        Overrides { tile_size: Some(64), max_image_tokens: Some(64), ..Overrides::default() };
+    let processor = ImageProcessor::new(ImageSettings::default()).with(&small).unwrap();
+    match decode(bytes, &limits) {
+        Ok(image) => processor.process(&image).is_ok(),
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            false
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_decoded_or_refused() {
+    let mut numbers = Numbers(1);
+    let (mut decoded, mut refused) = (0, 0);
+    for (_, bytes) in files() {
+        for _ in 0..60 {
+            let mut damaged = bytes.clone();
+            for _ in 0..=numbers.below(6) {
+                let place = numbers.below(damaged.len());
+                match numbers.below(4) {
+                    0 => damaged[place] ^= 1 << numbers.below(8),
+                    1 => damaged[place] = [0, 0xFF, 0x7F, 0x80][numbers.below(4)],
+                    2 => {
+                        drop(damaged.drain(
+                            place..(place + numbers.below(9)).min(bytes.len() / 2).max(place),
+                        ))
+                    }
+                    _ => damaged.insert(place, numbers.below(256) as u8),
+                }
+                if damaged.is_empty() {
+                    break;
+                }
+            }
+            match to_views(&damaged) {
+                true => decoded += 1,
+                false => refused += 1,
+            }
+        }
+    }
+    assert!(decoded > 300 && refused > 300, "{decoded} decoded, {refused} refused");
+}
+
+#[test]
+fn files_that_are_cut_off_are_refused() {
+    for (path, bytes) in files() {
+        for eighth in 0..8 {
+            let cut = &bytes[..bytes.len() * eighth / 8];
+            let decoded = to_views(cut);
+            let name = path.file_name().unwrap().to_str().unwrap();
+            // An animation's first frame may be whole even so.
+            let animated = name.starts_with("animated") || name.ends_with(".gif");
+            assert!(animated || !decoded, "{name} cut to {eighth} eighths");
+        }
+    }
+}
+
+#[test]
+fn sizes_in_headers_are_checked_before_decoding() {
+    let jpeg = |width: u16, height: u16| {
+        let path = testdata("formats/photo-420.jpg");
+        let mut bytes = fs::read(path).unwrap();
+        let frame = bytes.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
+        bytes[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+        bytes[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+        bytes
+    };
+    let gif = |width: u16, height: u16| {
+        let mut bytes = fs::read(testdata("formats/still.gif")).unwrap();
+        bytes[6..8].copy_from_slice(&width.to_le_bytes());
+        bytes[8..10].copy_from_slice(&height.to_le_bytes());
+        bytes
+    };
+    let bmp = |width: u16, height: u16| {
+        let mut bytes = fs::read(testdata("formats/rgb.bmp")).unwrap();
+        bytes[18..22].copy_from_slice(&u32::from(width).to_le_bytes());
+        bytes[22..26].copy_from_slice(&u32::from(height).to_le_bytes());
+        bytes
+    };
+    for bytes in [jpeg(65_000, 65_000), gif(65_000, 65_000), bmp(65_000, 65_000)] {
+        let error = decode(&bytes, &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("65000x65000") && error.contains("limit"), "{error}");
+    }
+    for bytes in [jpeg(0, 10), gif(0, 10), bmp(0, 10)] {
+        let error = decode(&bytes, &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("no pixels") || error.contains("cannot be decoded"), "{error}");
+    }
+}
