@@ -79,6 +79,7 @@ photo = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
 for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
     photo.save(out / f"photo-{name}.jpg", quality=85, subsampling=subsampling)
     photo.save(out / f"progressive-{name}.jpg", quality=60, subsampling=subsampling, progressive=True)
+photo.save(out / "lossy.webp", quality=80)
 photo.save(out / "restarts.jpg", quality=75, restart_marker_rows=1)
 photo.convert("L").save(out / "gray.jpg", quality=80)
 photo.convert("CMYK").save(out / "cmyk.jpg", quality=90)

@@ -16,16 +16,7 @@ use crate::{root, setup};
 const PHOTOS: [&str; 3] = ["4000x3000.jpg", "1280x720.jpg", "512x512.png"];
 
 pub(crate) fn run(repeat: usize) -> Result<()> {
-    let packages = setup::reference_packages()?;
-    let python = |script: &str| {
-        let mut command = Command::new("python3");
-        command.arg(root().join("benches/peers").join(script)).env("PYTHONPATH", &packages);
-        command
-    };
-    let photos = root().join("demo/photos");
-    if !photos.is_dir() {
-        setup::run(python("make_photos.py").arg(&photos))?;
-    }
+    let photos = setup::photos()?;
     setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
         "build",
         "--release",
@@ -36,7 +27,7 @@ pub(crate) fn run(repeat: usize) -> Result<()> {
     ]))?;
     let ours = setup::release_program("examples/preprocess_peer")?;
     let mut ours = Peer::start(&mut Command::new(ours))?;
-    let mut theirs = Peer::start(&mut python("preprocess.py"))?;
+    let mut theirs = Peer::start(&mut setup::peer("preprocess.py")?)?;
 
     println!("milliseconds, medians of {repeat} runs in turns: transformers / ours = ratio");
     println!("{:<16}{:>26}{:>26}{:>26}", "", "load", "after loading", "in all");

@@ -4,6 +4,7 @@ mod bench_images;
 mod demo;
 mod make_checkpoint;
 mod measure_export;
+mod measure_settings;
 mod setup;
 mod test;
 
@@ -56,6 +57,12 @@ enum Task {
         #[arg(long, default_value_t = 5)]
         repeat: usize,
     },
+    /// Print what the settings of images cost, and what is lost with them.
+    MeasureSettings {
+        /// Runs to take the medians of.
+        #[arg(long, default_value_t = 3)]
+        repeat: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
         Task::BenchImages { repeat } => bench_images::run(repeat),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
         Task::MeasureExport { checkpoint, repeat } => measure_export::run(&checkpoint, repeat),
+        Task::MeasureSettings { repeat } => measure_settings::run(repeat),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

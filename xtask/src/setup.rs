@@ -93,10 +93,24 @@ pub(crate) fn python_packages() -> Result<PathBuf> {
     install(".python", &PYTHON_PACKAGES.map(str::to_owned))
 }
 
-/// The folder `.reference` with transformers and what it needs, filled on the first call.
-pub(crate) fn reference_packages() -> Result<PathBuf> {
+/// A script of `benches/peers`, with transformers and what it needs in the folder `.reference`,
+/// which is filled on the first call.
+pub(crate) fn peer(script: &str) -> Result<Command> {
     let requirements = fs::read_to_string(root().join("testdata/make/requirements.txt"))?;
-    install(".reference", &requirements.lines().map(str::to_owned).collect::<Vec<_>>())
+    let requirements: Vec<String> = requirements.lines().map(str::to_owned).collect();
+    let packages = install(".reference", &requirements)?;
+    let mut command = Command::new("python3");
+    command.arg(root().join("benches/peers").join(script)).env("PYTHONPATH", packages);
+    Ok(command)
+}
+
+/// The folder with the photos that are measured with, made on the first call.
+pub(crate) fn photos() -> Result<PathBuf> {
+    let photos = root().join("demo/photos");
+    if !photos.is_dir() {
+        run(peer("make_photos.py")?.arg(&photos))?;
+    }
+    Ok(photos)
 }
 
 /// A folder with these Python packages.

@@ -50,6 +50,14 @@ pub enum ImageError {
         /// Height in pixels.
         height: u32,
     },
+    /// Its view would have many times the patches that the settings allow.
+    #[error("the image is {width}x{height}, too long and thin to be shrunk; crop it")]
+    TooThin {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
     /// Not one of the formats.
     #[error("the data is not a PNG, JPEG, WebP, BMP or GIF image; convert it to one of these")]
     UnknownFormat,

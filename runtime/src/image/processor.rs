@@ -88,13 +88,17 @@ impl ImageProcessor {
     /// Resizes, splits and normalises an image.
     ///
     /// # Errors
-    /// [`ImageError::NoPixels`] for an image without any, [`ImageError::Resize`].
+    /// [`ImageError::NoPixels`] for an image without any, [`ImageError::TooThin`].
     pub fn process(&self, image: &RgbImage) -> Result<ProcessedImage, ImageError> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
             return Err(ImageError::NoPixels { width, height });
         }
         let layout = self.layout(height as usize, width as usize);
+        let most = MAX_EXCESS * self.settings.max_num_patches();
+        if self.grid(layout.image_size.0, layout.image_size.1).patches() > most {
+            return Err(ImageError::TooThin { width, height });
+        }
         let side = self.settings.encoder_patch_size;
         let tile = self.settings.tile_size;
         let tile_grid = self.grid(tile, tile);
@@ -149,6 +153,10 @@ impl ImageProcessor {
         PatchGrid { rows: height / side, cols: width / side }
     }
 }
+
+/// A long and thin image gets more patches than `max_image_tokens` stand for, as in the reference,
+/// since each side has at least one token; beyond so many times more it is refused.
+const MAX_EXCESS: usize = 64;
 
 thread_local! {
     /// Kept by each thread: to give memory back to the system stops all threads for a moment.

@@ -116,3 +116,16 @@ fn sizes_in_headers_are_checked_before_decoding() {
         assert!(error.contains("no pixels") || error.contains("cannot be decoded"), "{error}");
     }
 }
+
+#[test]
+fn images_like_threads_are_refused() {
+    let processor = ImageProcessor::new(ImageSettings::default());
+    for (width, height) in [(4_000_000, 1), (1, 4_000_000)] {
+        let image = image::RgbImage::new(width, height);
+        let error = processor.process(&image).unwrap_err().to_string();
+        assert!(error.contains("too long and thin"), "{error}");
+    }
+    // As in the reference, if not for long.
+    let processed = processor.process(&image::RgbImage::new(12_000, 1)).unwrap();
+    assert!(processed.layout.tokens() > 1000);
+}
