@@ -2,12 +2,12 @@
 //! image tiling and chat templating.
 //!
 //! ```no_run
-//! use lfm2vl::{Engine, GenerationOptions, chat::Message, image::{Limits, open}};
+//! use lfm2vl::{Engine, GenerationOptions, chat::Message, image::{Limits, load}};
 //!
 //! # fn main() -> Result<(), lfm2vl::Error> {
 //! let engine = Engine::builder("lfm2-vl-450m").build()?;
 //! let mut conversation = engine.conversation();
-//! let photo = open("photo.jpg".as_ref(), &Limits::default())?;
+//! let photo = load("photo.jpg", &Limits::default())?;
 //! conversation.push_with_images(Message::user("What is in this photo?"), &[photo])?;
 //! for piece in conversation.generate(&GenerationOptions::default())? {
 //!     print!("{}", piece?);
@@ -22,7 +22,8 @@
 //! ```
 //!
 //! [`image`] and [`chat`] need no ONNX Runtime; [`Prompter`] joins them into what
-//! `Lfm2VlProcessor` is in transformers.
+//! `Lfm2VlProcessor` is in transformers. Without the feature `onnxruntime` (on by default) the crate
+//! is these alone.
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
