@@ -114,6 +114,7 @@ impl ImageArguments {
             max_pixels: self.max_image_pixels.unwrap_or(default.max_pixels),
             max_time: self.image_timeout.map_or(default.max_time, Duration::from_secs),
             allow_private_addresses: self.allow_private_addresses,
+            ..default
         }
     }
 

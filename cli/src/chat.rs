@@ -7,11 +7,14 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{Conversation, Engine, GenerationOptions, chat::Message};
+use lfm2vl::{
+    Conversation, Engine, GenerationOptions,
+    chat::{Message, Role},
+};
 
 use crate::{
     arguments::{ChatArguments, GenerationArguments, ImageArguments, LoadArguments},
-    print,
+    is_broken_pipe, print,
 };
 
 #[derive(Args)]
@@ -91,9 +94,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Line::Quit => return Ok(()),
             Line::Unknown(command) => eprintln!("error: there is no {command}; see /help"),
             Line::Message(text) => {
-                conversation.push_with_images(Message::user(text), &images)?;
+                let pushed = conversation.push_with_images(Message::user(text), &images);
                 images.clear();
-                answer(&mut conversation, &options)?;
+                match pushed.map_err(Into::into).and_then(|()| answer(&mut conversation, &options))
+                {
+                    Err(error) if !is_broken_pipe(&error) => {
+                        eprintln!("error: {error:#}");
+                        take_back(&mut conversation);
+                    }
+                    result => result?,
+                }
             }
         }
     }
@@ -105,6 +115,13 @@ fn start<'e>(engine: &'e Engine, chat: &ChatArguments) -> Result<Conversation<'e
         conversation.push(system);
     }
     Ok(conversation)
+}
+
+/// Takes back a message that got no answer.
+fn take_back(conversation: &mut Conversation<'_>) {
+    if conversation.messages().last().is_some_and(|message| message.role == Role::User) {
+        conversation.pop();
+    }
 }
 
 fn answer(conversation: &mut Conversation<'_>, options: &GenerationOptions) -> Result<()> {

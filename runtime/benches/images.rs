@@ -22,7 +22,8 @@ fn process(criterion: &mut Criterion) {
         let image = noise(width, height);
         for resample in [Resample::Bilinear, Resample::Bicubic] {
             let overrides = Overrides { resample: Some(resample), ..Overrides::default() };
-            let processor = ImageProcessor::new(ImageSettings::default()).with(&overrides);
+            let settings = ImageSettings::default().with(&overrides);
+            let processor = settings.and_then(ImageProcessor::new);
             let Ok(processor) = processor else { continue };
             let name = BenchmarkId::new(format!("{resample:?}"), format!("{width}x{height}"));
             group.bench_with_input(name, &image, |b, image| b.iter(|| processor.process(image)));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use lfm2vl::image::{ImageProcessor, ImageSettings, Limits, load};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let processor = ImageProcessor::new(ImageSettings::default());
+    let processor = ImageProcessor::new(ImageSettings::default())?;
     for line in std::io::stdin().lines() {
         let start = Instant::now();
         let image = load(line?.trim(), &Limits::default())?;

@@ -130,17 +130,11 @@ impl Answer<'_, '_> {
         Ok(self.completion.clone())
     }
 
-    /// The covered text of what the model wrote, special tokens included, as far as it was given
-    /// out.
+    /// The covered text of what the model wrote, as far as it was given out.
     fn covered_text(&self) -> Result<String, Error> {
-        let (prompter, options) = (self.engine.prompter(), self.conversation.options());
-        let ids = &self.completion.token_ids;
-        let given_out = prompter.tokenizer().decode(ids, true)? == self.completion.text;
-        Ok(match given_out {
-            true => prompter.covered_answer(ids, options)?,
-            // Cut off before a stop string, or dropped inside a character.
-            false => prompter.covered_text(&self.completion.text, options),
-        })
+        let (ids, text) = (&self.completion.token_ids, &self.completion.text);
+        let options = self.conversation.options();
+        Ok(self.engine.prompter().covered_answer(ids, text, options)?)
     }
 
     /// The next token, or `None` at the end.
@@ -216,11 +210,19 @@ impl Iterator for Answer<'_, '_> {
 }
 
 impl Drop for Answer<'_, '_> {
+    /// The answer becomes a message of the conversation, unless it failed.
     fn drop(&mut self) {
-        let (prompter, options) = (self.engine.prompter(), self.conversation.options());
-        let written = prompter.covered_answer(&self.completion.token_ids, options);
-        let text = self.covered_text().unwrap_or_default();
-        let computed = self.computed.take().zip(written.ok()).map(|(mut computed, written)| {
+        let (Some(mut computed), Ok(text)) = (self.computed.take(), self.covered_text()) else {
+            return;
+        };
+        let prompter = self.engine.prompter();
+        let ids = &self.completion.token_ids;
+        // What was cut off is in the state, too.
+        let whole = prompter.tokenizer().decode(ids, true).unwrap_or_default();
+        let written = prompter.covered_answer(ids, &whole, self.conversation.options());
+        // An image token that the model wrote would be taken for one of an image.
+        let has_image = ids.contains(&prompter.image_token_id());
+        let computed = written.ok().filter(|_| !has_image).map(|written| {
             computed.text.push_str(&written);
             computed
         });

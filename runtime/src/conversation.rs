@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use crate::{
     Answer, Engine, Error, GenerationOptions, PromptOptions, Timings,
     answer::Prepared,
-    chat::{ChatError, Message, Tool},
-    image::ProcessedImage,
+    chat::{ChatError, Message, RenderOptions, Tool},
+    image::{ImageLayout, ProcessedImage},
     session::{Checkpoint, DecoderState},
 };
 
@@ -32,8 +32,14 @@ pub struct Conversation<'e> {
 }
 
 struct ConversationImage {
-    processed: ProcessedImage,
-    features: Option<Array2<f32>>,
+    layout: ImageLayout,
+    content: ImageContent,
+}
+
+/// What is known of an image: patches until it has been through the vision graphs.
+enum ImageContent {
+    Patches(ProcessedImage),
+    Features(Array2<f32>),
 }
 
 /// The tokens so far, and the state after the first `state.tokens()` of them.
@@ -51,7 +57,14 @@ impl<'e> Conversation<'e> {
     pub(crate) fn new(engine: &'e Engine, options: PromptOptions) -> Self {
         Conversation {
             engine,
-            options,
+            options: PromptOptions {
+                render: RenderOptions {
+                    add_generation_prompt: true,
+                    continue_final_message: false,
+                    ..options.render
+                },
+                ..options
+            },
             messages: Vec::new(),
             covered: Vec::new(),
             images: Vec::new(),
@@ -60,7 +73,9 @@ impl<'e> Conversation<'e> {
         }
     }
 
-    /// The messages so far.
+    /// The messages so far. The answers are as the model wrote them, special tokens included;
+    /// [`Reply::into_message`](crate::chat::Reply::into_message) has the form that another
+    /// conversation takes.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
@@ -69,6 +84,14 @@ impl<'e> Conversation<'e> {
     pub fn set_tools(&mut self, tools: &[Tool]) {
         let tools: Vec<_> = tools.iter().map(Tool::to_json).collect();
         self.options.render.tools = (!tools.is_empty()).then(|| tools.into());
+    }
+
+    /// Takes back the last message, and its images.
+    pub fn pop(&mut self) -> Option<Message> {
+        let message = self.messages.pop()?;
+        self.covered.pop();
+        self.images.truncate(self.images.len().saturating_sub(message.images()));
+        Some(message)
     }
 
     /// Adds a message without images.
@@ -110,9 +133,10 @@ impl<'e> Conversation<'e> {
                 return Err(ChatError::ImageCount { token, marks, images: images.len() }.into());
             }
         };
-        self.images.extend(
-            images.into_iter().map(|processed| ConversationImage { processed, features: None }),
-        );
+        self.images.extend(images.into_iter().map(|image| ConversationImage {
+            layout: image.layout,
+            content: ImageContent::Patches(image),
+        }));
         self.push(message);
         Ok(())
     }
@@ -143,25 +167,26 @@ impl<'e> Conversation<'e> {
             ..Timings::default()
         };
         let start = Instant::now();
-        for image in &mut self.images {
-            if image.features.is_none() {
-                image.features = Some(self.engine.image_features(&image.processed)?);
-            }
-        }
-        timings.vision = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        let layouts: Vec<_> = self.images.iter().map(|image| image.processed.layout).collect();
+        let layouts: Vec<_> = self.images.iter().map(|image| image.layout).collect();
         let text = self.engine.prompter().render(&self.covered, &layouts, &self.options)?;
         let mut computed = self.go_on_to(text)?;
         let reused_tokens = computed.state.tokens();
         let prompt_tokens = computed.tokens.len();
         let context = self.engine.context();
         if prompt_tokens >= context {
-            self.computed = None;
             return Err(Error::TooLong { tokens: prompt_tokens, context });
         }
+        let prompt_seconds = start.elapsed().as_secs_f64();
 
+        let start = Instant::now();
+        for image in &mut self.images {
+            if let ImageContent::Patches(patches) = &image.content {
+                image.content = ImageContent::Features(self.engine.image_features(patches)?);
+            }
+        }
+        timings.vision = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
         let image_token = self.engine.prompter().image_token_id();
         let is_image = |id: &&u32| **id == image_token;
         let reused_images = computed.tokens[..reused_tokens].iter().filter(is_image).count();
@@ -169,7 +194,7 @@ impl<'e> Conversation<'e> {
         let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
         let logits = self.engine.decoder().run(embeddings, &mut computed.state)?.logits;
         computed.checkpoints.push(self.engine.decoder().checkpoint(&computed.state)?);
-        timings.prefill = start.elapsed().as_secs_f64();
+        timings.prefill = prompt_seconds + start.elapsed().as_secs_f64();
 
         let image_tokens = computed.tokens.iter().filter(is_image).count();
         let prepared =
@@ -182,16 +207,16 @@ impl<'e> Conversation<'e> {
         let prompter = self.engine.prompter();
         let decoder = self.engine.decoder();
         let Some(mut computed) = self.computed.take() else {
-            let tokens = prompter.encode(&text)?;
+            let tokens = prompter.encode(&text, &self.options)?;
             let state = decoder.new_state()?;
             return Ok(Computed { text, tokens, state, checkpoints: Vec::new() });
         };
         if let Some(new_text) = text.strip_prefix(&computed.text)
             && !new_text.is_empty()
         {
-            computed.tokens.extend(prompter.encode(new_text)?);
+            computed.tokens.extend(prompter.encode(new_text, &self.options)?);
         } else {
-            let tokens = prompter.encode(&text)?;
+            let tokens = prompter.encode(&text, &self.options)?;
             let same = tokens.iter().zip(&computed.tokens).take_while(|(a, b)| a == b).count();
             // The prompt's last token must be run, for its logits.
             let reusable = same.min(tokens.len().saturating_sub(1));
@@ -210,7 +235,8 @@ impl<'e> Conversation<'e> {
 /// The features of all images without their first `skip` rows.
 fn features_from(images: &[ConversationImage], mut skip: usize) -> Vec<Array2<f32>> {
     let mut features = Vec::new();
-    for all in images.iter().filter_map(|image| image.features.as_ref()) {
+    for image in images {
+        let ImageContent::Features(all) = &image.content else { continue };
         let skipped = skip.min(all.nrows());
         skip -= skipped;
         if skipped < all.nrows() {

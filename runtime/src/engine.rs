@@ -160,7 +160,8 @@ impl Engine {
         self.conversation_with(PromptOptions::default())
     }
 
-    /// A new conversation whose prompts are made with these options.
+    /// A new conversation whose prompts are made with these options. They always end with the
+    /// start of an answer, and never continue a message.
     pub fn conversation_with(&self, options: PromptOptions) -> Conversation<'_> {
         Conversation::new(self, options)
     }

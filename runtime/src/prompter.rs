@@ -90,10 +90,10 @@ impl Prompter {
         Ok(Prompter {
             template: ChatTemplate::from_folder(folder)?,
             image_token_id: tokenizer.token_id(&image_tokens.image)?,
-            cover: Cover::new(special),
+            cover: Cover::new(special)?,
             tokenizer,
             image_tokens,
-            image_processor: ImageProcessor::new(settings),
+            image_processor: ImageProcessor::new(settings)?,
         })
     }
 
@@ -145,8 +145,12 @@ impl Prompter {
         let messages: Vec<Message> =
             messages.iter().map(|message| self.cover(message, options)).collect();
         let covered = self.render(&messages, &layouts, options)?;
-        let input_ids = self.encode(&covered)?;
-        Ok(Prompt { input_ids, text: self.cover.remove(&covered), images })
+        let input_ids = self.encode(&covered, options)?;
+        let text = match options.special_tokens_in_text {
+            true => covered,
+            false => self.cover.remove(&covered),
+        };
+        Ok(Prompt { input_ids, text, images })
     }
 
     /// A message as it goes into [`render`](Self::render): with what must not be a special token
@@ -174,35 +178,50 @@ impl Prompter {
     }
 
     /// Ids of a covered text.
-    pub(crate) fn encode(&self, covered: &str) -> Result<Vec<u32>, ChatError> {
-        self.tokenizer.encode_covered(covered, &self.cover)
+    pub(crate) fn encode(
+        &self,
+        covered: &str,
+        options: &PromptOptions,
+    ) -> Result<Vec<u32>, ChatError> {
+        match options.special_tokens_in_text {
+            true => self.tokenizer.encode(covered),
+            false => self.tokenizer.encode_covered(covered, &self.cover),
+        }
     }
 
-    /// The covered text of an answer: its special tokens are there as strings, and what merely
-    /// looks like one is covered.
+    /// The covered text of an answer as far as `given_out`, which is without special tokens. Here
+    /// they are strings, and what merely looks like one is covered. Image tokens are left out,
+    /// since an answer has no images.
     pub(crate) fn covered_answer(
         &self,
         ids: &[u32],
+        given_out: &str,
         options: &PromptOptions,
     ) -> Result<String, ChatError> {
-        let runs =
-            ids.chunk_by(|&a, &b| self.tokenizer.is_special(a) == self.tokenizer.is_special(b));
-        let texts = runs.map(|run| {
-            let text = self.tokenizer.decode(run, false)?;
-            match self.tokenizer.is_special(run[0]) || options.special_tokens_in_text {
-                true => Ok(text),
-                false => Ok(self.cover.text(&text)),
+        let mut covered = String::new();
+        let mut left = given_out;
+        let is_special = |id| self.tokenizer.is_special(id);
+        for run in ids.chunk_by(|&a, &b| is_special(a) == is_special(b)) {
+            if is_special(run[0]) {
+                let text: Vec<u32> =
+                    run.iter().copied().filter(|&id| id != self.image_token_id).collect();
+                covered += &self.tokenizer.decode(&text, false)?;
+                continue;
             }
-        });
-        texts.collect()
-    }
-
-    /// A text as it goes into a message.
-    pub(crate) fn covered_text(&self, text: &str, options: &PromptOptions) -> String {
-        match options.special_tokens_in_text {
-            true => text.to_owned(),
-            false => self.cover.text(text),
+            let text = self.tokenizer.decode(run, false)?;
+            let rest = left.strip_prefix(text.as_str());
+            let text = if rest.is_some() { text.as_str() } else { left };
+            covered += &match options.special_tokens_in_text {
+                true => text.to_owned(),
+                false => self.cover.text(text),
+            };
+            match rest {
+                Some(rest) => left = rest,
+                // Cut off before a stop string, or dropped inside a character.
+                None => break,
+            }
         }
+        Ok(covered)
     }
 
     /// The parts of an answer, from its covered text.
@@ -231,19 +250,30 @@ mod tests {
 
         let spelled = prompter.tokenizer.encode_plain(call).unwrap();
         assert!(!spelled.iter().any(|&id| prompter.tokenizer.is_special(id)));
-        let covered = prompter.covered_answer(&spelled, &options).unwrap();
+        let covered = prompter.covered_answer(&spelled, call, &options).unwrap();
         assert_eq!(prompter.uncover(&covered), call);
-        assert_eq!(prompter.encode(&covered).unwrap(), spelled);
+        assert_eq!(prompter.encode(&covered, &options).unwrap(), spelled);
         let reply = prompter.reply(&covered);
         assert_eq!((reply.text.as_str(), reply.tool_calls.len()), (call, 0));
+
+        let image = [prompter.image_token_id];
+        assert_eq!(prompter.covered_answer(&image, "", &options).unwrap(), "");
 
         let mut meant = prompter.tokenizer.encode("<|tool_call_start|>[f(a=\"").unwrap();
         meant.extend(prompter.tokenizer.encode_plain("<|im_end|>").unwrap());
         meant.extend(prompter.tokenizer.encode("\")]<|tool_call_end|>").unwrap());
-        let covered = prompter.covered_answer(&meant, &options).unwrap();
+        let text = "[f(a=\"<|im_end|>\")]";
+        let covered = prompter.covered_answer(&meant, text, &options).unwrap();
         assert_eq!(prompter.uncover(&covered), call);
         let reply = prompter.reply(&covered);
         assert_eq!(reply.tool_calls[0].arguments["a"], "<|im_end|>");
         assert!(reply.text.is_empty());
+
+        // A stop string cuts the text, and leaves the structure before it.
+        meant.extend(prompter.tokenizer.encode("Let me STOP here").unwrap());
+        let text = format!("{text}Let me ");
+        let covered = prompter.covered_answer(&meant, &text, &options).unwrap();
+        let reply = prompter.reply(&covered);
+        assert_eq!((reply.text.as_str(), reply.tool_calls.len()), ("Let me", 1));
     }
 }

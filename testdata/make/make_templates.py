@@ -101,6 +101,7 @@ a  {%- if true -%}  b  {%- endif -%}  c
 {{ words | map('length') | sum }}|{{ numbers | map('string') | join('+') }}
 {{ '\u0041' }}|{{ 'tab\tnew\\n' }}|{{ "it's" }}|{{ 'a' 'b' }}
 {{ 'ÄÖ'.lower() }}|{{ 'straße'.upper() }}|{{ '日本' | length }}
+{{ '  a b'.rsplit(none, 1) }}|{{ ' a  b c '.rsplit() }}|{{ 'a' is sequence }}|{{ {} is sequence }}|{{ 3 is sequence }}
 {{ none == nothing }}|{{ [] == empty }}|{{ {'a': 1} == {'a': 1} }}|{{ [1, 2] < [1, 3] }}|{{ 'a' < 'b' }}
 {{ people | map(attribute='age') | unique | list }}|{{ people | sort(attribute='age,name') | map(attribute='name') | list }}|{{ words | sort(case_sensitive=true) | first }}
 {{ [[1, 2], [3]] | sum(start=[]) }}

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Content, MalformedCalls, Message, Part, Reply, Role, ToolCall};
+use super::{ChatError, Content, MalformedCalls, Message, Part, Reply, Role, ToolCall};
 
 /// Keeps text from outside from forging the structure of a prompt.
 ///
@@ -20,13 +20,26 @@ pub(crate) struct Cover {
 const NONCHARACTERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
 impl Cover {
-    /// For these special tokens; without any, text is left as it is.
-    pub(crate) fn new(tokens: impl IntoIterator<Item = String>) -> Self {
+    /// For these special tokens.
+    ///
+    /// # Errors
+    /// [`ChatError::Tokenizer`] when they begin with more different characters than there are
+    /// noncharacters.
+    pub(crate) fn new(tokens: impl IntoIterator<Item = String>) -> Result<Self, ChatError> {
         let tokens: Vec<String> = tokens.into_iter().filter(|token| !token.is_empty()).collect();
         let mut first: Vec<char> = tokens.iter().filter_map(|t| t.chars().next()).collect();
         first.sort_unstable();
         first.dedup();
-        Cover { tokens, first }
+        if first.len() > NONCHARACTERS.clone().count() {
+            let message = "its special tokens begin with too many different characters";
+            return Err(ChatError::Tokenizer(message.into()));
+        }
+        Ok(Cover { tokens, first })
+    }
+
+    /// Whether a character stands for another, and is to be left alone.
+    pub(super) fn is_stand_in(character: char) -> bool {
+        NONCHARACTERS.contains(&character)
     }
 
     fn stand_in(&self, character: char) -> Option<char> {
@@ -63,11 +76,16 @@ impl Cover {
         text.contains(|character| NONCHARACTERS.contains(&character))
     }
 
-    /// A message with all its text covered; that of the system is its author's own.
+    /// A message with all its text covered; that of the system is its author's own, and loses no
+    /// more than the noncharacters.
     pub(crate) fn message(&self, message: &Message) -> Message {
         if message.role == Role::System {
-            return message.clone();
+            return Cover { tokens: Vec::new(), first: Vec::new() }.cover(message);
         }
+        self.cover(message)
+    }
+
+    fn cover(&self, message: &Message) -> Message {
         let content = message.content.as_ref().map(|content| match content {
             Content::Text(text) => Content::Text(self.text(text)),
             Content::Parts(parts) => Content::Parts(self.parts(parts)),
@@ -138,7 +156,7 @@ mod tests {
     use super::*;
 
     fn cover() -> Cover {
-        Cover::new(["<image>", "<|im_end|>", "[END]"].map(String::from))
+        Cover::new(["<image>", "<|im_end|>", "[END]"].map(String::from)).unwrap()
     }
 
     #[test]

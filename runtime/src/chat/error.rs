@@ -19,6 +19,11 @@ pub enum ChatError {
     /// The template is not valid, or refused the messages.
     #[error("the chat template cannot render this conversation ({0}); check roles and contents")]
     Template(String),
+    /// A prompt cannot both continue a message and start another.
+    #[error(
+        "the prompt is to continue the final message and to start an answer; ask for one of these"
+    )]
+    TwoEnds,
     /// There is no text to continue.
     #[error("the last message has no text to continue; give it one or do not continue it")]
     NothingToContinue,

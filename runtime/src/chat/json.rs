@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::python;
+use super::{Cover, python};
 
 /// The arguments of `json.dumps`.
 #[derive(Debug, Default)]
@@ -126,6 +126,7 @@ impl Formatter for Python<'_> {
         for character in fragment.chars() {
             match character {
                 ' '..='~' => write!(writer, "{character}")?,
+                _ if Cover::is_stand_in(character) => write!(writer, "{character}")?,
                 _ => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
                         write!(writer, "\\u{unit:04x}")?;

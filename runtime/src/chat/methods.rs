@@ -105,7 +105,7 @@ fn rsplit_spaces(text: &str, pieces: usize) -> Vec<&str> {
     while !rest.is_empty() {
         let space = rest.rfind(char::is_whitespace).filter(|_| parts.len() + 1 < pieces);
         let Some(space) = space else {
-            parts.push(rest.trim_start());
+            parts.push(rest);
             break;
         };
         parts.push(rest[space..].trim_start());

@@ -1,5 +1,6 @@
 //! Values as Python's `str` and `repr` write them: what Jinja prints and templates rely on.
 
+use super::Cover;
 use minijinja::value::{Value, ValueKind};
 use unicode_general_category::{GeneralCategory, get_general_category};
 
@@ -80,6 +81,7 @@ fn quote(text: &str) -> String {
 fn is_printable(character: char) -> bool {
     use GeneralCategory::*;
     character == ' '
+        || Cover::is_stand_in(character)
         || !matches!(
             get_general_category(character),
             Control

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use minijinja::{
     Environment, Error, ErrorKind, Output, State,
     syntax::SyntaxConfig,
-    value::{Kwargs, Serde, Value},
+    value::{Kwargs, Serde, Value, ValueKind},
 };
 use serde_json::Map;
 
@@ -70,6 +70,9 @@ impl ChatTemplate {
         environment.set_formatter(print);
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: Value| python::str(&value));
+        environment.add_test("sequence", |value: Value| {
+            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
@@ -101,6 +104,9 @@ impl ChatTemplate {
     ) -> Result<String, ChatError> {
         let mut messages = messages.to_vec();
         messages.iter_mut().for_each(Message::alias_reasoning);
+        if options.continue_final_message && options.add_generation_prompt {
+            return Err(ChatError::TwoEnds);
+        }
         if options.continue_final_message {
             let text = messages.last_mut().and_then(Message::last_text_mut);
             text.ok_or(ChatError::NothingToContinue)?.push_str(CONTINUE_MARK);

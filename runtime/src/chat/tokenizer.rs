@@ -70,6 +70,9 @@ impl Tokenizer {
         let mut tokens = Vec::new();
         let mut start = 0;
         let plain = |start: usize, end: usize| {
+            if start == end {
+                return Ok(Vec::new());
+            }
             self.encode_plain(&cover.remove(text.get(start..end).unwrap_or_default()))
         };
         for (&id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {

@@ -319,6 +319,8 @@ impl<'t> Reader<'t> {
         let coded = |digits: usize, radix: u32| {
             let start = self.position + if radix == 16 { 2 } else { 1 };
             let digits = self.text.get(start..start + digits)?;
+            let all_digits = digits.chars().all(|digit| digit.is_digit(radix));
+            let digits = Some(digits).filter(|_| all_digits)?;
             char::from_u32(u32::from_str_radix(digits, radix).ok()?)
         };
         let octal = self.rest()[1..].chars().take(3).take_while(|c| c.is_digit(8)).count();
@@ -332,9 +334,16 @@ impl<'t> Reader<'t> {
             'f' => (Some('\u{C}'), 2),
             'v' => (Some('\u{B}'), 2),
             '\\' | '\'' | '"' => (Some(kind), 2),
-            'x' => (Some(coded(2, 16).ok_or_else(|| self.wrong("two hex digits"))?), 4),
-            'u' => (Some(coded(4, 16).ok_or_else(|| self.wrong("four hex digits"))?), 6),
-            'U' => (Some(coded(8, 16).ok_or_else(|| self.wrong("eight hex digits"))?), 10),
+            'x' => {
+                (Some(coded(2, 16).ok_or_else(|| self.wrong("the two digits of a character"))?), 4)
+            }
+            'u' => {
+                (Some(coded(4, 16).ok_or_else(|| self.wrong("the four digits of a character"))?), 6)
+            }
+            'U' => (
+                Some(coded(8, 16).ok_or_else(|| self.wrong("the eight digits of a character"))?),
+                10,
+            ),
             '0'..='7' => (coded(octal, 8), 1 + octal),
             // Others stand for themselves, with the backslash.
             _ => (Some('\\'), 1),
@@ -363,15 +372,15 @@ fn number(digits: &str) -> Option<Value> {
         if zeros {
             return None;
         }
-        return plain
-            .parse::<u64>()
-            .map(Value::from)
-            .ok()
-            .or_else(|| plain.parse::<f64>().ok().map(Value::from));
+        let whole = plain.parse::<u64>().map(Value::from);
+        return whole.ok().or_else(|| finite(&plain));
     }
     let is_decimal = plain.bytes().all(|b| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'-' | b'+'));
     let has_digit = plain.starts_with(|c: char| c.is_ascii_digit())
         || plain[1..].starts_with(|c: char| c.is_ascii_digit());
-    let value: f64 = (is_decimal && has_digit).then(|| plain.parse().ok())??;
-    value.is_finite().then(|| Value::from(value))
+    (is_decimal && has_digit).then(|| finite(&plain))?
+}
+
+fn finite(number: &str) -> Option<Value> {
+    number.parse().ok().filter(|number: &f64| number.is_finite()).map(Value::from)
 }

@@ -22,8 +22,12 @@ pub struct Limits {
     /// Most pixels, by the image's header; 100 million by default.
     pub max_pixels: u64,
     /// Most time for fetching and decoding one image; 20 seconds by default. It is looked at
-    /// whenever a decoder or a download asks for more data.
+    /// whenever a decoder or a download asks for more data, and at the end. A JPEG is decoded in
+    /// one go; what bounds its time are its pixels, and 50 scans at most.
     pub max_time: Duration,
+    /// Whether [`load`](super::load) opens files; by default it does. Not for names that come from
+    /// outside.
+    pub allow_files: bool,
     /// Whether URLs may lead to addresses that are not public, such as 127.0.0.1 or 10.0.0.1, and
     /// through a proxy, behind which addresses cannot be seen; not by default.
     pub allow_private_addresses: bool,
@@ -35,6 +39,7 @@ impl Default for Limits {
             max_bytes: 64 << 20,
             max_pixels: 100_000_000,
             max_time: Duration::from_secs(20),
+            allow_files: true,
             allow_private_addresses: false,
         }
     }
@@ -66,9 +71,12 @@ impl Limits {
 pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
     let read_error = |source| ImageError::Read { path: path.to_owned(), source };
     let in_file = |error: ImageError| error.of(path.display());
-    let bytes = fs::metadata(path).map_err(read_error)?.len();
-    limits.check_bytes(bytes).map_err(in_file)?;
-    let mut content = Vec::with_capacity(bytes as usize);
+    let metadata = fs::metadata(path).map_err(read_error)?;
+    if !metadata.is_file() {
+        return Err(read_error(io::Error::other("it is no regular file")));
+    }
+    limits.check_bytes(metadata.len()).map_err(in_file)?;
+    let mut content = Vec::with_capacity(metadata.len() as usize);
     File::open(path)
         .and_then(|file| file.take(limits.max_bytes).read_to_end(&mut content))
         .map_err(read_error)?;

@@ -107,6 +107,9 @@ pub enum ImageError {
         /// Where it leads.
         address: std::net::IpAddr,
     },
+    /// A name that is neither a URL nor a data URI.
+    #[error("the image is neither an http(s) URL nor a data URI, and files are not allowed")]
+    NoFiles,
     /// This build cannot fetch URLs.
     #[error("cannot fetch {0}: this build lacks the feature 'http'; give a file, or build with it")]
     NoHttp(String),

@@ -54,7 +54,7 @@ impl Filter {
         let largest = windows.iter().flat_map(|(_, weights)| weights).copied().fold(0.0, f64::max);
         // The most bits with which the largest weight still fits into 16.
         let fits = |bits: u32| (largest * f64::from(1 << (bits + 1))).round() < f64::from(1 << 15);
-        let precision = (0..MAX_PRECISION).find(|&b| !fits(b)).unwrap_or(MAX_PRECISION - 1);
+        let precision = (0..MAX_PRECISION).find(|&b| !fits(b)).unwrap_or(MAX_PRECISION);
 
         let taps = windows.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
         let taps = taps.next_multiple_of(padding);

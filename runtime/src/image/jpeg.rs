@@ -5,8 +5,9 @@ use libjpeg_turbo_rs::{Decoder, JpegError, PixelFormat};
 
 use super::{ImageError, Limits, orientation::orientation, pixels::from_cmyk};
 
-/// Scans of a progressive file that are decoded at most; encoders write about ten.
-const MAX_SCANS: u32 = 100;
+/// Scans of a progressive file that are decoded at most; encoders write about ten. A file is
+/// decoded in one go, so this and its pixels are what bounds the time.
+const MAX_SCANS: u32 = 50;
 
 /// Decodes a JPEG to RGB; its orientation is not applied yet.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(RgbImage, Orientation), ImageError> {

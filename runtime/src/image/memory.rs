@@ -2,21 +2,18 @@
 
 use std::mem::MaybeUninit;
 
-use ndarray::Array2;
-
-/// An array [rows, columns] that is still to be written.
+/// Values that are still to be written.
 ///
 /// On Linux the system is asked for huge pages: to get ten megabytes in small ones takes longer
 /// than to resize an image.
-pub(super) fn unwritten(rows: usize, columns: usize) -> Array2<MaybeUninit<f32>> {
-    #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux is asked"))]
-    let mut array = Array2::uninit((rows, columns));
-    #[cfg(target_os = "linux")]
-    if let Some(values) = array.as_slice_mut() {
-        ask_for_huge_pages(values);
-    }
-    array
+pub(super) fn unwritten(count: usize) -> Vec<MaybeUninit<f32>> {
+    let mut values = Box::new_uninit_slice(count).into_vec();
+    ask_for_huge_pages(&mut values);
+    values
 }
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_: &mut [MaybeUninit<f32>]) {}
 
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages(values: &mut [MaybeUninit<f32>]) {

@@ -44,6 +44,7 @@ impl<'v> Band<'v> {
             .map(|start| Band { resize, rows: start..start + side, patches: Vec::new() })
             .collect();
         let row = grid.cols * side * side * 3;
+        assert!(values.len().is_multiple_of(grid.rows * row), "views of another shape");
         for (i, patches) in values.chunks_exact_mut(row).enumerate() {
             bands[i % grid.rows].patches.push(patches);
         }
@@ -64,6 +65,7 @@ impl<'v> Band<'v> {
             }
             y += 1;
         });
+        assert_eq!(y, side, "a band has all its rows");
     }
 }
 

@@ -50,7 +50,8 @@ pub fn from_pixels(
     height: u32,
     format: PixelFormat,
 ) -> Result<RgbImage, ImageError> {
-    let expected = u64::from(width) * u64::from(height) * format.bytes() as u64;
+    let pixels = u64::from(width) * u64::from(height);
+    let expected = pixels.saturating_mul(format.bytes() as u64);
     if bytes.len() as u64 != expected {
         return Err(ImageError::PixelCount { bytes: bytes.len(), width, height, expected });
     }

@@ -62,9 +62,13 @@ impl ProcessedImage {
 
 impl ImageProcessor {
     /// A processor with these settings.
-    pub fn new(settings: ImageSettings) -> Self {
+    ///
+    /// # Errors
+    /// [`ImageError::Setting`] when they do not go together.
+    pub fn new(settings: ImageSettings) -> Result<Self, ImageError> {
+        let settings = settings.with(&Overrides::default())?;
         let normalizer = Normalizer::new(&settings);
-        ImageProcessor { settings, normalizer }
+        Ok(ImageProcessor { settings, normalizer })
     }
 
     /// A processor with some settings replaced, for single images.
@@ -72,7 +76,7 @@ impl ImageProcessor {
     /// # Errors
     /// [`ImageError::Setting`] when they do not go together.
     pub fn with(&self, overrides: &Overrides) -> Result<Self, ImageError> {
-        Ok(Self::new(self.settings.with(overrides)?))
+        Self::new(self.settings.with(overrides)?)
     }
 
     /// Its settings.
@@ -95,23 +99,21 @@ impl ImageProcessor {
             return Err(ImageError::NoPixels { width, height });
         }
         let layout = self.layout(height as usize, width as usize);
-        let most = MAX_EXCESS * self.settings.max_num_patches();
-        if self.grid(layout.image_size.0, layout.image_size.1).patches() > most {
-            return Err(ImageError::TooThin { width, height });
-        }
         let side = self.settings.encoder_patch_size;
         let tile = self.settings.tile_size;
         let tile_grid = self.grid(tile, tile);
         let whole_grid = self.grid(layout.image_size.0, layout.image_size.1);
         let tiles = if layout.is_split() { layout.rows * layout.cols } else { 0 };
         let has_whole = !layout.is_split() || layout.thumbnail;
+        if has_whole && whole_grid.patches() > MAX_EXCESS * self.settings.max_num_patches() {
+            return Err(ImageError::TooThin { width, height });
+        }
         let mut grids = vec![tile_grid; tiles];
         grids.extend(has_whole.then_some(whole_grid));
 
         let patch = side * side * 3;
-        let mut patches = unwritten(grids.iter().map(|grid| grid.patches()).sum(), patch);
-        // A new array is contiguous.
-        let values = patches.as_slice_mut().unwrap_or_default();
+        let rows: usize = grids.iter().map(|grid| grid.patches()).sum();
+        let mut values = unwritten(rows * patch);
         let (of_tiles, of_whole) = values.split_at_mut(tiles * tile_grid.patches() * patch);
         let resize =
             |height, width| Resize::new(image, Size { height, width }, self.settings.resample);
@@ -143,7 +145,11 @@ impl ImageProcessor {
             }
             fill();
         });
-        // SAFETY: the bands are all rows of patches of all views, and each has been filled.
+        // There are as many values as the shape says.
+        let patches = Array2::from_shape_vec((rows, patch), values)
+            .unwrap_or_else(|_| Array2::uninit((0, patch)));
+        // SAFETY: the bands are all rows of patches of all views, and each has been filled; both
+        // are asserted where it is done.
         let patches = unsafe { patches.assume_init() };
         Ok(ProcessedImage { patches, grids, layout })
     }

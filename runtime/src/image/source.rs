@@ -26,6 +26,7 @@ pub fn load(source: &str, limits: &Limits) -> Result<RgbImage, ImageError> {
             let bytes = fetch(source, limits, deadline)?;
             decode_before(&bytes, limits, deadline).map_err(|error| error.of(source))
         }
+        _ if !limits.allow_files => Err(ImageError::NoFiles),
         _ => open(Path::new(source), limits),
     }
 }

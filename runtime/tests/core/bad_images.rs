@@ -62,7 +62,7 @@ fn limits_hold_before_decoding() {
 fn images_without_pixels() {
     // The PNG decoder itself refuses a zero in the header.
     assert!(!error(&png_header(0, 10)).is_empty());
-    let processor = lfm2vl::image::ImageProcessor::new(ImageSettings::default());
+    let processor = lfm2vl::image::ImageProcessor::new(ImageSettings::default()).unwrap();
     let message = processor.process(&image::RgbImage::new(0, 10)).unwrap_err().to_string();
     assert!(message.contains("no pixels"), "{message}");
 }

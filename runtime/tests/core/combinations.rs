@@ -29,7 +29,7 @@ fn settings_and_sizes_give_the_pixels_of_the_reference() {
         let number = |key: &str| golden[key].as_u64().unwrap();
         let settings = ImageSettings::from_json(&golden["settings"]).unwrap();
         let image = noise(number("width") as u32, number("height") as u32, number("seed"));
-        let processed = ImageProcessor::new(settings).process(&image).unwrap();
+        let processed = ImageProcessor::new(settings).unwrap().process(&image).unwrap();
         let layout = processed.layout;
         let name = golden.to_string();
         assert_eq!(
@@ -64,7 +64,7 @@ fn any_setting_may_be_replaced_for_one_image() {
         let image = noise(number("width") as u32, number("height") as u32, number("seed"));
         let overrides = Overrides::from_json(&golden["overrides"]).unwrap();
         let settings = ImageSettings::from_json(&golden["settings"]).unwrap();
-        let processor = ImageProcessor::new(settings).with(&overrides).unwrap();
+        let processor = ImageProcessor::new(settings).unwrap().with(&overrides).unwrap();
         let processed = processor.process(&image).unwrap();
         let name = golden["overrides"].to_string();
         let layout = processed.layout;
@@ -87,7 +87,7 @@ fn any_setting_may_be_replaced_for_one_image() {
 
 #[test]
 fn random_sizes_have_the_layout_of_the_reference() {
-    let processor = ImageProcessor::new(ImageSettings::default());
+    let processor = ImageProcessor::new(ImageSettings::default()).unwrap();
     let table = std::fs::read_to_string(testdata("preprocess/sizes.csv")).unwrap();
     let mut checked = 0;
     for line in table.lines().skip(1) {

@@ -29,7 +29,7 @@ fn to_views(bytes: &[u8]) -> bool {
     let limits = Limits { max_pixels: 1 << 20, ..Limits::default() };
     let small =
         Overrides { tile_size: Some(64), max_image_tokens: Some(64), ..Overrides::default() };
-    let processor = ImageProcessor::new(ImageSettings::default()).with(&small).unwrap();
+    let processor = ImageProcessor::new(ImageSettings::default().with(&small).unwrap()).unwrap();
     match decode(bytes, &limits) {
         Ok(image) => processor.process(&image).is_ok(),
         Err(error) => {
@@ -119,7 +119,7 @@ fn sizes_in_headers_are_checked_before_decoding() {
 
 #[test]
 fn images_like_threads_are_refused() {
-    let processor = ImageProcessor::new(ImageSettings::default());
+    let processor = ImageProcessor::new(ImageSettings::default()).unwrap();
     for (width, height) in [(4_000_000, 1), (1, 4_000_000)] {
         let image = image::RgbImage::new(width, height);
         let error = processor.process(&image).unwrap_err().to_string();

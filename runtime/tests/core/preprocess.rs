@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn processor(settings: &Value) -> ImageProcessor {
-    ImageProcessor::new(ImageSettings::from_json(settings).unwrap())
+    ImageProcessor::new(ImageSettings::from_json(settings).unwrap()).unwrap()
 }
 
 /// `<image>*N` for each run of placeholders, as the goldens write it.
@@ -107,7 +107,7 @@ fn placeholders_of_all_grids() {
 #[test]
 fn placeholders_without_special_tokens() {
     let tokens = ImageTokens { use_image_special_tokens: false, ..ImageTokens::default() };
-    let layout = ImageProcessor::new(ImageSettings::default()).layout(720, 1280);
+    let layout = ImageProcessor::new(ImageSettings::default()).unwrap().layout(720, 1280);
     let prompt = tokens.expand("<image>", &[layout]).unwrap();
     assert_eq!(shorten(&prompt), format!("<image>*{}", layout.tokens()));
 }
@@ -167,7 +167,7 @@ proptest! {
     #[test]
     fn layouts_keep_their_promises(height in 1_usize..4000, width in 1_usize..4000) {
         let settings = ImageSettings::default();
-        let processor = ImageProcessor::new(settings.clone());
+        let processor = ImageProcessor::new(settings.clone()).unwrap();
         let ImageLayout { rows, cols, image_size, thumbnail, .. } = processor.layout(height, width);
         prop_assert!(rows * cols <= settings.max_tiles);
         prop_assert!(image_size.0 % 32 == 0 && image_size.1 % 32 == 0);

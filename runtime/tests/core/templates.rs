@@ -75,6 +75,8 @@ fn calls_that_python_would_refuse_but_models_write() {
     for text in ["[{}]", "{\"name\": \"f\", \"arguments\": 3}", "[{\"name\": 1}]", "{"] {
         assert!(ToolCall::parse_all(text).is_err(), "{text}");
     }
+    assert!(ToolCall::parse_all(&format!("[f(a={})]", "9".repeat(400))).is_err());
+    assert!(ToolCall::parse_all(r"[f(a='\x+f')]").is_err());
     let deep = format!("[f(a={}{})]", "[".repeat(100_000), "]".repeat(100_000));
     assert!(ToolCall::parse_all(&deep).unwrap_err().contains("nested too deeply"));
 }
