@@ -68,6 +68,29 @@ png("gray-4.png", 6, 5, 4, 0, random.integers(0, 256, 15, np.uint8).tobytes())
 
 rgb.quantize(16).save(out / "transparent.gif", transparency=3)
 rgb.quantize(16).save(out / "still.gif", interlace=1)
+
+
+def partial_gif(name, screen, offset, colours=4, **options):
+    """A GIF whose frame is elsewhere on a larger or smaller canvas; Pillow writes none such."""
+    small = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).quantize(colours)
+    small.save(out / name, **options)
+    data = bytearray((out / name).read_bytes())
+    data[6:10] = struct.pack("<2H", *screen)
+    position = 13 + (3 << ((data[10] & 7) + 1))
+    while data[position] == 0x21:  # extensions
+        position += 2
+        while data[position]:
+            position += data[position] + 1
+        position += 1
+    assert data[position] == 0x2C
+    data[position + 1 : position + 5] = struct.pack("<2H", *offset)
+    (out / name).write_bytes(data)
+
+
+partial_gif("partial.gif", (9, 7), (3, 2))
+partial_gif("partial-transparent.gif", (9, 7), (5, 4), transparency=2)
+partial_gif("beyond.gif", (3, 2), (1, 1))
+partial_gif("partial-five.gif", (6, 6), (0, 3), colours=5)
 rgb.save(out / "animated.webp", save_all=True, append_images=[second], lossless=True)
 rgba.save(out / "animated-alpha.webp", save_all=True, append_images=[second.convert("RGBA")], lossless=True, exact=True)
 

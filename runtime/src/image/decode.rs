@@ -12,7 +12,9 @@ use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, metadata::Orientation,
 };
 
-use super::{ImageError, deadline::Deadline, jpeg, orientation::orientation, pixels::from_dynamic};
+use super::{
+    ImageError, deadline::Deadline, gif, jpeg, orientation::orientation, pixels::from_dynamic,
+};
 
 /// What an image may take. Bytes and pixels are checked before anything is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +121,7 @@ pub(super) fn decode_before(
     Ok(image.into_rgb8())
 }
 
-/// The formats that the crate `image` decodes for us.
+/// The formats besides JPEG.
 const SUPPORTED: [ImageFormat; 4] =
     [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif];
 
@@ -131,6 +133,9 @@ fn decode_format(
 ) -> Result<(RgbImage, Orientation), ImageError> {
     let broken = |error: image::ImageError| ImageError::Broken(error.to_string());
     let reader = Timed { data: Cursor::new(bytes), deadline };
+    if format == ImageFormat::Gif {
+        return Ok((gif::decode(reader, limits)?, Orientation::NoTransforms));
+    }
     let mut decoder = ImageReader::with_format(reader, format).into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
     limits.check_size(width, height)?;

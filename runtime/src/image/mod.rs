@@ -8,6 +8,7 @@ mod error;
 mod fetch;
 mod filter;
 mod geometry;
+mod gif;
 mod jpeg;
 mod kernels;
 mod memory;
