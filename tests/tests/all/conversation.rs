@@ -76,6 +76,7 @@ fn answers_end_at_stop_strings_and_limits() {
     conversation.push(Message::user("Hello"));
     let next = conversation.generate(&greedy()).unwrap().finish().unwrap();
     assert_eq!(next.reused_tokens, completion.prompt_tokens);
+    assert_eq!(next.token_ids, without_state(&engine, &conversation));
 
     let mut conversation = engine.conversation();
     conversation.push(Message::user("Tell me a story."));
@@ -96,6 +97,32 @@ fn an_answer_that_is_dropped_early_stays_in_the_conversation() {
     conversation.push(Message::user("Hello"));
     let next = conversation.generate(&greedy()).unwrap().finish().unwrap();
     assert!(next.reused_tokens > 0);
+    assert_eq!(next.token_ids, without_state(&engine, &conversation));
+}
+
+/// The last answer again, in a conversation that has no state of the earlier ones.
+fn without_state(engine: &Engine, conversation: &lfm2vl::Conversation<'_>) -> Vec<u32> {
+    let mut fresh = engine.conversation();
+    let (_, before) = conversation.messages().split_last().unwrap();
+    before.iter().for_each(|message| fresh.push(message.clone()));
+    let answer = fresh.generate(&greedy()).unwrap().finish().unwrap();
+    assert_eq!(answer.reused_tokens, 0);
+    answer.token_ids
+}
+
+#[test]
+fn messages_can_be_taken_back() {
+    let engine = engine();
+    let mut conversation = engine.conversation();
+    conversation.push(Message::user("word ".repeat(5000)));
+    assert!(matches!(conversation.generate(&greedy()), Err(Error::TooLong { .. })));
+    assert!(conversation.pop().is_some());
+    conversation.push_with_images(Message::user("What?"), &[sample("plain.png")]).unwrap();
+    conversation.pop();
+    conversation.push(Message::user("Hello"));
+    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    assert_eq!(answer.image_tokens, 0);
+    assert_eq!(answer.token_ids, without_state(&engine, &conversation));
 }
 
 #[test]
