@@ -4,8 +4,7 @@
 
 `combinations.json`: 240 made-up images and settings, with the layout and the sha256 of all valid
 pixels as uint8 levels, patch by patch. `sizes.csv`: the layout of 2,400 random sizes.
-The image of width w, height h and seed s: byte i of the pixels (row by row, RGB) is the top byte
-of SplitMix64's output number i + 1 from the state s.
+The images are those of `noise.py`.
 """
 
 import csv
@@ -17,18 +16,11 @@ import sys
 
 import numpy as np
 import torch
+from noise import noise
 from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
 out = pathlib.Path(sys.argv[1])
 rng = random.Random(0)
-
-
-def noise(count, seed):
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.uint8)
 
 
 def tokens(shapes, factor):

@@ -2,7 +2,7 @@
 
     python make_settings.py ../preprocess/settings.json
 
-The images are those of `make_combinations.py`. `sha256` is of all valid values as little-endian
+The images are those of `noise.py`. `sha256` is of all valid values as little-endian
 float32, patch by patch.
 """
 
@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from noise import noise
 from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
 BASE = {"tile_size": 128, "min_image_tokens": 4, "max_image_tokens": 16}
@@ -28,14 +29,6 @@ OVERRIDES = [
     {"do_normalize": False, "resample": 3, "use_thumbnail": False},
     {"encoder_patch_size": 8}, {"encoder_patch_size": 32}, {"downsample_factor": 1}, {"downsample_factor": 4}, {"encoder_patch_size": 8, "downsample_factor": 4},
 ]
-
-
-def noise(count, seed):
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.uint8)
 
 
 rows = []

@@ -17,14 +17,7 @@ const PHOTOS: [&str; 3] = ["4000x3000.jpg", "1280x720.jpg", "512x512.png"];
 
 pub(crate) fn run(repeat: usize) -> Result<()> {
     let photos = setup::photos()?;
-    setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "--package",
-        "lfm2vl",
-        "--example",
-        "preprocess_peer",
-    ]))?;
+    setup::build_release(&["--package", "lfm2vl", "--example", "preprocess_peer"])?;
     let ours = setup::release_program("examples/preprocess_peer")?;
     let mut ours = Peer::start(&mut Command::new(ours))?;
     let mut theirs = Peer::start(&mut setup::peer("preprocess.py")?)?;

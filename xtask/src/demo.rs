@@ -1,9 +1,6 @@
 //! `cargo xtask demo`: from the sample checkpoint to answers about the sample images.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,20 +8,8 @@ use serde_json::Value;
 use crate::{root, setup};
 
 pub(crate) fn run() -> Result<()> {
-    let library = setup::onnxruntime()?;
-    let program = |name: &str| -> Result<Command> {
-        let mut command = Command::new(setup::release_program(name)?);
-        command.current_dir(root()).env("ORT_DYLIB_PATH", &library);
-        Ok(command)
-    };
-    setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "--package",
-        "lfm2vl-exporter",
-        "--package",
-        "lfm2vl-cli",
-    ]))?;
+    let programs = setup::Programs::build()?;
+    let program = |name: &str| programs.command(name);
 
     let exported = Path::new("demo/tiny-shapes");
     setup::run(

@@ -14,12 +14,7 @@ use anyhow::{Result, ensure};
 use crate::{root, setup};
 
 pub(crate) fn run(checkpoint: &Path, repeat: usize) -> Result<()> {
-    setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "--package",
-        "lfm2vl-exporter",
-    ]))?;
+    setup::build_release(&["--package", "lfm2vl-exporter"])?;
     let program = setup::release_program("lfm2vl-export")?;
     let folder = root().join("demo");
     fs::create_dir_all(&folder)?;

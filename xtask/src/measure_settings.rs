@@ -18,22 +18,10 @@ const SETTINGS: [&[&str]; 6] = [
 ];
 
 pub(crate) fn run(repeat: usize) -> Result<()> {
-    let library = setup::onnxruntime()?;
-    setup::run(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "--package",
-        "lfm2vl-exporter",
-        "--package",
-        "lfm2vl-cli",
-    ]))?;
-    let program = |name: &str| -> Result<Command> {
-        let mut command = Command::new(setup::release_program(name)?);
-        command.current_dir(root()).env("ORT_DYLIB_PATH", &library).stderr(Stdio::inherit());
-        Ok(command)
-    };
+    let programs = setup::Programs::build()?;
+    let program = |name: &str| programs.command(name);
     let json = |command: &mut Command| -> Result<Value> {
-        let output = command.output().context("cannot start lfm2vl")?;
+        let output = command.stderr(Stdio::inherit()).output().context("cannot start lfm2vl")?;
         ensure!(output.status.success(), "lfm2vl failed ({})", output.status);
         Ok(serde_json::from_slice(&output.stdout)?)
     };

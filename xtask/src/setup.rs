@@ -34,6 +34,31 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Builds for release.
+pub(crate) fn build_release(what: &[&str]) -> Result<()> {
+    let mut build = Command::new(env!("CARGO"));
+    run(build.args(["build", "--release"]).args(what).current_dir(root()))
+}
+
+/// The programs, built for release, and the ONNX Runtime library that they load.
+pub(crate) struct Programs {
+    library: PathBuf,
+}
+
+impl Programs {
+    pub(crate) fn build() -> Result<Self> {
+        let library = onnxruntime()?;
+        build_release(&["--package", "lfm2vl-exporter", "--package", "lfm2vl-cli"])?;
+        Ok(Programs { library })
+    }
+
+    pub(crate) fn command(&self, name: &str) -> Result<Command> {
+        let mut command = Command::new(release_program(name)?);
+        command.current_dir(root()).env("ORT_DYLIB_PATH", &self.library);
+        Ok(command)
+    }
+}
+
 /// A program of this workspace, built for release.
 pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
     // This program is in the `debug` folder of the target directory; its neighbour is `release`.

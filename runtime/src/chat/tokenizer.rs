@@ -73,7 +73,10 @@ impl Tokenizer {
             if start == end {
                 return Ok(Vec::new());
             }
-            self.encode_plain(&cover.remove(text.get(start..end).unwrap_or_default()))
+            let part = text.get(start..end).ok_or_else(|| {
+                ChatError::Tokenizer("its offsets are inside of characters".into())
+            })?;
+            self.encode_plain(&cover.remove(part))
         };
         for (&id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
             if self.is_special(id) {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::common::{json, testdata};
 
-/// The image that `make_combinations.py` makes of a size and a seed.
+/// The image that `noise.py` makes of a size and a seed.
 fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
     let byte = |i: u64| {
         let mut z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
