@@ -71,7 +71,7 @@ impl Limits {
 /// # Errors
 /// [`ImageError`] that names the file.
 pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
-    let read_error = |source| ImageError::Read { path: path.to_owned(), source };
+    let read_error = |error| ImageError::Read { path: path.to_owned(), error };
     let in_file = |error: ImageError| error.of(path.display());
     let metadata = fs::metadata(path).map_err(read_error)?;
     if !metadata.is_file() {

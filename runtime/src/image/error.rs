@@ -4,12 +4,12 @@ use std::{fmt::Display, io, path::PathBuf, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A file could not be read.
-    #[error("cannot read the image {path}: {source}; check the path")]
+    #[error("cannot read the image {path}: {error}; check the path")]
     Read {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        error: io::Error,
     },
     /// Nothing to decode.
     #[error("the image is empty (0 bytes); give a PNG, JPEG, WebP, BMP or GIF file")]
@@ -114,12 +114,12 @@ pub enum ImageError {
     #[error("cannot fetch {0}: this build lacks the feature 'http'; give a file, or build with it")]
     NoHttp(String),
     /// An error of one image among several.
-    #[error("{name}: {source}")]
+    #[error("{name}: {error}")]
     Named {
         /// Its file or URL.
         name: String,
         /// What is wrong with it.
-        source: Box<ImageError>,
+        error: Box<ImageError>,
     },
     /// A settings file could not be read.
     #[error("cannot read {path} ({message}); export the model again")]
@@ -144,6 +144,6 @@ pub enum ImageError {
 impl ImageError {
     /// This error with the name of the image that it is about.
     pub(super) fn of(self, name: impl Display) -> Self {
-        ImageError::Named { name: name.to_string(), source: Box::new(self) }
+        ImageError::Named { name: name.to_string(), error: Box::new(self) }
     }
 }

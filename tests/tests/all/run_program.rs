@@ -212,8 +212,11 @@ fn images_and_settings_that_cannot_be_used() {
     let model = tiny_shapes("default");
     let with_image = |path: &Path| fail(run(&model).arg("--image").arg(path));
     assert!(with_image(&empty).contains("empty.png"));
-    assert!(with_image(&text).contains("text.png"));
-    assert!(with_image(Path::new("missing.png")).contains("missing.png"));
+    let message = with_image(&text);
+    assert!(message.contains("text.png"));
+    // The cause is told once.
+    assert_eq!(message.matches("is not a PNG").count(), 1, "{message}");
+    assert_eq!(with_image(Path::new("missing.png")).matches("No such file").count(), 1);
     assert!(fail(run(&model).args(["--temperature=-1"])).contains("temperature"));
     assert!(fail(run(&model).args(["--max-image-tokens", "1"])).contains("min_image_tokens"));
     let message = fail(run(&model).args(["--provider", "cuda"]));
