@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use lfm2vl_graphs::{Graph, Precision, YamlError};
+use lfm2vl_graphs::{Graph, YamlError};
 
 use crate::checkpoint::CheckpointError;
 
@@ -57,9 +57,14 @@ pub enum ExportError {
         "{0} has neither preprocessor_config.json nor an image_processor in processor_config.json; fetch the whole checkpoint"
     )]
     NoImageSettings(PathBuf),
-    /// A precision that this version cannot build.
-    #[error("graphs in {0} cannot be built by this version; use --precision fp32")]
-    Precision(Precision),
+    /// A weight does not fit into 16 bits.
+    #[error("tensor {tensor} has {value:e}, which float16 cannot hold; export fp32, q8 or q4")]
+    HalfRange {
+        /// Canonical name of the tensor.
+        tensor: String,
+        /// The value.
+        value: f32,
+    },
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

@@ -8,6 +8,7 @@ pub mod hub;
 mod models;
 mod onnx;
 mod package;
+mod quantize;
 mod verify;
 
 pub use error::ExportError;

@@ -23,7 +23,7 @@ use lfm2vl_exporter::{
     hub::{self, HubSettings},
     verify,
 };
-use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_graphs::{Precision, RecipeSource};
 
 /// Build ONNX graphs of an LFM2-VL model from its safetensors checkpoint.
 #[derive(Parser)]
@@ -34,8 +34,9 @@ struct Arguments {
     /// Folder to write; it appears only when the export is complete.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Precision of the weights; repeat it for several sets of graphs.
-    #[arg(long, value_name = "fp32|fp16|q8|q4|q4f16", default_value = "fp32")]
+    /// Precision of the weights; several make several sets of graphs. Without it, what the recipe
+    /// says: fp32.
+    #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
     precision: Vec<Precision>,
     /// How graphs are built: default, portable, split, features, or a YAML file.
     #[arg(long, value_name = "NAME|FILE.yaml", default_value = "default")]
@@ -70,18 +71,23 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut precisions = arguments.precision.clone();
+    let recipe = RecipeSource::load(&arguments.recipe)?;
+    let folder =
+        hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let recipe = recipe.check(&checkpoint.config().quantizable_modules())?;
+    let mut precisions = match arguments.precision.is_empty() {
+        true => recipe.precisions.clone(),
+        false => arguments.precision.clone(),
+    };
     precisions.sort();
     precisions.dedup();
     let options = ExportOptions {
-        recipe: Recipe::load(&arguments.recipe)?,
+        recipe,
         precisions,
         parts: arguments.graphs.clone(),
         force: arguments.force,
     };
-    let folder =
-        hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
-    let checkpoint = Checkpoint::open(&folder)?;
 
     // Only from here on is there something to clean up.
     let interrupted = Arc::new(AtomicBool::new(false));

@@ -9,12 +9,16 @@
 mod contract;
 mod library;
 mod manifest;
+mod quantization;
 mod recipe;
 
 pub use contract::{Contract, Dim, Dtype, Graph, GraphSpec, LayerKind, ModelDims, Tensor};
 pub use library::{LibraryError, environment, library_path};
 pub use manifest::{Bundle, GraphFiles, MANIFEST, Manifest, ManifestFile};
-pub use recipe::{Logits, Operators, Precision, Recipe, VisionLayout};
+pub use quantization::{
+    Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
+};
+pub use recipe::{Logits, Operators, Precision, Recipe, RecipeSource, TiedWeights, VisionLayout};
 
 /// A YAML file that could not be read as what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +30,18 @@ pub enum YamlError {
         what: String,
         /// The parser's message.
         source: serde_yaml::Error,
+    },
+    /// A value that fits its key but not the model or the other keys.
+    #[error("{what} is not valid: {message} at line {line} column {column}; correct it")]
+    Mismatch {
+        /// The file or the built-in name.
+        what: String,
+        /// What is wrong.
+        message: String,
+        /// Line of the value, from 1.
+        line: usize,
+        /// Column of the value, from 1.
+        column: usize,
     },
     /// The file could not be read.
     #[error("cannot read {path}: {source}; check that the file exists and can be read")]

@@ -1,10 +1,10 @@
 //! Typed form of `recipes/*.yaml`: how the graphs of a contract are built.
 
-use std::{fmt, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::YamlError;
+use crate::{Activations, Bits, Module, Quantization, YamlError};
 
 /// Whether tower and projector are one graph or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,11 @@ impl Precision {
     pub const ALL: [Precision; 5] =
         [Precision::Fp32, Precision::Fp16, Precision::Q8, Precision::Q4, Precision::Q4F16];
 
+    /// Whether floats have 16 bits inside the graph, and in the decoder's state.
+    pub fn is_half(self) -> bool {
+        matches!(self, Precision::Fp16 | Precision::Q4F16)
+    }
+
     /// What is put between a graph's name and `.onnx`.
     pub fn suffix(self) -> &'static str {
         match self {
@@ -92,6 +97,17 @@ impl std::str::FromStr for Precision {
     }
 }
 
+/// Where a weight is stored that is both the token embedding and the output head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TiedWeights {
+    /// In the data files of both graphs, as Transformers.js wants it.
+    #[default]
+    Separate,
+    /// Once, in the decoder's data file; where both graphs have it in the same form.
+    Shared,
+}
+
 /// How a folder of graphs is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,6 +125,20 @@ pub struct Recipe {
     pub logits: Logits,
     /// Whether the decoder also gives its last hidden state, after the final norm.
     pub last_hidden_state: bool,
+    /// Where a weight is stored that two graphs use.
+    #[serde(default)]
+    pub tied_weights: TiedWeights,
+    /// Precisions to build where the user names none.
+    #[serde(default = "only_fp32")]
+    pub precisions: Vec<Precision>,
+    /// How each quantized precision is made. A recipe need only have those that differ from
+    /// [`Quantization::builtin`]; here are all.
+    #[serde(default)]
+    pub quantization: BTreeMap<Precision, Quantization>,
+}
+
+fn only_fp32() -> Vec<Precision> {
+    vec![Precision::Fp32]
 }
 
 impl Recipe {
@@ -141,17 +171,80 @@ impl Recipe {
     /// # Errors
     /// [`YamlError`] when the name is unknown, or the file cannot be read or is not a recipe.
     pub fn load(name_or_path: &str) -> Result<Self, YamlError> {
-        let path = Path::new(name_or_path);
-        if !path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-            return Self::builtin(name_or_path);
-        }
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| YamlError::Io { path: path.into(), source })?;
-        Self::parse(&text, format!("recipe {name_or_path}"))
+        Ok(RecipeSource::load(name_or_path)?.recipe)
     }
 
     fn parse(text: &str, what: String) -> Result<Self, YamlError> {
-        serde_yaml::from_str(text).map_err(|source| YamlError::Invalid { what, source })
+        let invalid = |source| YamlError::Invalid { what: what.clone(), source };
+        let mut recipe: Recipe = serde_yaml::from_str(text).map_err(invalid)?;
+        for (precision, quantization) in Quantization::builtin().map_err(invalid)? {
+            recipe.quantization.entry(precision).or_insert(quantization);
+        }
+        Ok(recipe)
+    }
+}
+
+/// A recipe with the text it was read from, so that what is wrong can be pointed at.
+#[derive(Debug, Clone)]
+pub struct RecipeSource {
+    recipe: Recipe,
+    text: String,
+    what: String,
+}
+
+impl RecipeSource {
+    /// As [`Recipe::load`].
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn load(name_or_path: &str) -> Result<Self, YamlError> {
+        let path = Path::new(name_or_path);
+        if !path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            let recipe = Recipe::builtin(name_or_path)?;
+            return Ok(RecipeSource { recipe, text: String::new(), what: name_or_path.into() });
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| YamlError::Io { path: path.into(), source })?;
+        let what = format!("recipe {name_or_path}");
+        Ok(RecipeSource { recipe: Recipe::parse(&text, what.clone())?, text, what })
+    }
+
+    /// The recipe, if it makes sense for a model with these `modules`.
+    ///
+    /// # Errors
+    /// [`YamlError::Mismatch`] for a pattern that matches no module, a key for a precision that has
+    /// no integers, or numbers that do not go together.
+    pub fn check(self, modules: &[Module]) -> Result<Recipe, YamlError> {
+        for (precision, quantization) in &self.recipe.quantization {
+            if matches!(precision, Precision::Fp32 | Precision::Fp16) {
+                let message = format!("{precision} has no quantization");
+                return Err(self.mismatch(&precision.to_string(), message));
+            }
+            if let Some(pattern) = quantization.unmatched(modules) {
+                let message = format!("the pattern '{pattern}' matches no module of this model");
+                return Err(self.mismatch(pattern, message));
+            }
+            let formats = modules.iter().filter_map(|module| quantization.format_of(module));
+            for format in formats.filter(|f| f.activations == Activations::Tensor) {
+                if format.bits != Bits::EIGHT || !format.symmetric {
+                    let message = "activations 'tensor' need 8 bits and symmetric weights".into();
+                    return Err(self.mismatch("tensor", message));
+                }
+            }
+        }
+        Ok(self.recipe)
+    }
+
+    /// An error that points at the first place of `value` outside comments.
+    fn mismatch(&self, value: &str, message: String) -> YamlError {
+        let lines = self.text.lines().map(|line| match line.split_once(" #") {
+            Some((code, _)) => code,
+            None if line.trim_start().starts_with('#') => "",
+            None => line,
+        });
+        let found = lines.enumerate().find_map(|(line, code)| Some((line, code.find(value)?)));
+        let (line, column) = found.map_or((1, 1), |(line, at)| (line + 1, at + 1));
+        YamlError::Mismatch { what: self.what.clone(), message, line, column }
     }
 }
 
@@ -172,6 +265,40 @@ mod tests {
     fn unknown_name_lists_the_known_ones() {
         let error = Recipe::load("fast").unwrap_err().to_string();
         assert!(error.contains("default, portable, split, features"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_model_is_pointed_at() {
+        let modules = [Module::new("lm_head", 0)];
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.yaml");
+        let start = "recipe: mine\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\nlast_hidden_state: false\nquantization:\n";
+        let q8 = "bits: 8, block_size: 32, symmetric: true, method: nearest";
+        for (rest, expected) in [
+            (
+                format!("  q8: {{{q8}, activations: int8, exceptions: [{{modules: lm_tail}}]}}\n"),
+                "'lm_tail' matches no module of this model at line 8 column",
+            ),
+            ("  # lm_head\n  fp16: {".to_owned() + q8 + ", activations: int8}\n", "line 9 column 3"),
+            (
+                format!("  q4: {{{q8}, activations: tensor, exceptions: [{{modules: '*', bits: 4}}]}}\n"),
+                "need 8 bits",
+            ),
+        ] {
+            std::fs::write(&file, start.to_owned() + &rest).unwrap();
+            let source = RecipeSource::load(file.to_str().unwrap()).unwrap();
+            let error = source.check(&modules).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_builtin_recipe_has_every_quantization() {
+        for name in Recipe::BUILTIN {
+            let recipe = Recipe::builtin(name).unwrap();
+            let precisions: Vec<_> = recipe.quantization.keys().copied().collect();
+            assert_eq!(precisions, [Precision::Q8, Precision::Q4, Precision::Q4F16], "{name}");
+        }
     }
 
     #[test]

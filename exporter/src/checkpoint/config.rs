@@ -1,7 +1,7 @@
 //! `config.json`, typed. Keys, defaults and quirks are those of `Lfm2VlConfig`, `Lfm2Config` and
 //! `Siglip2VisionConfig` in transformers 5.23.
 
-use lfm2vl_graphs::{LayerKind, ModelDims};
+use lfm2vl_graphs::{LayerKind, ModelDims, Module};
 use serde_json::Value;
 
 use super::CheckpointError;
@@ -108,6 +108,25 @@ impl Config {
                 as u32,
             tie_word_embeddings: root.flag("tie_embedding", tie_word_embeddings)?,
         })
+    }
+
+    /// A module by its canonical name, for the patterns of recipes.
+    pub fn module(&self, name: &str) -> Module {
+        let layers = match name.starts_with("vision_tower") {
+            true => self.vision.num_hidden_layers,
+            false => self.text.layer_types.len(),
+        };
+        Module::new(name, layers)
+    }
+
+    /// The modules that can be quantized: linear layers, the token embedding, the output head.
+    pub fn quantizable_modules(&self) -> Vec<Module> {
+        let tensors = super::model_tensors(self).into_iter();
+        let weights = tensors.filter_map(|(name, shape)| {
+            let module = name.strip_suffix(".weight")?;
+            (shape.len() == 2 && !module.ends_with("position_embedding")).then(|| module.to_owned())
+        });
+        weights.chain(["lm_head".to_owned()]).map(|name| self.module(&name)).collect()
     }
 
     /// The sizes that contracts name.

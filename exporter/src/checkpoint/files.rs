@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::CheckpointError;
 
 /// How weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoredDtype {
     /// Brain float.
     Bf16,
@@ -39,6 +39,18 @@ impl StoredDtype {
 pub(super) struct TensorFile {
     pub(super) path: PathBuf,
     pub(super) file: File,
+}
+
+impl StoredTensor {
+    /// The file that it is in.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    /// The name of that file.
+    pub fn file_name(&self) -> String {
+        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// Where a tensor is stored.

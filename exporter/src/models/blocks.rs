@@ -1,9 +1,12 @@
 //! Blocks that more than one graph uses.
 
-use lfm2vl_graphs::Operators;
+use lfm2vl_graphs::{Activations, Operators, WeightFormat};
 
 use super::Model;
-use crate::onnx::{Attribute, Op, Value};
+use crate::{
+    onnx::{Attribute, Op, Value},
+    quantize::{BlockFormat, Packing},
+};
 
 /// A residual stream whose last update has not been added yet, so that the addition and the norm
 /// that follows can be one operator.
@@ -34,7 +37,8 @@ impl<'g> Residual<'g> {
 }
 
 impl<'g> Model<'g> {
-    /// The linear layer `name` of the current module on x [n, inputs] -> [n, outputs].
+    /// The linear layer `name` of the current module on x [n, inputs] -> [n, outputs], quantized
+    /// if the precision wants it.
     pub(super) fn linear(
         self,
         x: Value<'g>,
@@ -43,9 +47,42 @@ impl<'g> Model<'g> {
         outputs: usize,
         bias: bool,
     ) -> Value<'g> {
+        let module = self.g.path(name);
         let _scope = self.g.enter(name);
-        let weight = self.g.weight("weight", &[outputs, inputs]);
-        x.linear(weight, bias.then(|| self.g.weight("bias", &[outputs])))
+        let bias = bias.then(|| self.g.weight("bias", &[outputs]));
+        self.linear_with(x, &module, &self.g.path("weight"), [outputs, inputs], bias)
+    }
+
+    /// The linear layer `module` with the stored weight `tensor` [outputs, inputs].
+    pub(super) fn linear_with(
+        self,
+        x: Value<'g>,
+        module: &str,
+        tensor: &str,
+        shape: [usize; 2],
+        bias: Option<Value<'g>>,
+    ) -> Value<'g> {
+        let Some(format) = self.format_of(module) else {
+            return x.linear(self.g.stored(tensor, &shape), bias);
+        };
+        let blocks = |packing| BlockFormat::new(format, self.g.is_half(), packing);
+        match (self.operators, format.activations) {
+            (Operators::OnnxRuntime, Activations::Tensor) => {
+                x.to_exact().linear_int8(tensor, shape, bias.map(Value::to_exact)).to_graph_floats()
+            }
+            (Operators::OnnxRuntime, activations) => {
+                let int8_inputs = activations == Activations::Int8;
+                x.linear_blocks(tensor, shape, blocks(Packing::Rows), int8_inputs, bias)
+            }
+            (Operators::Standard, _) => {
+                x.linear(self.g.dequantized(tensor, shape, blocks(Packing::Flat)), bias)
+            }
+        }
+    }
+
+    /// How the weight of a module is quantized; `None` where it stays float.
+    pub(super) fn format_of(self, module: &str) -> Option<WeightFormat> {
+        self.quantization?.format_of(&self.config.module(module))
     }
 
     /// Adds the pending update and applies the norm `name` of the current module.
@@ -83,7 +120,7 @@ impl<'g> Model<'g> {
     }
 
     /// Scaled dot-product attention from standard operators: queries [.., s, d], keys and values
-    /// [.., t, d], `bias` added to the scores and broadcast over them.
+    /// [.., t, d], float32 `bias` added to the scores and broadcast over them.
     pub(super) fn attend(
         self,
         query: Value<'g>,
@@ -94,9 +131,10 @@ impl<'g> Model<'g> {
         transpose_keys: &[i64],
     ) -> Value<'g> {
         // The scale goes on the query, which is the smaller operand.
-        let query = query * self.g.float((head_dim as f32).powf(-0.5));
-        let scores = query.matmul(keys.transpose(transpose_keys)) + bias;
-        scores.softmax().matmul(values)
+        let scale = self.g.float((head_dim as f32).powf(-0.5)).to_graph_floats();
+        let query = query * scale;
+        let scores = query.matmul(keys.transpose(transpose_keys)).to_exact() + bias;
+        scores.softmax().to_graph_floats().matmul(values)
     }
 
     /// 0 where `keep` is true, and the lowest finite float where it is false: what is added to

@@ -24,8 +24,8 @@ enum AttentionInputs<'g> {
     /// row, int32 scalar; rotary tables [positions, head_dim / 2].
     Fused { last_position: Value<'g>, total: Value<'g>, cos: Value<'g>, sin: Value<'g> },
     /// Standard operators: which keys each query sees, as float32 [batch, 1, 1, sequence, total]
-    /// added to the scores; which new positions are tokens, float32 [batch * sequence, 1];
-    /// rotary factors of the new positions [sequence, head_dim / 2].
+    /// added to the scores; which new positions are tokens, [batch * sequence, 1];
+    /// float32 rotary factors of the new positions [sequence, head_dim / 2].
     Standard { bias: Value<'g>, tokens: Value<'g>, cos: Value<'g>, sin: Value<'g> },
 }
 
@@ -34,7 +34,7 @@ impl<'g> Model<'g> {
     pub(super) fn decoder(self, recipe: &Recipe, tied_head: bool) {
         let text = &self.config.text;
         let size = text.hidden_size;
-        let embeds = self.g.input("inputs_embeds");
+        let embeds = self.g.input("inputs_embeds").to_graph_floats();
 
         let hidden = {
             let _scope = self.g.enter("language_model");
@@ -59,9 +59,9 @@ impl<'g> Model<'g> {
             Logits::Last => hidden.slice_from(1, -1),
             Logits::All => hidden,
         };
-        self.g.output("logits", self.head(scored, tied_head));
+        self.g.output("logits", self.head(scored, tied_head).to_exact());
         if recipe.last_hidden_state {
-            self.g.output("last_hidden_state", hidden);
+            self.g.output("last_hidden_state", hidden.to_exact());
         }
     }
 
@@ -70,8 +70,9 @@ impl<'g> Model<'g> {
         let text = &self.config.text;
         let name = if tied { EMBEDDING } else { "lm_head.weight" };
         let _scope = self.g.enter("lm_head");
-        let weight = self.g.stored(name, &[text.vocab_size, text.hidden_size]);
-        let logits = hidden.reshape(&[-1, text.hidden_size as i64]).linear(weight, None);
+        let shape = [text.vocab_size, text.hidden_size];
+        let rows = hidden.reshape(&[-1, text.hidden_size as i64]);
+        let logits = self.linear_with(rows, "lm_head", name, shape, None);
         logits.reshape_to(hidden.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0))
     }
 
@@ -85,6 +86,7 @@ impl<'g> Model<'g> {
                 // Only constants go in, so ONNX Runtime computes the tables when it loads the
                 // graph and the file need not carry them.
                 let (cos, sin) = self.rotary_factors(self.g.ints(&[limit], &[]).range());
+                let (cos, sin) = (cos.to_graph_floats(), sin.to_graph_floats());
                 AttentionInputs::Fused {
                     last_position: (attention_mask.sum(1).squeeze(&[1]) - one).to_i32(),
                     total: attention_mask.dim(1).to_i32(),
@@ -103,7 +105,7 @@ impl<'g> Model<'g> {
                 let new_tokens = attention_mask.gather(positions, 1).to_f32();
                 AttentionInputs::Standard {
                     bias: self.attention_bias(seen),
-                    tokens: new_tokens.reshape(&[-1, 1]),
+                    tokens: new_tokens.reshape(&[-1, 1]).to_graph_floats(),
                     cos,
                     sin,
                 }
@@ -178,8 +180,10 @@ impl<'g> Model<'g> {
                     let shape = step.shape.slice(0, 0, 2).concat(&[self.g.int_vector(&shape)], 0);
                     v.reshape_to(shape).transpose(&[0, 2, 1, 3])
                 };
-                let query = rotate(by_head(query, heads), cos, sin);
-                let keys = rotate(by_head(keys, kv_heads), cos, sin);
+                let rotated = |v: Value<'g>, heads| {
+                    rotate(by_head(v, heads).to_exact(), cos, sin).to_graph_floats()
+                };
+                let (query, keys) = (rotated(query, heads), rotated(keys, kv_heads));
                 let keys = past_keys.concat(&[keys], 2);
                 let values = past_values.concat(&[by_head(values, kv_heads)], 2);
 

@@ -1,16 +1,37 @@
 //! Token embedding.
 
+use lfm2vl_graphs::Operators;
+
 use super::Model;
-use crate::onnx::Value;
+use crate::{
+    onnx::Value,
+    quantize::{BlockFormat, Packing},
+};
 
 /// Canonical name of the token embedding.
 pub(super) const EMBEDDING: &str = "language_model.embed_tokens.weight";
 
 impl<'g> Model<'g> {
-    /// Token ids [batch, sequence] -> embeddings [batch, sequence, hidden].
+    /// Token ids [batch, sequence] -> embeddings [batch, sequence, hidden], in the graph's floats.
     pub(super) fn embed_tokens(self, input_ids: Value<'g>) -> Value<'g> {
         let text = &self.config.text;
         let _scope = self.g.enter("language_model.embed_tokens");
-        self.g.stored(EMBEDDING, &[text.vocab_size, text.hidden_size]).gather(input_ids, 0)
+        let shape = [text.vocab_size, text.hidden_size];
+        let Some(format) = self.format_of("language_model.embed_tokens") else {
+            return self.g.stored(EMBEDDING, &shape).gather(input_ids, 0);
+        };
+        let blocks = |packing| BlockFormat::new(format, self.g.is_half(), packing);
+        match self.operators {
+            Operators::OnnxRuntime => {
+                // Rows of whole blocks are packed as the output head packs them.
+                let whole = shape[1].is_multiple_of(format.block_size.get());
+                let packing = if whole { Packing::Rows } else { Packing::Flat };
+                input_ids.gather_from_blocks(EMBEDDING, shape, blocks(packing))
+            }
+            Operators::Standard => {
+                let table = self.g.dequantized(EMBEDDING, shape, blocks(Packing::Flat));
+                table.gather(input_ids, 0)
+            }
+        }
     }
 }

@@ -8,9 +8,12 @@ mod positions;
 mod projector;
 mod vision_tower;
 
-use lfm2vl_graphs::{Graph, GraphSpec, Operators, Recipe};
+use lfm2vl_graphs::{Graph, GraphSpec, Operators, Quantization, Recipe};
 
-use crate::{checkpoint::Config, onnx::GraphBuilder};
+use crate::{
+    checkpoint::Config,
+    onnx::{Floats, GraphBuilder},
+};
 
 /// What every block needs to know.
 #[derive(Clone, Copy)]
@@ -18,23 +21,31 @@ struct Model<'a> {
     g: &'a GraphBuilder,
     config: &'a Config,
     operators: Operators,
+    quantization: Option<&'a Quantization>,
+}
+
+/// How the graphs of one precision are built.
+#[derive(Clone, Copy)]
+pub(crate) struct Build<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) recipe: &'a Recipe,
+    /// How weights are quantized, in the precisions that do.
+    pub(crate) quantization: Option<&'a Quantization>,
+    /// What floats are inside the graph.
+    pub(crate) floats: &'a Floats,
+    /// Whether the output head is the token embedding.
+    pub(crate) tied_head: bool,
 }
 
 /// Builds the nodes of one graph; its inputs and outputs are those of `spec`.
-///
-/// `tied_head` says that the output head is the token embedding.
-pub(crate) fn build(
-    spec: GraphSpec,
-    config: &Config,
-    recipe: &Recipe,
-    tied_head: bool,
-) -> GraphBuilder {
+pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
     let graph = spec.graph;
-    let g = GraphBuilder::new(spec);
-    let model = Model { g: &g, config, operators: recipe.operators };
+    let Build { config, recipe, quantization, floats, tied_head } = build;
+    let g = GraphBuilder::new(spec, floats.clone());
+    let model = Model { g: &g, config, operators: recipe.operators, quantization };
     match graph {
         Graph::EmbedTokens => {
-            let embeddings = model.embed_tokens(g.input("input_ids"));
+            let embeddings = model.embed_tokens(g.input("input_ids")).to_exact();
             g.output("inputs_embeds", embeddings);
         }
         Graph::VisionEncoder => {
@@ -44,7 +55,7 @@ pub(crate) fn build(
                 g.input("pixel_attention_mask"),
                 shapes,
             );
-            g.output("image_features", model.projector(hidden, shapes));
+            g.output("image_features", model.projector(hidden, shapes).to_exact());
         }
         Graph::VisionTower => {
             let hidden = model.vision_tower(
@@ -52,10 +63,11 @@ pub(crate) fn build(
                 g.input("pixel_attention_mask"),
                 g.input("spatial_shapes"),
             );
-            g.output("last_hidden_state", hidden);
+            g.output("last_hidden_state", hidden.to_exact());
         }
         Graph::Projector => {
-            let features = model.projector(g.input("last_hidden_state"), g.input("spatial_shapes"));
+            let hidden = g.input("last_hidden_state").to_graph_floats();
+            let features = model.projector(hidden, g.input("spatial_shapes")).to_exact();
             g.output("image_features", features);
         }
         Graph::Decoder => model.decoder(recipe, tied_head),

@@ -32,7 +32,7 @@ impl<'g> Model<'g> {
         let horizontal = self.hat_weights(x, cols).unsqueeze(&[2]); // [views, patches, 1, grid]
         let cells = grid * grid;
         let weights = (vertical * horizontal).reshape(&[0, 0, cells as i64]);
-        weights.matmul(self.g.weight("weight", &[cells, size]))
+        weights.matmul(self.g.weight("weight", &[cells, size]).to_exact()).to_graph_floats()
     }
 
     /// Weight of each of the table's cells along one axis, [views, patches, grid], for positions

@@ -61,7 +61,7 @@ impl<'g> Model<'g> {
         let vision = &self.config.vision;
         let values = self.config.dims().patch_values;
         let _scope = self.g.enter("embeddings");
-        let patches = pixel_values.reshape(&[-1, values as i64]);
+        let patches = pixel_values.reshape(&[-1, values as i64]).to_graph_floats();
         let embedded = self.linear(patches, "patch_embedding", values, vision.hidden_size, true);
         let positions = self.position_embeddings(spatial_shapes, pixel_values.dim(1));
         embedded + positions.reshape(&[-1, vision.hidden_size as i64])

@@ -5,19 +5,24 @@ use std::{cell::RefCell, collections::HashMap, fmt::Display};
 
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
 
-use super::proto::{
-    AttributeProto, AttributeType, DataType, DimensionProto, DimensionValue, GraphProto, NodeProto,
-    TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+use super::{
+    proto::{
+        AttributeProto, AttributeType, DataType, DimensionProto, DimensionValue, GraphProto,
+        NodeProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    },
+    weight::{Encoding, Part, Weight},
 };
+use crate::checkpoint::StoredDtype;
 
-/// A weight tensor, described: which stored tensor it is and its shape in the graph. Its bytes
-/// are moved once, when the external data is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Weight {
-    /// Canonical name of the stored tensor; also the name of the initializer.
-    pub(crate) tensor: String,
-    /// Shape in the graph; the same elements in the same order as stored.
-    pub(crate) shape: Vec<usize>,
+/// What floats are inside a graph.
+#[derive(Debug, Clone)]
+pub(crate) enum Floats {
+    /// float32.
+    Single,
+    /// float16: weights and activations, but not what needs the accuracy.
+    Half,
+    /// float32, from weights that stay in the checkpoint's own files as these types.
+    InPlace(HashMap<String, StoredDtype>),
 }
 
 /// A value in a graph under construction: an input, a weight, a constant or a node's output.
@@ -62,6 +67,7 @@ pub(crate) enum Attribute {
 /// Collects the nodes, weights and constants of one graph.
 pub(crate) struct GraphBuilder {
     spec: GraphSpec,
+    floats: Floats,
     state: RefCell<State>,
 }
 
@@ -98,8 +104,8 @@ impl Drop for Scope<'_> {
 
 impl GraphBuilder {
     /// A graph with the inputs of `spec`.
-    pub(crate) fn new(spec: GraphSpec) -> Self {
-        let builder = GraphBuilder { spec, state: RefCell::default() };
+    pub(crate) fn new(spec: GraphSpec, floats: Floats) -> Self {
+        let builder = GraphBuilder { spec, floats, state: RefCell::default() };
         for input in &builder.spec.inputs {
             builder.named(&input.name);
         }
@@ -136,23 +142,50 @@ impl GraphBuilder {
         Scope(self)
     }
 
-    /// The stored tensor `name` of the current module (`weight`, say), in the given shape.
+    /// Whether floats inside the graph are float16.
+    pub(crate) fn is_half(&self) -> bool {
+        matches!(self.floats, Floats::Half)
+    }
+
+    /// The name of `name` in the current module.
+    pub(crate) fn path(&self, name: &str) -> String {
+        let state = self.state.borrow();
+        state.scope.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
+    }
+
+    /// The stored tensor `name` of the current module (`weight`, say), in the given shape, as the
+    /// graph's floats.
     pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Value<'_> {
-        let tensor = {
-            let state = self.state.borrow();
-            state.scope.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
-        };
-        self.stored(&tensor, shape)
+        self.stored(&self.path(name), shape)
     }
 
     /// A stored tensor by its whole canonical name.
     pub(crate) fn stored(&self, tensor: &str, shape: &[usize]) -> Value<'_> {
-        let known = self.state.borrow().known.contains_key(tensor);
+        let (encoding, data_type) = match &self.floats {
+            Floats::Single => (Encoding::Float32, DataType::Float),
+            Floats::Half => (Encoding::Float16, DataType::Float16),
+            Floats::InPlace(types) => {
+                let dtype = types.get(tensor).copied().unwrap_or(StoredDtype::F32);
+                (Encoding::InPlace(dtype), dtype.into())
+            }
+        };
+        let part = Part { name: tensor.to_owned(), data_type, shape: shape.to_vec() };
+        let weight = Weight { tensor: tensor.to_owned(), encoding, parts: vec![part] };
+        let value = self.add_weight(weight)[0];
+        match (encoding, data_type) {
+            (Encoding::InPlace(_), DataType::Bfloat16 | DataType::Float16) => value.to_f32(),
+            _ => value,
+        }
+    }
+
+    /// A stored tensor in any encoding: the values of its parts.
+    pub(super) fn add_weight(&self, weight: Weight) -> Vec<Value<'_>> {
+        let known = self.state.borrow().known.contains_key(&weight.parts[0].name);
+        let values = weight.parts.iter().map(|part| self.named(&part.name)).collect();
         if !known {
-            let weight = Weight { tensor: tensor.to_owned(), shape: shape.to_vec() };
             self.state.borrow_mut().weights.push(weight);
         }
-        self.named(tensor)
+        values
     }
 
     /// A constant int64 tensor.

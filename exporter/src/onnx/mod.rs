@@ -1,10 +1,14 @@
 //! ONNX graphs: the messages, the builder, and the writer of models with external data.
 
+mod data;
 mod graph;
 mod ops;
 mod proto;
+mod quantized;
+mod weight;
 mod write;
 
-pub(crate) use graph::{Attribute, GraphBuilder, Op, Value};
+pub(crate) use graph::{Attribute, Floats, GraphBuilder, Op, Value};
 pub(crate) use ops::Gelu;
-pub(crate) use write::{WrittenFile, external_bytes, write_file, write_model};
+pub(crate) use weight::Encoding;
+pub(crate) use write::{Model, Plan, WrittenFile, write_file};

@@ -115,9 +115,10 @@ impl<'g> Value<'g> {
     /// every runtime has; ONNX Runtime fuses them into one when it loads the graph.
     pub(crate) fn rms_norm(self, weight: Self, epsilon: f32) -> Self {
         let two = self.graph.float(2.0);
-        let mean_square = self.binary("Pow", two).reduce("ReduceMean", -1);
+        let x = self.to_exact();
+        let mean_square = x.binary("Pow", two).reduce("ReduceMean", -1);
         let rms = (mean_square + self.graph.float(epsilon)).sqrt();
-        self / rms * weight
+        (x / rms).to_graph_floats() * weight
     }
 
     fn reduce(self, op: &'static str, axis: i64) -> Self {
@@ -231,6 +232,16 @@ impl<'g> Value<'g> {
     /// Converts to float32.
     pub(crate) fn to_f32(self) -> Self {
         self.cast(DataType::Float)
+    }
+
+    /// Converts float32 to the graph's floats.
+    pub(crate) fn to_graph_floats(self) -> Self {
+        if self.graph.is_half() { self.cast(DataType::Float16) } else { self }
+    }
+
+    /// Converts the graph's floats to float32, for what needs the accuracy.
+    pub(crate) fn to_exact(self) -> Self {
+        if self.graph.is_half() { self.to_f32() } else { self }
     }
 
     /// Converts to int64.

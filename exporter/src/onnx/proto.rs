@@ -120,9 +120,13 @@ pub(crate) enum DataLocation {
 pub(crate) enum DataType {
     Undefined = 0,
     Float = 1,
+    Uint8 = 2,
+    Int8 = 3,
     Int32 = 6,
     Int64 = 7,
     Float16 = 10,
+    Bfloat16 = 16,
+    Uint4 = 21,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,120 +1,313 @@
-//! Writing a model: the `.onnx` file, and its weights beside it in one external-data file.
+//! Writing models: the `.onnx` files, and the weights beside them in data files, in one pass over
+//! the checkpoint however many models use a weight.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    ops::ControlFlow,
-    path::Path,
-    sync::mpsc,
-    thread,
-};
+use std::{ops::ControlFlow, path::Path};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
-    graph::{FinishedGraph, GraphBuilder, Weight},
+    data::{DataFile, hex},
+    graph::FinishedGraph,
     proto::{
-        DataLocation, DataType, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+        DataLocation, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     },
+    weight::{Encoding, Part},
 };
-use crate::{checkpoint::Checkpoint, error::ExportError};
+use crate::{
+    checkpoint::Checkpoint,
+    error::ExportError,
+    quantize::{Encoder, Quantizer},
+};
 
 /// ONNX IR version; the first with opset 21.
 const IR_VERSION: i64 = 10;
 const OPSET: i64 = 21;
 const MICROSOFT_OPSET: i64 = 1;
 
-/// Weights of this many bytes and more go into the external-data file.
+/// Data of this many bytes and more goes into a data file.
 const EXTERNAL_FROM: usize = 1024;
-/// Weights of this many bytes and more start on a page, so that readers can map them.
-const PAGE: u64 = 4096;
-/// Smaller ones start on a cache line.
-const LINE: u64 = 64;
 /// Elements converted at a time.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 1 << 19;
+
+/// One model to be written.
+pub(crate) struct Model {
+    /// File name without `.onnx`.
+    pub(crate) stem: String,
+    /// Name of its data file. Models that name the same one share the weights in it.
+    pub(crate) data: String,
+    pub(crate) graph: FinishedGraph,
+    /// What the file says of itself.
+    pub(crate) metadata: Vec<(String, String)>,
+}
 
 /// One file that was written.
+#[derive(Debug)]
 pub(crate) struct WrittenFile {
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }
 
-/// The files of one model: the `.onnx` file first.
-pub(crate) struct WrittenModel {
-    pub(crate) files: Vec<WrittenFile>,
+/// Models, and the weights that they need.
+pub(crate) struct Plan {
+    models: Vec<Model>,
+    data_files: Vec<String>,
+    /// In the order in which they are written.
+    jobs: Vec<Job>,
 }
 
-/// Writes `STEM.onnx` and, if it has large weights, `STEM.onnx_data` into `dir`.
-///
-/// `on_bytes` is told of every run of bytes written, and may stop the export.
-pub(crate) fn write_model(
-    builder: GraphBuilder,
-    checkpoint: &Checkpoint,
-    dir: &Path,
-    stem: &str,
-    metadata: &[(String, String)],
-    on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<WrittenModel, ExportError> {
-    let FinishedGraph { mut proto, weights, uses_microsoft } = builder.finish();
-    let data_name = format!("{stem}.onnx_data");
-    let (large, small): (Vec<Weight>, Vec<Weight>) =
-        weights.into_iter().partition(|w| size_in_bytes(w) >= EXTERNAL_FROM);
+/// A tensor in one encoding in one data file.
+struct Job {
+    tensor: String,
+    encoding: Encoding,
+    data_file: usize,
+    /// Which models use it, and as which initializers. Their sizes are the same.
+    uses: Vec<(usize, Vec<Part>)>,
+}
 
-    for weight in &small {
-        let mut values = vec![0.0; elements(weight)];
-        checkpoint.read(&weight.tensor, 0..values.len(), &mut values)?;
-        proto.initializer.push(TensorProto {
-            raw_data: Some(little_endian(&values).to_vec()),
-            ..initializer(weight)
-        });
-    }
-
-    let mut files = Vec::new();
-    if !large.is_empty() {
-        let path = dir.join(&data_name);
-        let write_error = |source| ExportError::Write { path: path.clone(), source };
-        let mut data = HashedFile::create(&path).map_err(write_error)?;
-        let mut values = vec![0.0; CHUNK];
-        for weight in &large {
-            let length = size_in_bytes(weight);
-            data.align(if length as u64 >= PAGE { PAGE } else { LINE }).map_err(write_error)?;
-            proto.initializer.push(external(weight, &data_name, data.position, length));
-            let count = elements(weight);
-            for start in (0..count).step_by(CHUNK) {
-                let end = count.min(start + CHUNK);
-                let chunk = &mut values[..end - start];
-                checkpoint.read(&weight.tensor, start..end, chunk)?;
-                let bytes = little_endian(chunk);
-                data.write(bytes).map_err(write_error)?;
-                if on_bytes(bytes.len() as u64).is_break() {
-                    return Err(ExportError::Interrupted);
+impl Plan {
+    /// Finds out what is to be written for `models`.
+    pub(crate) fn new(models: Vec<Model>) -> Self {
+        let mut data_files: Vec<String> = Vec::new();
+        let mut jobs: Vec<Job> = Vec::new();
+        for (index, model) in models.iter().enumerate() {
+            let known = data_files.iter().position(|name| *name == model.data);
+            let data_file = known.unwrap_or_else(|| {
+                data_files.push(model.data.clone());
+                data_files.len() - 1
+            });
+            for weight in &model.graph.weights {
+                let (tensor, encoding) = (weight.tensor.clone(), weight.encoding);
+                let is_same = |job: &&mut Job| {
+                    (&job.tensor, job.encoding, job.data_file) == (&tensor, encoding, data_file)
+                };
+                let used = (index, weight.parts.clone());
+                match jobs.iter_mut().find(is_same) {
+                    Some(job) => job.uses.push(used),
+                    None => jobs.push(Job { tensor, encoding, data_file, uses: vec![used] }),
                 }
             }
         }
-        let (bytes, sha256) = data.finish().map_err(write_error)?;
-        files.push(WrittenFile { name: data_name, bytes, sha256 });
+        Plan { models, data_files, jobs }
     }
 
+    /// Bytes of the weights that will be written.
+    pub(crate) fn bytes(&self) -> u64 {
+        let written = self.jobs.iter().filter(|job| !matches!(job.encoding, Encoding::InPlace(_)));
+        written.flat_map(|job| &job.uses[0].1).map(|part| part.bytes() as u64).sum()
+    }
+
+    /// Writes everything into `dir`: for each model its `.onnx` file, and its data file where no
+    /// model before it has named that.
+    ///
+    /// `on_bytes` is told of every run of bytes written, and may stop the export.
+    pub(crate) fn write(
+        mut self,
+        checkpoint: &Checkpoint,
+        quantizer: &Quantizer<'_>,
+        dir: &Path,
+        on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<WrittenFile>>, ExportError> {
+        let mut data_files: Vec<DataFile> =
+            self.data_files.iter().map(|name| DataFile::new(dir, name)).collect();
+        let mut jobs = std::mem::take(&mut self.jobs);
+        while !jobs.is_empty() {
+            // All jobs of a tensor, but only one for each file, which is written front to back.
+            let tensor = jobs[0].tensor.clone();
+            let mut files = Vec::new();
+            let (round, rest) = jobs.into_iter().partition(|job: &Job| {
+                let now = job.tensor == tensor && !files.contains(&job.data_file);
+                if now {
+                    files.push(job.data_file);
+                }
+                now
+            });
+            jobs = rest;
+            self.write_tensor(round, checkpoint, quantizer, &mut data_files, on_bytes)?;
+        }
+
+        let mut written = Vec::new();
+        let mut data_files: Vec<Option<DataFile>> = data_files.into_iter().map(Some).collect();
+        for model in self.models {
+            let content = model_proto(model.graph, model.metadata).encode_to_vec();
+            let mut files = vec![write_file(dir, &format!("{}.onnx", model.stem), &content)?];
+            let data_file = self.data_files.iter().position(|name| *name == model.data);
+            if let Some(file) = data_file.and_then(|index| data_files[index].take()) {
+                files.extend(file.finish()?);
+            }
+            written.push(files);
+        }
+        Ok(written)
+    }
+
+    /// Reads a tensor once and writes it for all `jobs`.
+    fn write_tensor(
+        &mut self,
+        jobs: Vec<Job>,
+        checkpoint: &Checkpoint,
+        quantizer: &Quantizer<'_>,
+        data_files: &mut [DataFile],
+        on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ExportError> {
+        let mut by_encoding: Vec<(Encoding, Vec<Sink>)> = Vec::new();
+        let tensor = jobs[0].tensor.clone();
+        for job in jobs {
+            if let Encoding::InPlace(_) = job.encoding {
+                self.refer(&job, checkpoint);
+                continue;
+            }
+            let encoding = job.encoding;
+            let sink = Sink { job, parts: Vec::new() };
+            match by_encoding.iter_mut().find(|(known, _)| *known == encoding) {
+                Some((_, sinks)) => sinks.push(sink),
+                None => by_encoding.push((encoding, vec![sink])),
+            }
+        }
+        if by_encoding.is_empty() {
+            return Ok(());
+        }
+        let shape = checkpoint.tensor(&tensor).map_or(&[][..], |stored| &stored.shape);
+        let (count, columns) =
+            (shape.iter().product::<usize>(), shape.last().copied().unwrap_or(1).max(1));
+        let mut encoders = by_encoding
+            .into_iter()
+            .map(|(encoding, sinks)| Ok((quantizer.encoder(&tensor, encoding, columns)?, sinks)))
+            .collect::<Result<Vec<(Encoder, Vec<Sink>)>, ExportError>>()?;
+
+        let step = (CHUNK / columns).max(1) * columns;
+        let mut values = vec![0.0; step.min(count)];
+        let mut bytes = Vec::new();
+        for start in (0..count).step_by(step) {
+            let end = count.min(start + step);
+            let values = &mut values[..end - start];
+            checkpoint.read(&tensor, start..end, values)?;
+            for (encoder, sinks) in &mut encoders {
+                bytes.clear();
+                encoder.push(values, &mut bytes)?;
+                for sink in sinks {
+                    sink.append(0, &bytes, data_files, on_bytes)?;
+                }
+            }
+        }
+        for (encoder, sinks) in encoders {
+            let parts = encoder.finish();
+            for mut sink in sinks {
+                for (index, bytes) in parts.iter().enumerate() {
+                    sink.append(index, bytes, data_files, on_bytes)?;
+                }
+                for (model, parts) in &sink.job.uses {
+                    for (part, place) in parts.iter().zip(&sink.parts) {
+                        self.models[*model].graph.proto.initializer.push(place.initializer(
+                            part,
+                            &self.data_files[sink.job.data_file],
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Points models to where the checkpoint itself has a tensor.
+    fn refer(&mut self, job: &Job, checkpoint: &Checkpoint) {
+        let Some(stored) = checkpoint.tensor(&job.tensor) else { return };
+        for (model, parts) in &job.uses {
+            for part in parts {
+                let place = Place::External { offset: stored.offset, length: part.bytes() };
+                let file = stored.file_name();
+                let initializer = place.initializer(part, &file);
+                self.models[*model].graph.proto.initializer.push(initializer);
+            }
+        }
+    }
+}
+
+/// Where the data of a part is.
+enum Place {
+    Inline(Vec<u8>),
+    External { offset: u64, length: usize },
+}
+
+impl Place {
+    fn initializer(&self, part: &Part, file: &str) -> TensorProto {
+        let proto = TensorProto {
+            dims: part.shape.iter().map(|&d| d as i64).collect(),
+            data_type: part.data_type as i32,
+            name: part.name.clone(),
+            ..TensorProto::default()
+        };
+        match self {
+            Place::Inline(bytes) => TensorProto { raw_data: Some(bytes.clone()), ..proto },
+            Place::External { offset, length } => {
+                let entry =
+                    |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
+                TensorProto {
+                    external_data: vec![
+                        entry("location", file.to_owned()),
+                        entry("offset", offset.to_string()),
+                        entry("length", length.to_string()),
+                    ],
+                    data_location: Some(DataLocation::External as i32),
+                    ..proto
+                }
+            }
+        }
+    }
+}
+
+/// A job while its bytes come.
+struct Sink {
+    job: Job,
+    parts: Vec<Place>,
+}
+
+impl Sink {
+    /// Adds bytes to the part `index`, the current or the next one.
+    fn append(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        data_files: &mut [DataFile],
+        on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ExportError> {
+        let Some(part) = self.job.uses[0].1.get(index) else { return Ok(()) };
+        let file = &mut data_files[self.job.data_file];
+        if self.parts.len() == index {
+            let length = part.bytes();
+            self.parts.push(match length < EXTERNAL_FROM {
+                true => Place::Inline(Vec::new()),
+                false => Place::External { offset: file.start(length)?, length },
+            });
+        }
+        match &mut self.parts[index] {
+            Place::Inline(inline) => inline.extend_from_slice(bytes),
+            Place::External { .. } => file.append(bytes)?,
+        }
+        match on_bytes(bytes.len() as u64) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ExportError::Interrupted),
+        }
+    }
+}
+
+fn model_proto(graph: FinishedGraph, metadata: Vec<(String, String)>) -> ModelProto {
     let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
-    if uses_microsoft {
+    if graph.uses_microsoft {
         let domain = "com.microsoft".to_owned();
         opset_import.push(OperatorSetIdProto { domain, version: MICROSOFT_OPSET });
     }
-    let model = ModelProto {
+    ModelProto {
         ir_version: IR_VERSION,
         producer_name: "lfm2vl-export".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        graph: Some(proto),
+        graph: Some(graph.proto),
         opset_import,
         metadata_props: metadata
-            .iter()
-            .map(|(key, value)| StringStringEntryProto { key: key.clone(), value: value.clone() })
+            .into_iter()
+            .map(|(key, value)| StringStringEntryProto { key, value })
             .collect(),
-    };
-    files.insert(0, write_file(dir, &format!("{stem}.onnx"), &model.encode_to_vec())?);
-    Ok(WrittenModel { files })
+    }
 }
 
 /// Writes a whole file.
@@ -130,97 +323,4 @@ pub(crate) fn write_file(
         bytes: content.len() as u64,
         sha256: hex(&Sha256::digest(content)),
     })
-}
-
-/// How many bytes of external data a graph's weights make.
-pub(crate) fn external_bytes(weights: &[Weight]) -> u64 {
-    weights.iter().map(size_in_bytes).filter(|&b| b >= EXTERNAL_FROM).map(|b| b as u64).sum()
-}
-
-fn elements(weight: &Weight) -> usize {
-    weight.shape.iter().product()
-}
-
-fn size_in_bytes(weight: &Weight) -> usize {
-    elements(weight) * size_of::<f32>()
-}
-
-fn initializer(weight: &Weight) -> TensorProto {
-    TensorProto {
-        dims: weight.shape.iter().map(|&d| d as i64).collect(),
-        data_type: DataType::Float as i32,
-        name: weight.tensor.clone(),
-        ..TensorProto::default()
-    }
-}
-
-fn external(weight: &Weight, file: &str, offset: u64, length: usize) -> TensorProto {
-    let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
-    TensorProto {
-        external_data: vec![
-            entry("location", file.to_owned()),
-            entry("offset", offset.to_string()),
-            entry("length", length.to_string()),
-        ],
-        data_location: Some(DataLocation::External as i32),
-        ..initializer(weight)
-    }
-}
-
-#[cfg(target_endian = "little")]
-fn little_endian(values: &[f32]) -> &[u8] {
-    bytemuck::cast_slice(values)
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A file that is written front to back and hashed meanwhile on another thread.
-struct HashedFile {
-    file: File,
-    position: u64,
-    /// Filled buffers to the hasher; empty ones come back.
-    filled: mpsc::SyncSender<Vec<u8>>,
-    emptied: mpsc::Receiver<Vec<u8>>,
-    hasher: thread::JoinHandle<Sha256>,
-}
-
-impl HashedFile {
-    fn create(path: &Path) -> io::Result<Self> {
-        let (filled, to_hash) = mpsc::sync_channel::<Vec<u8>>(4);
-        let (give_back, emptied) = mpsc::channel();
-        let hasher = thread::spawn(move || {
-            let mut sha = Sha256::new();
-            for buffer in to_hash {
-                sha.update(&buffer);
-                // The writer may be gone; then nobody needs the buffer.
-                let _ = give_back.send(buffer);
-            }
-            sha
-        });
-        Ok(HashedFile { file: File::create(path)?, position: 0, filled, emptied, hasher })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.position += bytes.len() as u64;
-        let mut buffer = self.emptied.try_recv().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(bytes);
-        self.filled.send(buffer).map_err(|_| io::Error::other("the hashing thread stopped"))
-    }
-
-    /// Pads with zeros to a multiple of `alignment`.
-    fn align(&mut self, alignment: u64) -> io::Result<()> {
-        let padding = self.position.next_multiple_of(alignment) - self.position;
-        if padding == 0 { Ok(()) } else { self.write(&vec![0; padding as usize]) }
-    }
-
-    /// The file's size and sha256.
-    fn finish(self) -> io::Result<(u64, String)> {
-        drop(self.filled);
-        let sha = self.hasher.join().map_err(|_| io::Error::other("the hashing thread stopped"))?;
-        Ok((self.position, hex(&sha.finalize())))
-    }
 }

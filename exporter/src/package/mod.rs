@@ -1,20 +1,22 @@
 //! The exported folder: graphs, the files that clients need beside them, and the manifest.
 
+mod bundles;
 mod files;
 mod folder;
 
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
 use lfm2vl_graphs::{
-    Bundle, Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Precision,
-    Recipe, YamlError,
+    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Precision, Recipe,
+    TiedWeights, YamlError,
 };
 
 use crate::{
     checkpoint::Checkpoint,
     error::ExportError,
-    models,
-    onnx::{WrittenFile, external_bytes, write_file, write_model},
+    models::{self, Build},
+    onnx::{Floats, Model, Plan, WrittenFile, write_file},
+    quantize::Quantizer,
 };
 
 use folder::NewFolder;
@@ -116,42 +118,28 @@ pub fn export(
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Draft, ExportError> {
     let start = Instant::now();
-    if let Some(&precision) = options.precisions.iter().find(|&&p| p != Precision::Fp32) {
-        return Err(ExportError::Precision(precision));
-    }
     let contract = Contract::builtin(&options.recipe.contract)?;
-    let specs = specs(&contract, checkpoint, options)?;
-    let tied_head = !checkpoint.has_lm_head();
-    let build =
-        |spec: GraphSpec| models::build(spec, checkpoint.config(), &options.recipe, tied_head);
+    let models = models(&contract, checkpoint, options)?;
+    let built: Vec<(Graph, Precision)> = models.iter().map(|(key, _)| *key).collect();
+    let plan = Plan::new(models.into_iter().map(|(_, model)| model).collect());
 
     let folder = NewFolder::create(out, options.force)?;
     let files = files::write_client_files(checkpoint.folder(), folder.path())?;
     let onnx = folder.create_subfolder("onnx")?;
-
-    let total = specs.iter().map(|s| external_bytes(&build(s.clone()).finish().weights)).sum();
-    let mut written = 0;
+    let (mut written, total) = (0, plan.bytes());
     let mut on_bytes = |bytes| {
         written += bytes;
         on_progress(Progress { written, total })
     };
-    let mut graphs = Vec::new();
-    for &precision in &options.precisions {
-        for spec in &specs {
-            let stem = format!("{}{}", spec.graph, precision.suffix());
-            let metadata = metadata(checkpoint, &contract, &options.recipe, precision);
-            let model = write_model(
-                build(spec.clone()),
-                checkpoint,
-                &onnx,
-                &stem,
-                &metadata,
-                &mut on_bytes,
-            )?;
-            let files = model.files.into_iter().map(|f| manifest_file("onnx/", f)).collect();
-            graphs.push(GraphFiles { graph: spec.graph, precision, files });
-        }
-    }
+    let graph_files = plan.write(checkpoint, &Quantizer::uncalibrated(), &onnx, &mut on_bytes)?;
+    let graphs = built
+        .into_iter()
+        .zip(graph_files)
+        .map(|((graph, precision), files)| {
+            let files = files.into_iter().map(|f| manifest_file("onnx/", f)).collect();
+            GraphFiles { graph, precision, files }
+        })
+        .collect();
 
     let manifest = Manifest {
         exporter: format!("lfm2vl-export {}", env!("CARGO_PKG_VERSION")),
@@ -160,7 +148,7 @@ pub fn export(
         recipe: options.recipe.clone(),
         source_fingerprint: checkpoint.fingerprint().to_owned(),
         graphs,
-        bundles: options.precisions.iter().map(|&p| uniform_bundle(p)).collect(),
+        bundles: bundles::recommended(&options.precisions),
         files: files.into_iter().map(|f| manifest_file("", f)).collect(),
     };
     let text = serde_yaml::to_string(&manifest)
@@ -173,24 +161,57 @@ pub fn export(
     Ok(Draft { folder, report })
 }
 
-/// The graphs that the options ask for, with their inputs and outputs.
-fn specs(
+/// The graphs that the options ask for, built.
+fn models(
     contract: &Contract,
     checkpoint: &Checkpoint,
     options: &ExportOptions,
-) -> Result<Vec<GraphSpec>, ExportError> {
-    let dims = checkpoint.config().dims();
-    Contract::graphs(&options.recipe)
-        .into_iter()
-        .filter(|&graph| {
-            options.parts.is_empty() || options.parts.iter().any(|part| part.includes(graph))
-        })
-        .map(|graph| {
-            contract.resolve(graph, &dims, &options.recipe).ok_or_else(|| {
-                ExportError::NotInContract { contract: contract.name.clone(), graph }
-            })
-        })
-        .collect()
+) -> Result<Vec<((Graph, Precision), Model)>, ExportError> {
+    let recipe = &options.recipe;
+    let is_wanted = |graph: &Graph| {
+        options.parts.is_empty() || options.parts.iter().any(|part| part.includes(*graph))
+    };
+    let graphs: Vec<Graph> = Contract::graphs(recipe).into_iter().filter(is_wanted).collect();
+    let mut models = Vec::new();
+    for &precision in &options.precisions {
+        let floats = if precision.is_half() { Floats::Half } else { Floats::Single };
+        let build = Build {
+            config: checkpoint.config(),
+            recipe,
+            quantization: recipe.quantization.get(&precision),
+            floats: &floats,
+            tied_head: !checkpoint.has_lm_head(),
+        };
+        for &graph in &graphs {
+            let spec = spec(contract, checkpoint, recipe, graph, precision)?;
+            let stem = format!("{graph}{}", precision.suffix());
+            let shares = recipe.tied_weights == TiedWeights::Shared
+                && graph == Graph::EmbedTokens
+                && graphs.contains(&Graph::Decoder);
+            let data_graph = if shares { Graph::Decoder } else { graph };
+            let model = Model {
+                stem,
+                data: format!("{data_graph}{}.onnx_data", precision.suffix()),
+                graph: models::build(spec, build).finish(),
+                metadata: metadata(checkpoint, contract, recipe, precision),
+            };
+            models.push(((graph, precision), model));
+        }
+    }
+    Ok(models)
+}
+
+/// Inputs and outputs of a graph.
+fn spec(
+    contract: &Contract,
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    graph: Graph,
+    precision: Precision,
+) -> Result<GraphSpec, ExportError> {
+    contract
+        .resolve(graph, &checkpoint.config().dims(), recipe, precision)
+        .ok_or_else(|| ExportError::NotInContract { contract: contract.name.clone(), graph })
 }
 
 /// What each `.onnx` file says of itself.
@@ -210,15 +231,6 @@ fn metadata(
     ]
     .map(|(key, value)| (format!("lfm2vl.{key}"), value))
     .to_vec()
-}
-
-fn uniform_bundle(precision: Precision) -> Bundle {
-    Bundle {
-        name: precision.to_string(),
-        vision: precision,
-        embedding: precision,
-        decoder: precision,
-    }
 }
 
 fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {

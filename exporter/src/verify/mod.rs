@@ -155,8 +155,9 @@ pub fn verify(
         if on_graph(files.graph).is_break() {
             return Err(VerifyError::Interrupted);
         }
+        let dims = checkpoint.config().dims();
         let Some(spec) =
-            contract.resolve(files.graph, &checkpoint.config().dims(), &manifest.recipe)
+            contract.resolve(files.graph, &dims, &manifest.recipe, files.precision)
         else {
             continue;
         };

@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, path::Path};
 
-use lfm2vl_graphs::{Graph, GraphSpec, environment};
+use half::f16;
+use lfm2vl_graphs::{Dtype, Graph, GraphSpec, environment};
 use ndarray::{ArrayD, ArrayView, Dimension};
 use ort::{
     session::{Session, SessionInputValue},
@@ -57,7 +58,12 @@ impl TestSession {
         let inputs = inputs
             .into_iter()
             .map(|(name, tensor)| {
+                let is_half =
+                    self.spec.inputs.iter().any(|t| t.name == name && t.dtype == Dtype::Float16);
                 let value: SessionInputValue<'static> = match tensor {
+                    Tensor::Floats(array) if is_half => {
+                        Value::from_array(array.mapv(f16::from_f32)).map_err(&run_error)?.into()
+                    }
                     Tensor::Floats(array) => Value::from_array(array).map_err(&run_error)?.into(),
                     Tensor::Ints(array) => Value::from_array(array).map_err(&run_error)?.into(),
                 };
@@ -69,9 +75,15 @@ impl TestSession {
             .outputs
             .iter()
             .map(|tensor| {
-                let array =
-                    outputs[tensor.name.as_str()].try_extract_array::<f32>().map_err(&run_error)?;
-                Ok((tensor.name.clone(), array.to_owned()))
+                let output = &outputs[tensor.name.as_str()];
+                let array = match tensor.dtype {
+                    Dtype::Float16 => {
+                        let halves = output.try_extract_array::<f16>().map_err(&run_error)?;
+                        halves.mapv(f16::to_f32)
+                    }
+                    _ => output.try_extract_array::<f32>().map_err(&run_error)?.to_owned(),
+                };
+                Ok((tensor.name.clone(), array))
             })
             .collect()
     }

@@ -1,0 +1,106 @@
+//! A data file: written front to back, and hashed meanwhile on another thread.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::write::WrittenFile;
+use crate::error::ExportError;
+
+/// Data of this many bytes and more starts on a page, so that readers can map it.
+const PAGE: usize = 4096;
+/// Other data starts on a cache line.
+const LINE: usize = 64;
+
+/// A data file that is made when the first bytes come.
+pub(super) struct DataFile {
+    name: String,
+    path: PathBuf,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    file: File,
+    position: u64,
+    /// Filled buffers to the hasher; empty ones come back.
+    filled: mpsc::SyncSender<Vec<u8>>,
+    emptied: mpsc::Receiver<Vec<u8>>,
+    hasher: thread::JoinHandle<Sha256>,
+}
+
+impl DataFile {
+    pub(super) fn new(dir: &Path, name: &str) -> Self {
+        DataFile { name: name.to_owned(), path: dir.join(name), open: None }
+    }
+
+    /// Goes to where data of this length can start, and tells where that is.
+    pub(super) fn start(&mut self, length: usize) -> Result<u64, ExportError> {
+        if self.open.is_none() {
+            let open = OpenFile::create(&self.path).map_err(|e| self.error(e))?;
+            self.open = Some(open);
+        }
+        let position = self.open.as_ref().map_or(0, |open| open.position);
+        let start = position.next_multiple_of(if length >= PAGE { PAGE } else { LINE } as u64);
+        self.append(&vec![0; (start - position) as usize])?;
+        Ok(start)
+    }
+
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
+        let appended = self.open.as_mut().map_or(Ok(()), |open| open.append(bytes));
+        appended.map_err(|e| self.error(e))
+    }
+
+    /// The file that was written, if anything was.
+    pub(super) fn finish(mut self) -> Result<Option<WrittenFile>, ExportError> {
+        let Some(open) = self.open.take() else { return Ok(None) };
+        let (bytes, sha256) = open.finish().map_err(|e| self.error(e))?;
+        Ok(Some(WrittenFile { name: self.name, bytes, sha256 }))
+    }
+
+    fn error(&self, source: io::Error) -> ExportError {
+        ExportError::Write { path: self.path.clone(), source }
+    }
+}
+
+impl OpenFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        let (filled, to_hash) = mpsc::sync_channel::<Vec<u8>>(4);
+        let (give_back, emptied) = mpsc::channel();
+        let hasher = thread::spawn(move || {
+            let mut sha = Sha256::new();
+            for buffer in to_hash {
+                sha.update(&buffer);
+                // The writer may be gone; then nobody needs the buffer.
+                let _ = give_back.send(buffer);
+            }
+            sha
+        });
+        Ok(OpenFile { file: File::create(path)?, position: 0, filled, emptied, hasher })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.position += bytes.len() as u64;
+        let mut buffer = self.emptied.try_recv().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        self.filled.send(buffer).map_err(|_| io::Error::other("the hashing thread stopped"))
+    }
+
+    /// The file's size and sha256.
+    fn finish(self) -> io::Result<(u64, String)> {
+        drop(self.filled);
+        let sha = self.hasher.join().map_err(|_| io::Error::other("the hashing thread stopped"))?;
+        Ok((self.position, hex(&sha.finalize())))
+    }
+}
+
+pub(super) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,74 @@
+//! Weights of a graph: which stored tensors they are and what they become. Their bytes are moved
+//! when the data files are written.
+
+use super::proto::DataType;
+use crate::{checkpoint::StoredDtype, quantize::BlockFormat};
+
+/// How the values of a stored tensor are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Encoding {
+    /// Converted to float32.
+    Float32,
+    /// Converted to float16.
+    Float16,
+    /// Not at all: the graph reads the checkpoint's own file.
+    InPlace(StoredDtype),
+    /// Integers with a scale for each block of a row.
+    Blocks(BlockFormat),
+    /// 8-bit integers with a scale for each row, rows as columns.
+    Columns,
+}
+
+/// A stored tensor and the initializers that it becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Weight {
+    /// Canonical name of the stored tensor.
+    pub(crate) tensor: String,
+    /// How it is written.
+    pub(crate) encoding: Encoding,
+    /// One initializer, or integers, scales and zero points.
+    pub(crate) parts: Vec<Part>,
+}
+
+/// One initializer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Its name in the graph.
+    pub(crate) name: String,
+    /// Its element type.
+    pub(crate) data_type: DataType,
+    /// Its shape in the graph.
+    pub(crate) shape: Vec<usize>,
+}
+
+impl Part {
+    /// Size of its data.
+    pub(crate) fn bytes(&self) -> usize {
+        let elements: usize = self.shape.iter().product();
+        (elements * self.data_type.bits()).div_ceil(8)
+    }
+}
+
+impl DataType {
+    /// Bits of one element.
+    fn bits(self) -> usize {
+        match self {
+            DataType::Undefined => 0,
+            DataType::Uint4 => 4,
+            DataType::Uint8 | DataType::Int8 => 8,
+            DataType::Float16 | DataType::Bfloat16 => 16,
+            DataType::Float | DataType::Int32 => 32,
+            DataType::Int64 => 64,
+        }
+    }
+}
+
+impl From<StoredDtype> for DataType {
+    fn from(dtype: StoredDtype) -> Self {
+        match dtype {
+            StoredDtype::Bf16 => DataType::Bfloat16,
+            StoredDtype::F16 => DataType::Float16,
+            StoredDtype::F32 => DataType::Float,
+        }
+    }
+}

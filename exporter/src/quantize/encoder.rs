@@ -1,0 +1,118 @@
+//! From float32 rows to the bytes of a graph's initializers.
+
+use half::{f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+
+use super::BlockEncoder;
+use crate::{error::ExportError, onnx::Encoding};
+
+/// Makes the encoders of an export.
+pub(crate) struct Quantizer<'c> {
+    _calibration: Option<&'c ()>,
+}
+
+/// A weight on its way to one encoding, some rows at a time.
+pub(crate) enum Encoder {
+    Float32,
+    Float16 { tensor: String, halves: Vec<f16> },
+    Blocks(BlockEncoder),
+    Columns(ColumnEncoder),
+}
+
+impl Quantizer<'_> {
+    /// For weights that need nothing but themselves.
+    pub(crate) fn uncalibrated() -> Self {
+        Quantizer { _calibration: None }
+    }
+
+    /// Starts a weight whose rows have `columns` values.
+    pub(crate) fn encoder(
+        &self,
+        tensor: &str,
+        encoding: Encoding,
+        columns: usize,
+    ) -> Result<Encoder, ExportError> {
+        Ok(match encoding {
+            Encoding::Float32 | Encoding::InPlace(_) => Encoder::Float32,
+            Encoding::Float16 => {
+                Encoder::Float16 { tensor: tensor.to_owned(), halves: Vec::new() }
+            }
+            Encoding::Blocks(format) => Encoder::Blocks(BlockEncoder::new(format, columns)),
+            Encoding::Columns => Encoder::Columns(ColumnEncoder::new(columns)),
+        })
+    }
+}
+
+impl Encoder {
+    /// Takes in whole rows, and appends bytes of the first initializer to `out`.
+    pub(crate) fn push(&mut self, rows: &[f32], out: &mut Vec<u8>) -> Result<(), ExportError> {
+        match self {
+            Encoder::Float32 => out.extend_from_slice(little_endian(rows)),
+            Encoder::Float16 { tensor, halves } => {
+                halves.resize(rows.len(), f16::ZERO);
+                halves.convert_from_f32_slice(rows);
+                let finite = halves.iter().fold(true, |all, half| all & half.is_finite());
+                if !finite {
+                    let too_large = rows.iter().zip(&*halves).find(|(_, half)| !half.is_finite());
+                    let value = too_large.map_or(0.0, |(value, _)| *value);
+                    return Err(ExportError::HalfRange { tensor: tensor.clone(), value });
+                }
+                out.extend_from_slice(bytemuck::cast_slice(halves));
+            }
+            Encoder::Blocks(blocks) => blocks.push(rows, out),
+            Encoder::Columns(columns) => columns.push(rows),
+        }
+        Ok(())
+    }
+
+    /// What is left of the first initializer, and the others.
+    pub(crate) fn finish(self) -> Vec<Vec<u8>> {
+        match self {
+            Encoder::Float32 | Encoder::Float16 { .. } => Vec::new(),
+            Encoder::Blocks(blocks) => {
+                let (scales, zero_points) = blocks.finish();
+                vec![Vec::new(), scales, zero_points]
+            }
+            Encoder::Columns(columns) => columns.finish(),
+        }
+    }
+}
+
+#[cfg(target_endian = "little")]
+fn little_endian(values: &[f32]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
+
+/// 8-bit integers with one scale for each row [rows, columns], which become columns.
+pub(crate) struct ColumnEncoder {
+    columns: usize,
+    integers: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl ColumnEncoder {
+    fn new(columns: usize) -> Self {
+        ColumnEncoder { columns, integers: Vec::new(), scales: Vec::new() }
+    }
+
+    fn push(&mut self, rows: &[f32]) {
+        for row in rows.chunks_exact(self.columns) {
+            let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let scale = largest / 127.0;
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            self.integers.extend(row.iter().map(|x| (x * inverse).round_ties_even() as i8));
+            self.scales.push(scale);
+        }
+    }
+
+    fn finish(self) -> Vec<Vec<u8>> {
+        let rows = self.scales.len();
+        let mut transposed = vec![0; self.integers.len()];
+        transposed.par_chunks_exact_mut(rows.max(1)).enumerate().for_each(|(column, out)| {
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = self.integers[row * self.columns + column] as u8;
+            }
+        });
+        vec![transposed, little_endian(&self.scales).to_vec()]
+    }
+}

@@ -1,0 +1,208 @@
+//! Weights as small integers in blocks along each row, packed as ONNX Runtime's `MatMulNBits` and
+//! `GatherBlockQuantized` and ONNX's `DequantizeLinear` read them.
+
+mod block;
+mod encoder;
+
+use half::f16;
+use lfm2vl_graphs::{Activations, Method, WeightFormat};
+use rayon::prelude::*;
+
+use block::{LANES, Levels};
+
+pub(crate) use encoder::{Encoder, Quantizer};
+
+/// How integers lie in memory. 4-bit integers are two to a byte, the first in the low half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Packing {
+    /// Each row is padded to whole blocks; zero points of each row start on a byte: `MatMulNBits`,
+    /// and `GatherBlockQuantized` where rows are whole blocks.
+    Rows,
+    /// Nothing is padded but the end: `DequantizeLinear`.
+    Flat,
+}
+
+/// How the weights of a linear layer or embedding [rows, columns] are quantized and packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockFormat {
+    pub(crate) bits: u32,
+    pub(crate) block_size: usize,
+    pub(crate) symmetric: bool,
+    pub(crate) method: Method,
+    /// Whether scales are float16.
+    pub(crate) half_scales: bool,
+    pub(crate) packing: Packing,
+}
+
+impl BlockFormat {
+    pub(crate) fn new(format: WeightFormat, half_scales: bool, packing: Packing) -> Self {
+        debug_assert!(format.activations != Activations::Tensor, "that has one block for a row");
+        BlockFormat {
+            bits: format.bits.get(),
+            block_size: format.block_size.get(),
+            symmetric: format.symmetric,
+            method: format.method,
+            half_scales,
+            packing,
+        }
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(self, columns: usize) -> usize {
+        columns.div_ceil(self.block_size)
+    }
+
+    /// Bytes of the integers of a row.
+    pub(crate) fn row_bytes(self, columns: usize) -> usize {
+        let stored = match self.packing {
+            Packing::Rows => self.blocks(columns) * self.block_size,
+            Packing::Flat => columns,
+        };
+        stored * self.bits as usize / 8
+    }
+
+    /// Bytes of the zero points of a row, where each row starts on a byte.
+    pub(crate) fn zero_point_bytes(self, columns: usize) -> usize {
+        (self.blocks(columns) * self.bits as usize).div_ceil(8)
+    }
+
+    fn levels(self) -> Levels {
+        Levels { max: ((1 << self.bits) - 1) as f32, symmetric: self.symmetric }
+    }
+}
+
+/// A weight that is being quantized, some rows at a time.
+pub(crate) struct BlockEncoder {
+    format: BlockFormat,
+    columns: usize,
+    scales: Vec<f32>,
+    /// One byte each until they are packed.
+    zero_points: Vec<u8>,
+}
+
+impl BlockEncoder {
+    /// Starts a weight whose rows have `columns` values.
+    pub(crate) fn new(format: BlockFormat, columns: usize) -> Self {
+        BlockEncoder { format, columns, scales: Vec::new(), zero_points: Vec::new() }
+    }
+
+    /// Quantizes whole rows, and appends their packed integers to `packed`.
+    pub(crate) fn push(&mut self, rows: &[f32], packed: &mut Vec<u8>) {
+        let (format, columns) = (self.format, self.columns);
+        let count = rows.len() / columns;
+        let (blocks, row_bytes) = (format.blocks(columns), format.row_bytes(columns));
+        let (done, old) = (self.scales.len(), packed.len());
+        self.scales.resize(done + count * blocks, 0.0);
+        self.zero_points.resize(done + count * blocks, 0);
+        packed.resize(old + count * row_bytes, 0);
+        rows.par_chunks_exact(columns)
+            .zip(packed[old..].par_chunks_exact_mut(row_bytes))
+            .zip(self.scales[done..].par_chunks_exact_mut(blocks))
+            .zip(self.zero_points[done..].par_chunks_exact_mut(blocks))
+            .with_min_len(8)
+            .for_each(|(((row, packed), scales), zero_points)| {
+                quantize_row(format, row, packed, scales, zero_points);
+            });
+    }
+
+    /// The bytes of the scales, and of the packed zero points.
+    pub(crate) fn finish(self) -> (Vec<u8>, Vec<u8>) {
+        let scales = match self.format.half_scales {
+            true => self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect(),
+            false => self.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
+        };
+        let zero_points = match (self.format.bits, self.format.packing) {
+            (8, _) => self.zero_points,
+            (_, Packing::Flat) => pack(&self.zero_points),
+            (_, Packing::Rows) => {
+                let blocks = self.format.blocks(self.columns);
+                self.zero_points.chunks_exact(blocks).flat_map(pack).collect()
+            }
+        };
+        (scales, zero_points)
+    }
+}
+
+/// Two 4-bit integers to a byte.
+fn pack(integers: &[u8]) -> Vec<u8> {
+    integers.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 4)).collect()
+}
+
+fn quantize_row(
+    format: BlockFormat,
+    row: &[f32],
+    packed: &mut [u8],
+    scales: &mut [f32],
+    zero_points: &mut [u8],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { quantize_row_avx2(format, row, packed, scales, zero_points) };
+    }
+    quantize_row_on(format, row, packed, scales, zero_points);
+}
+
+/// The same code, compiled for wider registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_row_avx2(
+    format: BlockFormat,
+    row: &[f32],
+    packed: &mut [u8],
+    scales: &mut [f32],
+    zero_points: &mut [u8],
+) {
+    quantize_row_on(format, row, packed, scales, zero_points);
+}
+
+#[inline(always)]
+fn quantize_row_on(
+    format: BlockFormat,
+    row: &[f32],
+    packed: &mut [u8],
+    scales: &mut [f32],
+    zero_points: &mut [u8],
+) {
+    let levels = format.levels();
+    let block_bytes = format.block_size * format.bits as usize / 8;
+    let (mut values, mut integers) = ([0.0; 256], [0.0; 256]);
+    for (index, block) in row.chunks(format.block_size).enumerate() {
+        let padded = block.len().next_multiple_of(LANES);
+        values[..block.len()].copy_from_slice(block);
+        values[block.len()..padded].fill(0.0);
+        let values = &values[..padded];
+
+        let mut fit = levels.fit(format.method, values);
+        if format.half_scales {
+            // What readers will multiply with.
+            fit.scale = f16::from_f32(fit.scale).to_f32();
+        }
+        levels.integers(fit, values, &mut integers);
+        // Padding is zero when read.
+        integers[block.len()..].fill(fit.zero);
+
+        let start = index * block_bytes;
+        let end = packed.len().min(start + block_bytes);
+        write_integers(&integers, format.bits, &mut packed[start..end]);
+        scales[index] = fit.scale;
+        zero_points[index] = fit.zero as u8;
+    }
+}
+
+/// Packs integers of 4 or 8 bits.
+#[inline(always)]
+fn write_integers(integers: &[f32], bits: u32, out: &mut [u8]) {
+    match bits {
+        4 => {
+            for (byte, pair) in out.iter_mut().zip(integers.chunks_exact(2)) {
+                *byte = pair[0] as u8 | (pair[1] as u8) << 4;
+            }
+        }
+        _ => {
+            for (byte, &integer) in out.iter_mut().zip(integers) {
+                *byte = integer as u8;
+            }
+        }
+    }
+}
