@@ -18,9 +18,10 @@ use serde_json::{Map, Value};
 /// How the model is loaded.
 #[derive(Args)]
 pub(crate) struct LoadArguments {
-    /// Precision of the graphs; by default what the folder recommends.
-    #[arg(long, value_name = "fp32|fp16|q8|q4|q4f16")]
-    precision: Option<Precision>,
+    /// Precision of all graphs, or a bundle of the folder's manifest; by default the bundle that the
+    /// folder recommends.
+    #[arg(long, value_name = "fp32|fp16|q8|q4|q4f16|BUNDLE")]
+    precision: Option<String>,
     /// What runs the graphs: cpu, cuda, tensorrt, coreml or directml.
     #[arg(long, default_value_t)]
     provider: Provider,
@@ -31,8 +32,11 @@ pub(crate) struct LoadArguments {
 
 impl LoadArguments {
     pub(crate) fn load(&self, folder: &Path, images: &ImageArguments) -> Result<Engine> {
+        let precision: Option<Precision> = self.precision.as_ref().and_then(|p| p.parse().ok());
+        let bundle = self.precision.clone().filter(|_| precision.is_none());
         let builder = Engine::builder(folder)
-            .precision(self.precision)
+            .precision(precision)
+            .bundle(bundle)
             .provider(self.provider)
             .threads(self.threads)
             .image_overrides(images.overrides()?);

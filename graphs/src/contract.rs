@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Precision, Recipe, VisionLayout, YamlError};
+use crate::{Recipe, VisionLayout, YamlError};
 
 const COMMUNITY: &str = include_str!("../contracts/community.yaml");
 
@@ -183,12 +183,11 @@ enum DtypeTemplate {
 }
 
 impl DtypeTemplate {
-    fn resolve(self, precision: Precision) -> Dtype {
+    fn resolve(self, state: Dtype) -> Dtype {
         match self {
             DtypeTemplate::Float32 => Dtype::Float32,
             DtypeTemplate::Int64 => Dtype::Int64,
-            DtypeTemplate::State if precision.is_half() => Dtype::Float16,
-            DtypeTemplate::State => Dtype::Float32,
+            DtypeTemplate::State => state,
         }
     }
 }
@@ -254,7 +253,8 @@ impl Contract {
         }
     }
 
-    /// Inputs and outputs of `graph` for a model, as `recipe` asks for them, in one precision.
+    /// Inputs and outputs of `graph` for a model, as `recipe` asks for them, with the decoder's
+    /// state in `state`.
     ///
     /// Returns `None` when the contract does not have that graph.
     pub fn resolve(
@@ -262,14 +262,14 @@ impl Contract {
         graph: Graph,
         dims: &ModelDims,
         recipe: &Recipe,
-        precision: Precision,
+        state: Dtype,
     ) -> Option<GraphSpec> {
         let template = self.graphs.get(&graph)?;
         let resolve = |tensors: &[TensorTemplate]| -> Vec<Tensor> {
             tensors
                 .iter()
                 .filter(|t| t.option.is_none() || recipe.last_hidden_state)
-                .flat_map(|t| t.resolve(dims, recipe, precision))
+                .flat_map(|t| t.resolve(dims, recipe, state))
                 .collect()
         };
         Some(GraphSpec {
@@ -281,7 +281,7 @@ impl Contract {
 }
 
 impl TensorTemplate {
-    fn resolve(&self, dims: &ModelDims, recipe: &Recipe, precision: Precision) -> Vec<Tensor> {
+    fn resolve(&self, dims: &ModelDims, recipe: &Recipe, state: Dtype) -> Vec<Tensor> {
         let dim = |symbol: &Symbol| match symbol {
             Symbol::Size(n) => Dim::Fixed(*n),
             // All positions are computed, so there is one row of logits for each new token.
@@ -292,7 +292,7 @@ impl TensorTemplate {
         };
         let tensor = |name: String| Tensor {
             name,
-            dtype: self.dtype.resolve(precision),
+            dtype: self.dtype.resolve(state),
             shape: self.shape.iter().map(dim).collect(),
         };
         match self.layers {
@@ -326,7 +326,7 @@ mod tests {
     fn layer_tensors_keep_their_layer_index() {
         let contract = Contract::builtin("community").unwrap();
         let recipe = Recipe::builtin("default").unwrap();
-        let decoder = contract.resolve(Graph::Decoder, &dims(), &recipe, Precision::Fp32).unwrap();
+        let decoder = contract.resolve(Graph::Decoder, &dims(), &recipe, Dtype::Float32).unwrap();
         let names: Vec<_> = decoder.inputs.iter().map(|t| t.name.as_str()).collect();
         assert_eq!(
             names,
@@ -356,7 +356,7 @@ mod tests {
             let recipe = Recipe::builtin(name).unwrap();
             let contract = Contract::builtin(&recipe.contract).unwrap();
             for graph in Contract::graphs(&recipe) {
-                let spec = contract.resolve(graph, &dims(), &recipe, Precision::Fp32).unwrap();
+                let spec = contract.resolve(graph, &dims(), &recipe, Dtype::Float32).unwrap();
                 assert!(!spec.inputs.is_empty() && !spec.outputs.is_empty(), "{name} {graph}");
             }
         }
@@ -367,7 +367,8 @@ mod tests {
         let contract = Contract::builtin("community").unwrap();
         for (name, expected) in [("default", false), ("features", true)] {
             let recipe = Recipe::builtin(name).unwrap();
-            let decoder = contract.resolve(Graph::Decoder, &dims(), &recipe, Precision::Fp32).unwrap();
+            let decoder =
+                contract.resolve(Graph::Decoder, &dims(), &recipe, Dtype::Float32).unwrap();
             let has = decoder.outputs.iter().any(|t| t.name == "last_hidden_state");
             assert_eq!(has, expected, "{name}");
         }

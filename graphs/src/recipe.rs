@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activations, Bits, Module, Quantization, YamlError};
+use crate::{Activations, Bits, Dtype, Module, Quantization, YamlError};
 
 /// Whether tower and projector are one graph or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,9 +57,14 @@ impl Precision {
     pub const ALL: [Precision; 5] =
         [Precision::Fp32, Precision::Fp16, Precision::Q8, Precision::Q4, Precision::Q4F16];
 
-    /// Whether floats have 16 bits inside the graph, and in the decoder's state.
+    /// Whether floats have 16 bits inside the graph.
     pub fn is_half(self) -> bool {
         matches!(self, Precision::Fp16 | Precision::Q4F16)
+    }
+
+    /// Element type of the decoder's state.
+    pub fn state_dtype(self) -> Dtype {
+        if self.is_half() { Dtype::Float16 } else { Dtype::Float32 }
     }
 
     /// What is put between a graph's name and `.onnx`.
@@ -279,9 +284,14 @@ mod tests {
                 format!("  q8: {{{q8}, activations: int8, exceptions: [{{modules: lm_tail}}]}}\n"),
                 "'lm_tail' matches no module of this model at line 8 column",
             ),
-            ("  # lm_head\n  fp16: {".to_owned() + q8 + ", activations: int8}\n", "line 9 column 3"),
             (
-                format!("  q4: {{{q8}, activations: tensor, exceptions: [{{modules: '*', bits: 4}}]}}\n"),
+                "  # lm_head\n  fp16: {".to_owned() + q8 + ", activations: int8}\n",
+                "line 9 column 3",
+            ),
+            (
+                format!(
+                    "  q4: {{{q8}, activations: tensor, exceptions: [{{modules: '*', bits: 4}}]}}\n"
+                ),
                 "need 8 bits",
             ),
         ] {

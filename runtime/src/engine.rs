@@ -9,7 +9,9 @@ use crate::{
     Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
-    session::{Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of},
+    session::{
+        Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of, state_dtype,
+    },
 };
 
 /// A model loaded from an exported folder. Conversations borrow it; several can go on at a time,
@@ -29,6 +31,7 @@ pub struct Engine {
 pub struct EngineBuilder {
     folder: std::path::PathBuf,
     precision: Option<Precision>,
+    bundle: Option<String>,
     provider: Provider,
     threads: Option<usize>,
     overrides: Overrides,
@@ -59,6 +62,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn precision(mut self, precision: Option<Precision>) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Opens the graphs in the precisions of this bundle of the folder's manifest, instead of the
+    /// recommended one.
+    #[must_use]
+    pub fn bundle(mut self, name: Option<String>) -> Self {
+        self.bundle = name;
         self
     }
 
@@ -95,8 +106,9 @@ impl EngineBuilder {
         let recipe = folder.recipe()?;
         let contract = Contract::builtin(&recipe.contract)?;
         let options = SessionOptions { provider: self.provider, threads: self.threads };
+        let bundle = folder.bundle(self.bundle.as_deref())?;
         let open = |graph| {
-            let precision = folder.choose(graph, self.precision)?;
+            let precision = folder.choose(graph, self.precision, bundle)?;
             GraphSession::open(graph, &folder.graph_file(graph, precision), options)
         };
 
@@ -140,10 +152,13 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn check(&self, session: &GraphSession) -> Result<lfm2vl_graphs::GraphSpec, Error> {
         let graph = session.graph();
-        let spec = self.contract.resolve(graph, self.dims, self.recipe).ok_or_else(|| {
-            let difference = format!("contract '{}' does not describe it", self.contract.name);
-            Error::Contract { graph, difference }
-        })?;
+        let spec = self
+            .contract
+            .resolve(graph, self.dims, self.recipe, state_dtype(session))
+            .ok_or_else(|| {
+                let difference = format!("contract '{}' does not describe it", self.contract.name);
+                Error::Contract { graph, difference }
+            })?;
         check(session, &spec)?;
         Ok(spec)
     }

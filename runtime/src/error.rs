@@ -40,6 +40,16 @@ pub enum Error {
         /// Those that are there.
         available: String,
     },
+    /// The folder has no such set of graphs.
+    #[error("{folder} has no bundle '{wanted}', only {available}; ask for one of these")]
+    NoBundle {
+        /// The folder.
+        folder: PathBuf,
+        /// The name that was asked for.
+        wanted: String,
+        /// Those that are there.
+        available: String,
+    },
     /// A graph does not keep the contract.
     #[error("{graph} does not keep the contract: {difference}; export the model again")]
     Contract {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lfm2vl_graphs::{Graph, MANIFEST, Manifest, Precision, Recipe};
+use lfm2vl_graphs::{Bundle, Graph, MANIFEST, Manifest, Precision, Recipe};
 use serde_json::{Map, Value};
 
 use crate::Error;
@@ -74,24 +74,36 @@ impl ModelFolder {
         Precision::ALL.into_iter().filter(exists).collect()
     }
 
-    /// The precision in which to open a graph: what was asked for; else what the manifest
-    /// recommends; else the most exact one.
+    /// The bundle of that name, or else the recommended one.
+    pub(crate) fn bundle(&self, name: Option<&str>) -> Result<Option<&Bundle>, Error> {
+        let bundles = self.manifest.as_ref().map_or(&[][..], |manifest| &manifest.bundles);
+        let Some(name) = name else { return Ok(bundles.first()) };
+        let found = bundles.iter().find(|bundle| bundle.name == name);
+        found.map(Some).ok_or_else(|| {
+            let names: Vec<&str> = bundles.iter().map(|bundle| bundle.name.as_str()).collect();
+            let (folder, wanted) = (self.root.clone(), name.to_owned());
+            Error::NoBundle { folder, wanted, available: names.join(", ") }
+        })
+    }
+
+    /// The precision in which to open a graph: the one that was asked for; else that of the
+    /// bundle, and where there is none, or it lacks the graph, the most exact one.
     pub(crate) fn choose(
         &self,
         graph: Graph,
         wanted: Option<Precision>,
+        bundle: Option<&Bundle>,
     ) -> Result<Precision, Error> {
         let available = self.precisions(graph);
         let folder = self.root.clone();
         let first = *available.first().ok_or(Error::NoGraph { folder, graph })?;
         let Some(wanted) = wanted else {
-            let bundle = self.manifest.as_ref().and_then(|manifest| manifest.bundles.first());
-            let recommended = bundle.map(|bundle| match graph {
+            let bundled = bundle.map(|bundle| match graph {
                 Graph::EmbedTokens => bundle.embedding,
                 Graph::Decoder => bundle.decoder,
                 Graph::VisionEncoder | Graph::VisionTower | Graph::Projector => bundle.vision,
             });
-            return Ok(recommended.filter(|p| available.contains(p)).unwrap_or(first));
+            return Ok(bundled.filter(|p| available.contains(p)).unwrap_or(first));
         };
         match available.contains(&wanted) {
             true => Ok(wanted),

@@ -7,6 +7,11 @@ use std::{
     sync::{Mutex, Once, OnceLock},
 };
 
+use lfm2vl::{
+    Completion, Engine, GenerationOptions,
+    chat::Message,
+    image::{Limits, open},
+};
 use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
 use tempfile::TempDir;
@@ -25,20 +30,34 @@ pub fn testdata(path: &str) -> PathBuf {
     root().join("testdata").join(path)
 }
 
-/// Exports a checkpoint of the test data to `out`.
+/// Exports a checkpoint of the test data to `out` in float32.
 pub fn export_to(out: &Path, checkpoint: &str, recipe: &str) {
+    let recipe = Recipe::builtin(recipe).expect("a built-in recipe");
+    export_with(out, checkpoint, recipe, &[Precision::Fp32]);
+}
+
+/// Exports a checkpoint of the test data to `out`.
+pub fn export_with(out: &Path, checkpoint: &str, recipe: Recipe, precisions: &[Precision]) {
     let checkpoint = Checkpoint::open(&testdata(checkpoint)).expect("test data opens");
-    let options = ExportOptions {
-        recipe: Recipe::builtin(recipe).expect("a built-in recipe"),
-        precisions: vec![Precision::Fp32],
-        parts: Vec::new(),
-        force: false,
-    };
+    let options =
+        ExportOptions { recipe, precisions: precisions.to_vec(), parts: Vec::new(), force: false };
     let draft = export(&checkpoint, out, &options, &mut |_| ControlFlow::Continue(()));
     draft.and_then(|draft| draft.publish()).expect("test data exports");
 }
 
-/// `tiny-shapes`, exported once for all tests of a process.
+/// `tiny-shapes` in every precision, exported once for all tests of a process.
+pub fn tiny_shapes_in_all_precisions() -> PathBuf {
+    static EXPORT: OnceLock<TempDir> = OnceLock::new();
+    let folder = EXPORT.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let recipe = Recipe::builtin("default").expect("a built-in recipe");
+        export_with(&folder.path().join("m"), "tiny-shapes", recipe, &Precision::ALL);
+        folder
+    });
+    folder.path().join("m")
+}
+
+/// `tiny-shapes` in float32, exported once for all tests of a process.
 pub fn tiny_shapes(recipe: &'static str) -> PathBuf {
     static EXPORTS: OnceLock<(TempDir, Mutex<Vec<&'static str>>)> = OnceLock::new();
     let (folder, done) = EXPORTS
@@ -50,6 +69,35 @@ pub fn tiny_shapes(recipe: &'static str) -> PathBuf {
         done.push(recipe);
     }
     out
+}
+
+/// The sample questions of `tiny-shapes`, all of which it answers rightly in float32.
+pub fn sample_questions() -> Vec<serde_json::Value> {
+    let samples = std::fs::read(testdata("tiny-shapes/samples/samples.json"));
+    serde_json::from_slice(&samples.expect("samples are there")).expect("samples are JSON")
+}
+
+/// The images of a sample question.
+pub fn sample_images(question: &serde_json::Value) -> Vec<image::RgbImage> {
+    let files = question["images"].as_array().into_iter().flatten();
+    let files = files.filter_map(serde_json::Value::as_str);
+    let folder = testdata("tiny-shapes/samples");
+    files
+        .map(|file| open(&folder.join(file), &Limits::default()).expect("a sample image opens"))
+        .collect()
+}
+
+/// What `engine` answers to a sample question.
+pub fn answer(engine: &Engine, question: &serde_json::Value) -> Completion {
+    let text = |key: &str| question[key].as_str();
+    let mut conversation = engine.conversation();
+    if let Some(system) = text("system") {
+        conversation.push(Message::system(system));
+    }
+    let message = Message::user(text("prompt").unwrap_or_default());
+    conversation.push_with_images(message, &sample_images(question)).expect("images fit");
+    let answer = conversation.generate(&GenerationOptions::default()).expect("it generates");
+    answer.finish().expect("it generates")
 }
 
 /// A program of this workspace, built once for all tests of a process.

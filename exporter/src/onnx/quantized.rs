@@ -117,10 +117,8 @@ impl<'g> Value<'g> {
         let zero_points = (DataType::Uint8, vec![rows, format.zero_point_bytes(columns)]);
         let zero_points = (!format.symmetric).then_some(zero_points);
         let blocks = self.graph.blocks(tensor, shape, format, integers, zero_points);
-        let inputs: Vec<_> = [blocks.integers, self, blocks.scales]
-            .into_iter()
-            .chain(blocks.zero_points)
-            .collect();
+        let inputs: Vec<_> =
+            [blocks.integers, self, blocks.scales].into_iter().chain(blocks.zero_points).collect();
         self.graph.node(
             Op::microsoft("GatherBlockQuantized"),
             &inputs,

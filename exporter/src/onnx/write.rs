@@ -9,9 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{
     data::{DataFile, hex},
     graph::FinishedGraph,
-    proto::{
-        DataLocation, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    },
+    proto::{DataLocation, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto},
     weight::{Encoding, Part},
 };
 use crate::{
@@ -198,10 +196,11 @@ impl Plan {
                 }
                 for (model, parts) in &sink.job.uses {
                     for (part, place) in parts.iter().zip(&sink.parts) {
-                        self.models[*model].graph.proto.initializer.push(place.initializer(
-                            part,
-                            &self.data_files[sink.job.data_file],
-                        ));
+                        self.models[*model]
+                            .graph
+                            .proto
+                            .initializer
+                            .push(place.initializer(part, &self.data_files[sink.job.data_file]));
                     }
                 }
             }
@@ -240,8 +239,10 @@ impl Place {
         match self {
             Place::Inline(bytes) => TensorProto { raw_data: Some(bytes.clone()), ..proto },
             Place::External { offset, length } => {
-                let entry =
-                    |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
+                let entry = |key: &str, value: String| StringStringEntryProto {
+                    key: key.to_owned(),
+                    value,
+                };
                 TensorProto {
                     external_data: vec![
                         entry("location", file.to_owned()),

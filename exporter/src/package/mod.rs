@@ -210,7 +210,7 @@ fn spec(
     precision: Precision,
 ) -> Result<GraphSpec, ExportError> {
     contract
-        .resolve(graph, &checkpoint.config().dims(), recipe, precision)
+        .resolve(graph, &checkpoint.config().dims(), recipe, precision.state_dtype())
         .ok_or_else(|| ExportError::NotInContract { contract: contract.name.clone(), graph })
 }
 

@@ -1,13 +1,15 @@
 //! Scale and zero point of one block: `value = (integer - zero point) * scale`.
 //!
-//! Loops run over 16 lanes that are summed up at the end, in the same order on every processor, so
-//! that an export has the same bytes wherever it is made.
+//! Sums are taken in the same order on every processor, so that an export has the same bytes
+//! wherever it is made.
 
 use lfm2vl_graphs::Method;
 
 /// Values that are computed together. Blocks are padded with zeros to a multiple, which changes no
 /// sum.
 pub(super) const LANES: usize = 16;
+/// Scales that are tried side by side.
+const CANDIDATES: usize = 8;
 
 /// The integers of a format: `0..=max`.
 #[derive(Debug, Clone, Copy)]
@@ -61,34 +63,30 @@ impl Levels {
     fn search(self, block: &[f32]) -> Fit {
         let (low, high) = range(block);
         let mut best = Best { explained: 0.0, fit: Fit { scale: 0.0, zero: self.middle() } };
-        // With many integers the range needs little change.
-        let (steps, step) = if self.max > 15.0 { (6, 0.004) } else { (12, 0.03) };
+        // Ranges from a little wider than the block's own to much narrower. With many integers
+        // narrower ones only lose.
+        let width =
+            |index: usize| 1.0 + if self.max > 15.0 { 0.004 } else { 0.033 } * (1.0 - index as f32);
         if self.symmetric {
-            let end = low.abs().max(high);
-            for step_index in 0..steps + 2 {
-                let size = end / self.middle() * (1.0 + step * (3.0 - step_index as f32));
-                for scale in [size, -size] {
-                    best.try_scale(block, self, Fit { scale, zero: self.middle() });
-                }
-            }
+            // Either end may be the one that has an integer more.
+            let size = low.abs().max(high) / self.middle();
+            let sizes = |index| size * width(index) * 1.1;
+            best.try_scales(block, self, self.middle(), sizes);
+            best.try_scales(block, self, self.middle(), |index| -sizes(index));
         } else {
             let nearest = round(-low * inverse((high - low) / self.max));
             for zero in [nearest - 1.0, nearest, nearest + 1.0] {
-                if !(0.0..=self.max).contains(&zero) {
-                    continue;
-                }
+                let zero = zero.clamp(0.0, self.max);
                 let below = if zero > 0.0 { -low / zero } else { 0.0 };
                 let above = if zero < self.max { high / (self.max - zero) } else { 0.0 };
                 let size = below.max(above);
-                for step_index in 0..steps {
-                    let scale = size * (1.0 + step * (1.0 - step_index as f32));
-                    best.try_scale(block, self, Fit { scale, zero });
-                }
+                best.try_scales(block, self, zero, |index| size * width(index));
             }
         }
         // The best scale may move values to other integers, which have a better scale again.
         for _ in 0..2 {
-            best.try_scale(block, self, best.fit);
+            let Fit { scale, zero } = best.fit;
+            best.try_scales(block, self, zero, |index| scale * (1.0 + 0.01 * (index as f32 - 4.0)));
         }
         best.fit
     }
@@ -136,25 +134,35 @@ struct Best {
 }
 
 impl Best {
-    /// Takes the integers that `fit` gives with the scale that is best for them, if better.
+    /// Takes one of several scales, if it is better: the integers that it gives, with the scale
+    /// that is best for these. All are tried side by side, a lane for each.
     #[inline(always)]
-    fn try_scale(&mut self, block: &[f32], levels: Levels, fit: Fit) {
-        let inverse = inverse(fit.scale);
-        let (low, high) = (-fit.zero, levels.max - fit.zero);
-        let (mut products, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        for values in block.chunks_exact(LANES) {
-            for lane in 0..LANES {
-                let x = values[lane];
-                let steps = max(min(round(x * inverse), high), low);
+    fn try_scales(
+        &mut self,
+        block: &[f32],
+        levels: Levels,
+        zero: f32,
+        scale: impl Fn(usize) -> f32,
+    ) {
+        let (low, high) = (-zero, levels.max - zero);
+        let mut inverses = [0.0_f32; CANDIDATES];
+        for (index, value) in inverses.iter_mut().enumerate() {
+            *value = inverse(scale(index));
+        }
+        let (mut products, mut squares) = ([0.0_f32; CANDIDATES], [0.0_f32; CANDIDATES]);
+        for &x in block {
+            for lane in 0..CANDIDATES {
+                let steps = max(min(round(x * inverses[lane]), high), low);
                 products[lane] += x * steps;
                 squares[lane] += steps * steps;
             }
         }
-        let (product, square) = (sum(products), sum(squares));
-        // sum (x - s d)^2 is least for s = sum x d / sum d^2, and then sum x^2 - explained.
-        let explained = product * product / square;
-        if explained > self.explained {
-            *self = Best { explained, fit: Fit { scale: product / square, zero: fit.zero } };
+        for (product, square) in products.into_iter().zip(squares) {
+            // sum (x - s d)^2 is least for s = sum x d / sum d^2, and then sum x^2 - explained.
+            let explained = product * product / square;
+            if explained > self.explained {
+                *self = Best { explained, fit: Fit { scale: product / square, zero } };
+            }
         }
     }
 }
@@ -170,11 +178,6 @@ fn range(block: &[f32]) -> (f32, f32) {
         }
     }
     (low.into_iter().fold(0.0, min), high.into_iter().fold(0.0, max))
-}
-
-#[inline(always)]
-fn sum(lanes: [f32; LANES]) -> f32 {
-    lanes.into_iter().fold(0.0, |sum, lane| sum + lane)
 }
 
 #[inline(always)]

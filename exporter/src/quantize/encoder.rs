@@ -34,9 +34,7 @@ impl Quantizer<'_> {
     ) -> Result<Encoder, ExportError> {
         Ok(match encoding {
             Encoding::Float32 | Encoding::InPlace(_) => Encoder::Float32,
-            Encoding::Float16 => {
-                Encoder::Float16 { tensor: tensor.to_owned(), halves: Vec::new() }
-            }
+            Encoding::Float16 => Encoder::Float16 { tensor: tensor.to_owned(), halves: Vec::new() },
             Encoding::Blocks(format) => Encoder::Blocks(BlockEncoder::new(format, columns)),
             Encoding::Columns => Encoder::Columns(ColumnEncoder::new(columns)),
         })

@@ -157,7 +157,7 @@ pub fn verify(
         }
         let dims = checkpoint.config().dims();
         let Some(spec) =
-            contract.resolve(files.graph, &dims, &manifest.recipe, files.precision)
+            contract.resolve(files.graph, &dims, &manifest.recipe, files.precision.state_dtype())
         else {
             continue;
         };

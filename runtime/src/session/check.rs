@@ -45,8 +45,22 @@ pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {
     }
 }
 
+/// Inputs of decoders that others publish, which follow from the rest.
+pub(crate) const POSITION_IDS: &str = "position_ids";
+/// How many of the last positions to compute logits of, int64 scalar.
+pub(crate) const NUM_LOGITS: &str = "num_logits_to_keep";
+
+/// Element type of the decoder's state, as its inputs tell it.
+pub(crate) fn state_dtype(session: &GraphSession) -> Dtype {
+    let mut states = session.inputs().iter().filter(|outlet| outlet.name().starts_with("past_"));
+    match states.next().and_then(|outlet| outlet.dtype().tensor_type()) {
+        Some(TensorElementType::Float16) => Dtype::Float16,
+        _ => Dtype::Float32,
+    }
+}
+
 /// Checks names, types, ranks and sizes. A session may have outputs that the contract does not
-/// know, but no such inputs.
+/// know, but no such inputs, other than the two that this runtime can fill.
 ///
 /// # Errors
 /// [`Error::Contract`] names the first difference.
@@ -65,8 +79,11 @@ pub(crate) fn check(session: &GraphSession, spec: &GraphSpec) -> Result<(), Erro
     for tensor in &spec.outputs {
         find(session.outputs(), tensor, "output")?;
     }
-    let known = |outlet: &&Outlet| !spec.inputs.iter().any(|tensor| tensor.name == outlet.name());
-    match session.inputs().iter().find(known) {
+    let unknown = |outlet: &&Outlet| {
+        ![POSITION_IDS, NUM_LOGITS].contains(&outlet.name())
+            && !spec.inputs.iter().any(|tensor| tensor.name == outlet.name())
+    };
+    match session.inputs().iter().find(unknown) {
         Some(extra) => Err(session.contract_error(format!("it wants an input {}", extra.name()))),
         None => Ok(()),
     }

@@ -3,13 +3,16 @@
 use std::borrow::Cow;
 
 use lfm2vl_graphs::GraphSpec;
-use ndarray::{Array2, Array3, Axis, Ix3};
+use ndarray::{Array0, Array2, Array3, Axis, Ix3};
 use ort::{
     session::SessionInputValue,
     value::{DynValue, Value},
 };
 
-use super::{Checkpoint, DecoderState, GraphSession};
+use super::{
+    Checkpoint, DecoderState, GraphSession,
+    check::{NUM_LOGITS, POSITION_IDS},
+};
 use crate::Error;
 
 /// The decoder graph.
@@ -53,7 +56,8 @@ impl Decoder {
         state: &mut DecoderState,
     ) -> Result<Step, Error> {
         let tokens = embeddings.len_of(Axis(1));
-        let mask = Array2::<i64>::ones((1, state.tokens() + tokens));
+        let (past, total) = (state.tokens(), state.tokens() + tokens);
+        let mask = Array2::<i64>::ones((1, total));
         self.session.with(|session| {
             let embeddings: DynValue = Value::from_array(embeddings)?.into_dyn();
             let mask: DynValue = Value::from_array(mask)?.into_dyn();
@@ -61,6 +65,14 @@ impl Decoder {
                 ("inputs_embeds".into(), embeddings.into()),
                 ("attention_mask".into(), mask.into()),
             ];
+            if self.session.has_input(POSITION_IDS) {
+                let positions = Array2::from_shape_fn((1, tokens), |(_, i)| (past + i) as i64);
+                inputs.push((POSITION_IDS.into(), Value::from_array(positions)?.into_dyn().into()));
+            }
+            if self.session.has_input(NUM_LOGITS) {
+                let one = Value::from_array(Array0::from_elem((), 1_i64))?;
+                inputs.push((NUM_LOGITS.into(), one.into_dyn().into()));
+            }
             inputs.extend(state.inputs().map(|(name, value)| (name.into(), value.into())));
             let mut outputs = session.run(inputs)?;
 

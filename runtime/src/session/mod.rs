@@ -13,7 +13,7 @@ use ort::{session::Session, value::Outlet};
 
 use crate::{Error, Provider};
 
-pub(crate) use check::{check, dims_of};
+pub(crate) use check::{check, dims_of, state_dtype};
 pub(crate) use decoder::Decoder;
 pub(crate) use embedding::EmbedTokens;
 pub(crate) use state::{Checkpoint, DecoderState};
@@ -67,6 +67,10 @@ impl GraphSession {
 
     pub(crate) fn inputs(&self) -> &[Outlet] {
         &self.inputs
+    }
+
+    fn has_input(&self, name: &str) -> bool {
+        self.inputs.iter().any(|input| input.name() == name)
     }
 
     pub(crate) fn outputs(&self) -> &[Outlet] {

@@ -1,10 +1,13 @@
 //! The decoder's hybrid state: conv states, keys and values, as the last run left them.
 
-use lfm2vl_graphs::{Dim, GraphSpec};
+use std::fmt::Debug;
+
+use half::f16;
+use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
 use ndarray::{ArrayD, Axis, Slice};
 use ort::{
     session::SessionOutputs,
-    value::{DynValue, Value},
+    value::{DynValue, PrimitiveTensorElementType, TensorElementType, Value},
 };
 
 /// State after some tokens. The values stay where ONNX Runtime made them; a step hands them back
@@ -32,7 +35,7 @@ impl StateTensor {
 /// those of a shorter one, but conv states do not.
 pub(crate) struct Checkpoint {
     tokens: usize,
-    conv: Vec<ArrayD<f32>>,
+    conv: Vec<DynValue>,
 }
 
 impl Checkpoint {
@@ -56,7 +59,12 @@ impl DecoderState {
                 Dim::Free(name) => usize::from(name == "batch"),
             };
             let shape: Vec<usize> = input.shape.iter().map(size).collect();
-            let value = Value::from_array(ArrayD::<f32>::zeros(shape)).map(Value::into_dyn);
+            let value = match input.dtype {
+                Dtype::Float16 => {
+                    Value::from_array(ArrayD::from_elem(shape, f16::ZERO)).map(Value::into_dyn)
+                }
+                _ => Value::from_array(ArrayD::<f32>::zeros(shape)).map(Value::into_dyn),
+            };
             Some(value.map(|value| StateTensor { past: input.name.clone(), present, value }))
         });
         Ok(DecoderState { tensors: tensors.collect::<ort::Result<_>>()?, tokens: 0 })
@@ -90,28 +98,45 @@ impl DecoderState {
     /// Remembers this state.
     pub(crate) fn checkpoint(&self) -> ort::Result<Checkpoint> {
         let conv = self.tensors.iter().filter(|tensor| tensor.is_conv());
-        let conv = conv.map(|tensor| Ok(tensor.value.try_extract_array::<f32>()?.to_owned()));
-        Ok(Checkpoint { tokens: self.tokens, conv: conv.collect::<ort::Result<_>>()? })
+        let conv = conv.map(|tensor| copy(&tensor.value, None)).collect::<ort::Result<_>>()?;
+        Ok(Checkpoint { tokens: self.tokens, conv })
     }
 
     /// Goes back to an earlier state of the same tokens.
     pub(crate) fn rewind(&mut self, checkpoint: &Checkpoint) -> ort::Result<()> {
         let mut conv = checkpoint.conv.iter();
         for tensor in &mut self.tensors {
-            let earlier = match tensor.is_conv() {
-                true => conv.next().cloned(),
-                // Keys and values are [batch, kv_heads, tokens, head_dim].
-                false => {
-                    let all = tensor.value.try_extract_array::<f32>()?;
-                    Some(all.slice_axis(Axis(2), Slice::from(..checkpoint.tokens)).to_owned())
+            tensor.value = match tensor.is_conv() {
+                true => {
+                    let earlier = conv.next();
+                    let missing = || ort::Error::new("a conv state is missing");
+                    copy(earlier.ok_or_else(missing)?, None)?
                 }
+                false => copy(&tensor.value, Some(checkpoint.tokens))?,
             };
-            let earlier = earlier.ok_or_else(|| ort::Error::new("a conv state is missing"))?;
-            // A slice keeps the strides of the whole.
-            let earlier = earlier.as_standard_layout().into_owned();
-            tensor.value = Value::from_array(earlier)?.into_dyn();
         }
         self.tokens = checkpoint.tokens;
         Ok(())
     }
+}
+
+/// A copy of a state, or of the first `tokens` of keys or values [batch, kv_heads, tokens,
+/// head_dim].
+fn copy(value: &DynValue, tokens: Option<usize>) -> ort::Result<DynValue> {
+    match value.dtype().tensor_type() {
+        Some(TensorElementType::Float16) => copy_of::<f16>(value, tokens),
+        _ => copy_of::<f32>(value, tokens),
+    }
+}
+
+fn copy_of<T>(value: &DynValue, tokens: Option<usize>) -> ort::Result<DynValue>
+where
+    T: PrimitiveTensorElementType + Clone + Debug + 'static,
+{
+    let mut array = value.try_extract_array::<T>()?;
+    if let Some(tokens) = tokens {
+        array.slice_axis_inplace(Axis(2), Slice::from(..tokens));
+    }
+    // A slice keeps the strides of the whole.
+    Ok(Value::from_array(array.as_standard_layout().into_owned())?.into_dyn())
 }

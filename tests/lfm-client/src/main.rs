@@ -1,13 +1,13 @@
 //! Greedy tokens from an exported folder in the crate `lfm`, which accepts the 450M shape only.
 //!
 //! ```text
-//! lfm-client FOLDER PROMPT STEPS [IMAGE]...
+//! lfm-client FOLDER PRECISION PROMPT STEPS [IMAGE]...
 //! ```
 //!
-//! Prints the new token ids as JSON. The crate's own functions return text, and only when the model
+//! PRECISION is fp32, fp16, q8, q4 or q4f16. Prints the new token ids as JSON. The crate's own functions return text, and only when the model
 //! ends its answer. Two things get the ids out of it:
 //! - the answer is constrained to any STEPS tokens, so that it ends there, whatever the model says;
-//! - the tokenizer it gets is the folder's without a decoder, which makes the text the vocabulary's
+//! - the tokenizer it gets is the folder's with another decoder, which makes the text the vocabulary's
 //!   entries with a space between them. No entry of a byte-level vocabulary has a space.
 
 use std::{
@@ -15,10 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lfm::{Engine, EnginePaths, ImageInput, Options, RequestOptions};
 use llmtask::{Grammar, Task};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Any `steps` tokens in answer to `prompt`.
 struct AnyTokens {
@@ -50,20 +50,34 @@ impl Task for AnyTokens {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [folder, prompt, steps, images @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: lfm-client FOLDER PROMPT STEPS [IMAGE]...");
+    let [folder, precision, prompt, steps, images @ ..] = arguments.as_slice() else {
+        bail!("usage: lfm-client FOLDER PRECISION PROMPT STEPS [IMAGE]...");
     };
     let (folder, steps) = (Path::new(folder), steps.parse()?);
+    let suffix = match precision.as_str() {
+        "fp32" => "",
+        "fp16" => "_fp16",
+        "q8" => "_quantized",
+        "q4" => "_q4",
+        "q4f16" => "_q4f16",
+        other => bail!("no precision is called {other}"),
+    };
     let images: Vec<_> = images.iter().map(|path| ImageInput::Path(Path::new(path))).collect();
 
     let path = folder.join("tokenizer.json");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut tokenizer: Value = serde_json::from_str(&text)?;
-    tokenizer["decoder"] = Value::Null;
+    tokenizer["decoder"] = json!({ "type": "Sequence", "decoders": [
+        // Puts a space before every entry that lacks the prefix: none has it.
+        { "type": "WordPiece", "prefix": " ", "cleanup": false },
+        // Changes nothing here; the crate's grammar library insists on one of two it knows.
+        { "type": "ByteFallback" },
+    ]});
     let changed = tempfile::NamedTempFile::new()?;
     fs::write(changed.path(), tokenizer.to_string())?;
 
-    let graph = |name: &str| -> PathBuf { folder.join("onnx").join(format!("{name}.onnx")) };
+    let graph =
+        |name: &str| -> PathBuf { folder.join("onnx").join(format!("{name}{suffix}.onnx")) };
     let paths = EnginePaths::new(
         graph("vision_encoder"),
         graph("embed_tokens"),
@@ -72,13 +86,9 @@ fn main() -> Result<()> {
     );
     let mut engine = Engine::from_paths(paths, Options::default())?;
 
-    let request = RequestOptions::deterministic()
-        .with_repetition_penalty(1.0)
-        .with_max_new_tokens(steps);
-    let task = AnyTokens {
-        prompt: prompt.clone(),
-        grammar: format!("start: <[*]>{{{steps}}}"),
-    };
+    let request =
+        RequestOptions::deterministic().with_repetition_penalty(1.0).with_max_new_tokens(steps);
+    let task = AnyTokens { prompt: prompt.clone(), grammar: format!("start: <[*]>{{{steps}}}") };
     let answer = engine.run(&task, &images, &request)?;
 
     let tokens: Vec<u64> = answer.split(' ').filter_map(|entry| id(&tokenizer, entry)).collect();

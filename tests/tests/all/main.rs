@@ -3,6 +3,7 @@
 mod conversation;
 mod export_program;
 mod other_programs;
+mod precisions;
 mod released_prompts;
 mod run_program;
 mod samples;

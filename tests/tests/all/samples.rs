@@ -1,39 +1,20 @@
 //! The sample questions, and the reference's greedy tokens, through the library.
 
-use lfm2vl::{
-    Engine, FinishReason, GenerationOptions,
-    chat::Message,
-    image::{Limits, open},
-};
+use lfm2vl::{Engine, FinishReason, GenerationOptions, chat::Message};
 use lfm2vl_graphs::Recipe;
-use lfm2vl_tests::{testdata, tiny_shapes};
+use lfm2vl_tests::{answer, sample_images, sample_questions, testdata, tiny_shapes};
 use ndarray::ArrayD;
 use safetensors::SafeTensors;
-use serde_json::Value;
-
-fn images(value: &Value) -> Vec<image::RgbImage> {
-    let files: Vec<String> = serde_json::from_value(value.clone()).unwrap();
-    let folder = testdata("tiny-shapes/samples");
-    files.iter().map(|file| open(&folder.join(file), &Limits::default()).unwrap()).collect()
-}
+use serde_json::{Value, json};
 
 #[test]
 fn every_sample_question_is_answered_rightly() {
     let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
-    let samples = std::fs::read(testdata("tiny-shapes/samples/samples.json")).unwrap();
-    let samples: Vec<Value> = serde_json::from_slice(&samples).unwrap();
-    assert!(samples.len() > 100);
-    for sample in &samples {
-        let text = |key: &str| sample[key].as_str();
-        let mut conversation = engine.conversation();
-        if let Some(system) = text("system") {
-            conversation.push(Message::system(system));
-        }
-        let message = Message::user(text("prompt").unwrap());
-        conversation.push_with_images(message, &images(&sample["images"])).unwrap();
-        let answer = conversation.generate(&GenerationOptions::default()).unwrap();
-        let completion = answer.finish().unwrap();
-        assert_eq!(completion.text, text("answer").unwrap(), "{sample}");
+    let questions = sample_questions();
+    assert!(questions.len() > 100);
+    for question in &questions {
+        let completion = answer(&engine, question);
+        assert_eq!(completion.text, question["answer"], "{question}");
         assert_eq!(completion.finish_reason, FinishReason::Stop);
     }
 }
@@ -49,7 +30,7 @@ fn greedy_tokens_and_image_features_are_the_reference_s() {
             let metadata = metadata.metadata().clone().unwrap();
             let golden = SafeTensors::deserialize(&bytes).unwrap();
             let files: Value = serde_json::from_str(&metadata["images"]).unwrap();
-            let images = images(&files);
+            let images = sample_images(&json!({ "images": files }));
 
             let tensor = golden.tensor("image_features").unwrap();
             let values =
