@@ -26,6 +26,12 @@ pub enum Graph {
     /// One step of the language model with its conv and KV state.
     #[serde(rename = "decoder_model_merged")]
     Decoder,
+    /// Token ids and image features to embeddings, for onnxruntime-genai.
+    #[serde(rename = "embeddings")]
+    GenaiEmbeddings,
+    /// The decoder as onnxruntime-genai wants it.
+    #[serde(rename = "decoder_genai")]
+    GenaiDecoder,
 }
 
 impl Graph {
@@ -37,6 +43,17 @@ impl Graph {
             Graph::VisionTower => "vision_tower",
             Graph::Projector => "projector",
             Graph::Decoder => "decoder_model_merged",
+            Graph::GenaiEmbeddings => "embeddings",
+            Graph::GenaiDecoder => "decoder_genai",
+        }
+    }
+
+    /// The graph whose weights this one uses: itself, but for those of onnxruntime-genai.
+    pub fn weights(self) -> Graph {
+        match self {
+            Graph::GenaiEmbeddings => Graph::EmbedTokens,
+            Graph::GenaiDecoder => Graph::Decoder,
+            other => other,
         }
     }
 }
@@ -245,12 +262,15 @@ impl Contract {
 
     /// The graphs that a recipe consists of.
     pub fn graphs(recipe: &Recipe) -> Vec<Graph> {
-        match recipe.vision {
-            VisionLayout::Fused => vec![Graph::VisionEncoder, Graph::EmbedTokens, Graph::Decoder],
-            VisionLayout::Split => {
-                vec![Graph::VisionTower, Graph::Projector, Graph::EmbedTokens, Graph::Decoder]
-            }
+        let mut graphs = match recipe.vision {
+            VisionLayout::Fused => vec![Graph::VisionEncoder],
+            VisionLayout::Split => vec![Graph::VisionTower, Graph::Projector],
+        };
+        graphs.extend([Graph::EmbedTokens, Graph::Decoder]);
+        if recipe.genai {
+            graphs.extend([Graph::GenaiEmbeddings, Graph::GenaiDecoder]);
         }
+        graphs
     }
 
     /// Inputs and outputs of `graph` for a model, as `recipe` asks for them, with the decoder's
@@ -342,7 +362,7 @@ mod tests {
         assert_eq!(
             decoder.inputs[4].shape,
             [
-                Dim::Free("batch".into()),
+                Dim::Free("batch_size".into()),
                 Dim::Fixed(2),
                 Dim::Free("past_sequence".into()),
                 Dim::Fixed(32)

@@ -62,3 +62,14 @@ pub struct Bundle {
     /// Precision of the decoder.
     pub decoder: Precision,
 }
+
+impl Bundle {
+    /// The precision of a graph.
+    pub fn precision(&self, graph: Graph) -> Precision {
+        match graph.weights() {
+            Graph::EmbedTokens => self.embedding,
+            Graph::Decoder => self.decoder,
+            _ => self.vision,
+        }
+    }
+}

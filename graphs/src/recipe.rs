@@ -130,6 +130,10 @@ pub struct Recipe {
     pub logits: Logits,
     /// Whether the decoder also gives its last hidden state, after the final norm.
     pub last_hidden_state: bool,
+    /// Whether to write what onnxruntime-genai needs: two graphs and two configs more. It reads a
+    /// fused vision encoder only.
+    #[serde(default)]
+    pub genai: bool,
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,
@@ -220,6 +224,10 @@ impl RecipeSource {
     /// [`YamlError::Mismatch`] for a pattern that matches no module, a key for a precision that has
     /// no integers, or numbers that do not go together.
     pub fn check(self, modules: &[Module]) -> Result<Recipe, YamlError> {
+        if self.recipe.genai && self.recipe.vision == VisionLayout::Split {
+            let message = "onnxruntime-genai needs 'vision: fused'".to_owned();
+            return Err(self.mismatch("genai", message));
+        }
         for (precision, quantization) in &self.recipe.quantization {
             if matches!(precision, Precision::Fp32 | Precision::Fp16) {
                 let message = format!("{precision} has no quantization");

@@ -98,11 +98,7 @@ impl ModelFolder {
         let folder = self.root.clone();
         let first = *available.first().ok_or(Error::NoGraph { folder, graph })?;
         let Some(wanted) = wanted else {
-            let bundled = bundle.map(|bundle| match graph {
-                Graph::EmbedTokens => bundle.embedding,
-                Graph::Decoder => bundle.decoder,
-                Graph::VisionEncoder | Graph::VisionTower | Graph::Projector => bundle.vision,
-            });
+            let bundled = bundle.map(|bundle| bundle.precision(graph));
             return Ok(bundled.filter(|p| available.contains(p)).unwrap_or(first));
         };
         match available.contains(&wanted) {

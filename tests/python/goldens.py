@@ -51,7 +51,7 @@ def check(folder, golden):
     embeds[ids == image_token] = golden["image_features"]
 
     outputs = [o.name for o in decoder.get_outputs()]
-    sizes = {"batch": len(ids), "past_sequence": 0}
+    sizes = {"batch_size": len(ids), "past_sequence": 0}
     state = {
         i.name: np.zeros([sizes.get(d, d) for d in i.shape], np.float32)
         for i in decoder.get_inputs()

@@ -38,11 +38,16 @@ pub fn export_to(out: &Path, checkpoint: &str, recipe: &str) {
 
 /// Exports a checkpoint of the test data to `out`.
 pub fn export_with(out: &Path, checkpoint: &str, recipe: Recipe, precisions: &[Precision]) {
-    let checkpoint = Checkpoint::open(&testdata(checkpoint)).expect("test data opens");
+    export_from(&testdata(checkpoint), out, recipe, precisions);
+}
+
+/// Exports any checkpoint to `out`.
+pub fn export_from(checkpoint: &Path, out: &Path, recipe: Recipe, precisions: &[Precision]) {
+    let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
     let options =
         ExportOptions { recipe, precisions: precisions.to_vec(), parts: Vec::new(), force: false };
     let draft = export(&checkpoint, out, &options, &mut |_| ControlFlow::Continue(()));
-    draft.and_then(|draft| draft.publish()).expect("test data exports");
+    draft.and_then(|draft| draft.publish()).expect("the checkpoint exports");
 }
 
 /// `tiny-shapes` in every precision, exported once for all tests of a process.
@@ -125,6 +130,21 @@ pub fn python(script: &str) -> Command {
         command.env("PYTHONPATH", packages);
     }
     command
+}
+
+/// The folder with the released LFM2.5-VL tokenizer and template, in cargo's own copy of the crate
+/// `lfm`.
+pub fn released_files() -> PathBuf {
+    let mut metadata = Command::new(env!("CARGO"));
+    metadata
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+        .arg(root().join("tests/lfm/Cargo.toml"));
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&succeed(&mut metadata).stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let lfm = packages.into_iter().find(|package| package["name"] == "lfm");
+    let manifest = lfm.and_then(|lfm| lfm["manifest_path"].as_str()).expect("lfm is there");
+    Path::new(manifest).with_file_name("models")
 }
 
 /// Runs a command that must succeed.

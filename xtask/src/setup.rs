@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,8 +16,13 @@ use crate::root;
 const ONNXRUNTIME: &str = "1.32.0";
 
 /// What the Python tests import.
-const PYTHON_PACKAGES: [&str; 4] =
-    ["onnx==1.23.2", "onnxruntime==1.32.0", "numpy==2.4.6", "safetensors==0.8.0"];
+const PYTHON_PACKAGES: [&str; 5] = [
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "onnxruntime-genai==0.18.0",
+    "numpy==2.4.6",
+    "safetensors==0.8.0",
+];
 
 /// Where a thing that is set up lies: in the project's root, or in the folder that the variable
 /// `LFM2VL_SETUP` names.
@@ -116,6 +121,32 @@ fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
 /// The folder `.python` with what the Python tests import, filled on the first call.
 pub(crate) fn python_packages() -> Result<PathBuf> {
     install(".python", &PYTHON_PACKAGES.map(str::to_owned))
+}
+
+/// The folder `.javascript` with what the tests in Node import, filled on the first call; nothing
+/// where there is no npm.
+pub(crate) fn node_packages() -> Result<Option<PathBuf>> {
+    if Command::new("npm").arg("--version").stdout(Stdio::null()).status().is_err() {
+        eprintln!("Transformers.js will not be tested: there is no npm");
+        return Ok(None);
+    }
+    let (source, packages) = (root().join("tests/javascript"), folder(".javascript"));
+    let lock = fs::read(source.join("package-lock.json"))?;
+    let stamp = packages.join("installed-lock.json");
+    if fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+        return Ok(Some(packages));
+    }
+    eprintln!("installing Transformers.js");
+    fs::create_dir_all(&packages)?;
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(source.join(file), packages.join(file))?;
+    }
+    // Its ONNX Runtime needs nothing but what is in the package.
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--silent"]).current_dir(&packages).env("ONNXRUNTIME_NODE_INSTALL", "skip");
+    run(&mut npm)?;
+    fs::write(stamp, lock)?;
+    Ok(Some(packages))
 }
 
 /// A script of `benches/peers`, with transformers and what it needs in the folder `.reference`,

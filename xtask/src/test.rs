@@ -9,9 +9,12 @@ use crate::{root, setup};
 pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
     let packages = setup::python_packages()?;
-    setup::run(
-        cargo(&["test", "--workspace"]).env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages),
-    )?;
+    let mut tests = cargo(&["test", "--workspace"]);
+    tests.env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages);
+    if let Some(packages) = setup::node_packages()? {
+        tests.env("LFM2VL_NODE", packages);
+    }
+    setup::run(&mut tests)?;
     core_alone()
 }
 

@@ -1,6 +1,6 @@
 //! The LFM2 language model: short convolutions and grouped-query attention, with their state.
 
-use lfm2vl_graphs::{LayerKind, Logits, Operators, Recipe};
+use lfm2vl_graphs::{LayerKind, Logits, Operators};
 
 use super::{
     Model,
@@ -31,7 +31,8 @@ enum AttentionInputs<'g> {
 
 impl<'g> Model<'g> {
     /// Builds the whole decoder graph: embeddings and state in; logits and new state out.
-    pub(super) fn decoder(self, recipe: &Recipe, tied_head: bool) {
+    /// Logits are of the last position or of all; the last hidden state is an output if asked for.
+    pub(super) fn decoder(self, logits: Logits, last_hidden_state: bool, tied_head: bool) {
         let text = &self.config.text;
         let size = text.hidden_size;
         let embeds = self.g.input("inputs_embeds").to_graph_floats();
@@ -55,12 +56,12 @@ impl<'g> Model<'g> {
             normed.reshape_to(step.shape) // [batch, sequence, hidden]
         };
 
-        let scored = match recipe.logits {
+        let scored = match logits {
             Logits::Last => hidden.slice_from(1, -1),
             Logits::All => hidden,
         };
         self.g.output("logits", self.head(scored, tied_head).to_exact());
-        if recipe.last_hidden_state {
+        if last_hidden_state {
             self.g.output("last_hidden_state", hidden.to_exact());
         }
     }

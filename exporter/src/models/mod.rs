@@ -8,7 +8,7 @@ mod positions;
 mod projector;
 mod vision_tower;
 
-use lfm2vl_graphs::{Graph, GraphSpec, Operators, Quantization, Recipe};
+use lfm2vl_graphs::{Graph, GraphSpec, Logits, Operators, Quantization, Recipe};
 
 use crate::{
     checkpoint::Config,
@@ -70,7 +70,15 @@ pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
             let features = model.projector(hidden, g.input("spatial_shapes")).to_exact();
             g.output("image_features", features);
         }
-        Graph::Decoder => model.decoder(recipe, tied_head),
+        Graph::Decoder => model.decoder(recipe.logits, recipe.last_hidden_state, tied_head),
+        Graph::GenaiDecoder => model.decoder(Logits::Last, false, tied_head),
+        Graph::GenaiEmbeddings => {
+            let ids = g.input("input_ids");
+            let image_token = g.ints(&[config.image_token_id.into()], &[]);
+            let embeddings = model.embed_tokens(ids).to_exact();
+            let places = ids.equal(image_token).places();
+            g.output("inputs_embeds", embeddings.with_rows(places, g.input("image_features")));
+        }
     }
     g
 }

@@ -67,6 +67,21 @@ impl<'g> Value<'g> {
         self.binary("GreaterOrEqual", other)
     }
 
+    /// Element-wise `self == other`.
+    pub(crate) fn equal(self, other: Self) -> Self {
+        self.binary("Equal", other)
+    }
+
+    /// Places [n, rank] of the elements that are true, in order.
+    pub(crate) fn places(self) -> Self {
+        self.unary("NonZero").transpose(&[1, 0])
+    }
+
+    /// self with `rows` [n, ..] in `places` [n, rank].
+    pub(crate) fn with_rows(self, places: Self, rows: Self) -> Self {
+        self.graph.node(Op::onnx("ScatterND"), &[self, places, rows], &[])
+    }
+
     /// Element-wise logical and.
     pub(crate) fn and(self, other: Self) -> Self {
         self.binary("And", other)

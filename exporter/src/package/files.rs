@@ -6,16 +6,15 @@ use std::{fs, path::Path};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    checkpoint::Config,
     error::ExportError,
     onnx::{WrittenFile, write_file},
 };
 
 /// Copied as they are, where the checkpoint has them.
-const COPIED: [&str; 7] = [
-    "generation_config.json",
+const COPIED: [&str; 5] = [
     "processor_config.json",
     "tokenizer.json",
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "LICENSE",
@@ -24,6 +23,7 @@ const COPIED: [&str; 7] = [
 /// Writes the client files of the checkpoint in `source` to `out`.
 pub(super) fn write_client_files(
     source: &Path,
+    config: &Config,
     out: &Path,
 ) -> Result<Vec<WrittenFile>, ExportError> {
     let mut files = Vec::new();
@@ -32,35 +32,69 @@ pub(super) fn write_client_files(
             files.push(write_file(out, name, &content)?);
         }
     }
-    let mut config = read_json(&source.join("config.json"))?.unwrap_or_default();
-    config.insert("transformers.js_config".into(), transformers_js_config());
-    files.push(write_json(out, "config.json", config)?);
-
-    files.push(write_json(out, "preprocessor_config.json", preprocessor(source)?)?);
-    files.push(write_file(out, "chat_template.jinja", chat_template(source)?.as_bytes())?);
+    let mut model = read_settings(source, "config.json")?;
+    // Transformers.js has no default for this, and wants to know that every graph has its weights
+    // in one file beside it.
+    model.insert("image_token_id".into(), config.image_token_id.into());
+    model.insert("transformers.js_config".into(), json!({"use_external_data_format": 1}));
+    let model = Value::Object(model);
+    files.push(write_json(out, "config.json", &model)?);
+    let mut generation = read_settings(source, "generation_config.json")?;
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        if let Some(id) =
+            [&model["text_config"][key], &model[key]].into_iter().find(|id| !id.is_null())
+        {
+            generation.entry(key).or_insert_with(|| id.clone());
+        }
+    }
+    files.push(write_json(out, "generation_config.json", &Value::Object(generation))?);
+    let images = Value::Object(image_settings(source)?);
+    files.push(write_json(out, "preprocessor_config.json", &images)?);
+    let template = chat_template(source)?;
+    files.push(write_file(out, "chat_template.jinja", template.as_bytes())?);
+    // Transformers.js looks for the template here.
+    let mut tokenizer = read_settings(source, "tokenizer_config.json")?;
+    tokenizer.insert("chat_template".into(), template.into());
+    files.push(write_json(out, "tokenizer_config.json", &Value::Object(tokenizer))?);
     Ok(files)
 }
 
-/// Tells Transformers.js that every graph has its weights in one file beside it.
-fn transformers_js_config() -> Value {
-    json!({ "use_external_data_format": 1 })
-}
-
-/// The image processor's settings in the file that most clients read.
-fn preprocessor(source: &Path) -> Result<Map<String, Value>, ExportError> {
-    let mut settings = match read_json(&source.join("preprocessor_config.json"))? {
-        Some(settings) => settings,
-        // Newer checkpoints have them inside the processor's file.
-        None => match read_json(&source.join("processor_config.json"))?
-            .and_then(|mut processor| processor.remove("image_processor"))
-        {
-            Some(Value::Object(settings)) => settings,
-            _ => return Err(ExportError::NoImageSettings(source.to_owned())),
-        },
-    };
+/// The image processor's settings in the file that most clients read, complete: clients differ in
+/// their defaults. These are those of `Lfm2VlImageProcessor`.
+fn image_settings(source: &Path) -> Result<Map<String, Value>, ExportError> {
+    let defaults = json!({
+        "processor_class": "Lfm2VlProcessor",
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "do_image_splitting": true,
+        "min_tiles": 2,
+        "max_tiles": 10,
+        "use_thumbnail": true,
+        "min_image_tokens": 64,
+        "max_image_tokens": 256,
+        "encoder_patch_size": 16,
+        "downsample_factor": 2,
+        "tile_size": 512,
+        "max_pixels_tolerance": 2.0,
+        "resample": 2,
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    });
+    let mut all = defaults.as_object().cloned().unwrap_or_default();
+    let own = read_json(&source.join("preprocessor_config.json"))?;
+    // Newer checkpoints have them inside the processor's file, which transformers prefers.
+    let nested = read_json(&source.join("processor_config.json"))?
+        .and_then(|mut processor| processor.remove("image_processor"))
+        .and_then(|nested| nested.as_object().cloned());
+    if own.is_none() && nested.is_none() {
+        return Err(ExportError::NoImageSettings(source.to_owned()));
+    }
+    all.extend(own.into_iter().chain(nested).flatten());
     // transformers ignores this flag, and Transformers.js squeezes every image to one tile if set.
-    settings.insert("do_resize".into(), json!(false));
-    Ok(settings)
+    all.insert("do_resize".into(), json!(false));
+    Ok(all)
 }
 
 /// The chat template, from its own file or from the tokenizer's config.
@@ -68,7 +102,7 @@ fn chat_template(source: &Path) -> Result<String, ExportError> {
     if let Some(content) = read_optional(&source.join("chat_template.jinja"))? {
         return Ok(String::from_utf8_lossy(&content).into_owned());
     }
-    let config = read_json(&source.join("tokenizer_config.json"))?.unwrap_or_default();
+    let config = read_settings(source, "tokenizer_config.json")?;
     match config.get("chat_template") {
         Some(Value::String(template)) => Ok(template.clone()),
         _ => Err(ExportError::NoChatTemplate(source.to_owned())),
@@ -92,11 +126,15 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, ExportError> {
         .transpose()
 }
 
-fn write_json(
+/// A JSON object in a file of a folder; empty where there is no such file.
+pub(super) fn read_settings(folder: &Path, name: &str) -> Result<Map<String, Value>, ExportError> {
+    Ok(read_json(&folder.join(name))?.unwrap_or_default())
+}
+
+pub(super) fn write_json(
     out: &Path,
     name: &str,
-    value: Map<String, Value>,
+    value: &Value,
 ) -> Result<WrittenFile, ExportError> {
-    let text = format!("{:#}\n", Value::Object(value));
-    write_file(out, name, text.as_bytes())
+    write_file(out, name, format!("{value:#}\n").as_bytes())
 }

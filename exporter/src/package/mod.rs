@@ -1,8 +1,10 @@
 //! The exported folder: graphs, the files that clients need beside them, and the manifest.
 
 mod bundles;
+mod card;
 mod files;
 mod folder;
+mod genai;
 
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
@@ -39,8 +41,8 @@ impl Part {
         match self {
             Part::Vision => matches!(graph, Graph::VisionEncoder | Graph::VisionTower),
             Part::Projector => matches!(graph, Graph::VisionEncoder | Graph::Projector),
-            Part::Embedding => graph == Graph::EmbedTokens,
-            Part::Decoder => graph == Graph::Decoder,
+            Part::Embedding => graph.weights() == Graph::EmbedTokens,
+            Part::Decoder => graph.weights() == Graph::Decoder,
         }
     }
 }
@@ -119,12 +121,18 @@ pub fn export(
 ) -> Result<Draft, ExportError> {
     let start = Instant::now();
     let contract = Contract::builtin(&options.recipe.contract)?;
+    let bundles = bundles::recommended(&options.precisions);
     let models = models(&contract, checkpoint, options)?;
     let built: Vec<(Graph, Precision)> = models.iter().map(|(key, _)| *key).collect();
     let plan = Plan::new(models.into_iter().map(|(_, model)| model).collect());
 
+    let config = checkpoint.config();
     let folder = NewFolder::create(out, options.force)?;
-    let files = files::write_client_files(checkpoint.folder(), folder.path())?;
+    let mut files = files::write_client_files(checkpoint.folder(), config, folder.path())?;
+    let has = |graph| built.iter().any(|(built, _)| *built == graph);
+    if has(Graph::VisionEncoder) && has(Graph::GenaiEmbeddings) && has(Graph::GenaiDecoder) {
+        files.extend(genai::write(config, &bundles[0], folder.path())?);
+    }
     let onnx = folder.create_subfolder("onnx")?;
     let (mut written, total) = (0, plan.bytes());
     let mut on_bytes = |bytes| {
@@ -141,16 +149,25 @@ pub fn export(
         })
         .collect();
 
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         exporter: format!("lfm2vl-export {}", env!("CARGO_PKG_VERSION")),
-        contract: contract.name,
+        contract: contract.name.clone(),
         contract_version: contract.version,
         recipe: options.recipe.clone(),
         source_fingerprint: checkpoint.fingerprint().to_owned(),
         graphs,
-        bundles: bundles::recommended(&options.precisions),
+        bundles,
         files: files.into_iter().map(|f| manifest_file("", f)).collect(),
     };
+    let graphs = wanted_graphs(options);
+    let specs = graphs
+        .into_iter()
+        .map(|graph| spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
+        .collect::<Result<Vec<_>, _>>()?;
+    let generation = files::read_settings(folder.path(), "generation_config.json")?;
+    let card = card::card(&manifest, &specs, &generation);
+    let card = write_file(folder.path(), "README.md", card.as_bytes())?;
+    manifest.files.push(manifest_file("", card));
     let text = serde_yaml::to_string(&manifest)
         .map_err(|source| YamlError::Invalid { what: MANIFEST.into(), source })?;
     write_file(folder.path(), MANIFEST, text.as_bytes())?;
@@ -161,6 +178,14 @@ pub fn export(
     Ok(Draft { folder, report })
 }
 
+/// The graphs that the options ask for.
+fn wanted_graphs(options: &ExportOptions) -> Vec<Graph> {
+    let is_wanted = |graph: &Graph| {
+        options.parts.is_empty() || options.parts.iter().any(|part| part.includes(*graph))
+    };
+    Contract::graphs(&options.recipe).into_iter().filter(is_wanted).collect()
+}
+
 /// The graphs that the options ask for, built.
 fn models(
     contract: &Contract,
@@ -168,10 +193,7 @@ fn models(
     options: &ExportOptions,
 ) -> Result<Vec<((Graph, Precision), Model)>, ExportError> {
     let recipe = &options.recipe;
-    let is_wanted = |graph: &Graph| {
-        options.parts.is_empty() || options.parts.iter().any(|part| part.includes(*graph))
-    };
-    let graphs: Vec<Graph> = Contract::graphs(recipe).into_iter().filter(is_wanted).collect();
+    let graphs = wanted_graphs(options);
     let mut models = Vec::new();
     for &precision in &options.precisions {
         let floats = if precision.is_half() { Floats::Half } else { Floats::Single };
@@ -186,9 +208,9 @@ fn models(
             let spec = spec(contract, checkpoint, recipe, graph, precision)?;
             let stem = format!("{graph}{}", precision.suffix());
             let shares = recipe.tied_weights == TiedWeights::Shared
-                && graph == Graph::EmbedTokens
+                && graph.weights() == Graph::EmbedTokens
                 && graphs.contains(&Graph::Decoder);
-            let data_graph = if shares { Graph::Decoder } else { graph };
+            let data_graph = if shares { Graph::Decoder } else { graph.weights() };
             let model = Model {
                 stem,
                 data: format!("{data_graph}{}.onnx_data", precision.suffix()),

@@ -32,6 +32,28 @@ pub(super) fn embedding(
     Ok(comparison)
 }
 
+/// Text, image tokens and text, and then text alone.
+pub(super) fn genai_embeddings(
+    session: &mut TestSession,
+    model: &ReferenceModel<'_>,
+    sample: &Sample,
+) -> Result<Comparison, VerifyError> {
+    let features = reference_features(model, sample)?;
+    let image = vec![model.config().image_token_id; features.nrows()];
+    let (before, after) = (model.embed(&sample.before)?, model.embed(&sample.after)?);
+    let mut comparison = Comparison::default();
+    for features in [features.view(), features.slice_axis(Axis(0), (0..0).into())] {
+        let ids = [&sample.before, &image[..features.nrows()], &sample.after].concat();
+        let outputs = session.run(named([
+            ("input_ids", Tensor::ints(&token_row(&ids).view())),
+            ("image_features", Tensor::floats(&features)),
+        ]))?;
+        let expected = concatenate(Axis(0), &[before.view(), features, after.view()]);
+        comparison.add(&outputs["inputs_embeds"], &expected.unwrap_or_default());
+    }
+    Ok(comparison)
+}
+
 /// The batch of views as the inputs of the vision graphs.
 fn vision_inputs(sample: &Sample) -> Vec<(String, Tensor)> {
     let (pixels, mask, shapes) = sample.padded();
@@ -174,7 +196,7 @@ fn empty_state(spec: &GraphSpec) -> Vec<(String, Tensor)> {
                 .iter()
                 .map(|dim| match dim {
                     Dim::Fixed(size) => *size,
-                    Dim::Free(name) => usize::from(name == "batch"),
+                    Dim::Free(name) => usize::from(name == "batch_size"),
                 })
                 .collect();
             (tensor.name.clone(), Tensor::Floats(ArrayD::zeros(shape)))

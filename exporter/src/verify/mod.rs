@@ -166,10 +166,11 @@ pub fn verify(
         let (session, model, sample) = (&mut session, &model, &sample);
         let (comparison, top1) = match files.graph {
             Graph::EmbedTokens => (graphs::embedding(session, model, sample)?, None),
+            Graph::GenaiEmbeddings => (graphs::genai_embeddings(session, model, sample)?, None),
             Graph::VisionEncoder => (graphs::vision_encoder(session, model, sample)?, None),
             Graph::VisionTower => (graphs::vision_tower(session, model, sample)?, None),
             Graph::Projector => (graphs::projector(session, model, sample)?, None),
-            Graph::Decoder => {
+            Graph::Decoder | Graph::GenaiDecoder => {
                 let (comparison, top1) = graphs::decoder(session, model, sample)?;
                 (comparison, Some(top1))
             }

@@ -41,7 +41,9 @@ impl Sample {
             })
             .into();
         let mut tokens = || -> Vec<u32> {
-            (0..TEXT_TOKENS).map(|_| noise.below(config.text.vocab_size) as u32).collect()
+            let ids = (0..TEXT_TOKENS).map(|_| noise.below(config.text.vocab_size) as u32);
+            // An image token would want an image.
+            ids.map(|id| if id == config.image_token_id { 0 } else { id }).collect()
         };
         Sample { views, before: tokens(), after: tokens() }
     }

@@ -56,7 +56,7 @@ impl DecoderState {
             };
             let size = |dim: &Dim| match dim {
                 Dim::Fixed(size) => *size,
-                Dim::Free(name) => usize::from(name == "batch"),
+                Dim::Free(name) => usize::from(name == "batch_size"),
             };
             let shape: Vec<usize> = input.shape.iter().map(size).collect();
             let value = match input.dtype {

@@ -1,5 +1,6 @@
 //! Tests that cross crates, and tests with programs that we did not write.
 
+mod clients;
 mod conversation;
 mod export_program;
 mod other_programs;

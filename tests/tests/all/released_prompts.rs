@@ -1,24 +1,9 @@
 //! The released LFM2.5-VL template and tokenizer, which the public crate `lfm` carries, on
 //! conversations that transformers rendered.
 
-use std::{path::PathBuf, process::Command};
-
 use lfm2vl::chat::{ChatTemplate, Message, RenderOptions, Tokenizer};
-use lfm2vl_tests::{root, succeed, testdata};
+use lfm2vl_tests::{released_files, testdata};
 use serde_json::Value;
-
-/// The folder with the released files, in cargo's own copy of the crate.
-fn released_files() -> PathBuf {
-    let mut metadata = Command::new(env!("CARGO"));
-    metadata
-        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
-        .arg(root().join("tests/lfm/Cargo.toml"));
-    let metadata: Value = serde_json::from_slice(&succeed(&mut metadata).stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
-    let lfm = packages.iter().find(|package| package["name"] == "lfm").unwrap();
-    let manifest = PathBuf::from(lfm["manifest_path"].as_str().unwrap());
-    manifest.with_file_name("models")
-}
 
 #[test]
 fn conversations_render_as_the_reference_renders_them() {

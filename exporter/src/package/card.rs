@@ -1,0 +1,100 @@
+//! `README.md` of an exported folder: what it holds and how to use it, for people who have nothing
+//! else at hand.
+
+use std::fmt::Write;
+
+use lfm2vl_graphs::{GraphSpec, Manifest, Tensor};
+use serde_json::{Map, Value};
+
+const TEMPLATE: &str = include_str!("card/README.md");
+/// Scripts that the tests run as they are.
+const PYTHON: &str = include_str!("card/generate.py");
+const JAVASCRIPT: &str = include_str!("card/generate.mjs");
+const C_SHARP: &str = include_str!("card/Generate.cs");
+const JAVA: &str = include_str!("card/Generate.java");
+
+/// The card of a folder with these graphs; `generation` is its `generation_config.json`.
+pub(super) fn card(
+    manifest: &Manifest,
+    specs: &[GraphSpec],
+    generation: &Map<String, Value>,
+) -> String {
+    TEMPLATE
+        .replace("{exporter}", &manifest.exporter)
+        .replace("{contract}", &format!("{} {}", manifest.contract, manifest.contract_version))
+        .replace("{recipe}", &manifest.recipe.name)
+        .replace("{files}", &files(manifest))
+        .replace("{bundles}", &bundles(manifest))
+        .replace("{tensors}", &tensors(specs))
+        .replace("{sampling}", &sampling(generation))
+        .replace("{python}", PYTHON.trim_end())
+        .replace("{javascript}", JAVASCRIPT.trim_end())
+        .replace("{c_sharp}", C_SHARP.trim_end())
+        .replace("{java}", JAVA.trim_end())
+}
+
+fn files(manifest: &Manifest) -> String {
+    let mut table =
+        "| graph | precision | file | MB with its weights |\n|---|---|---|---|\n".to_owned();
+    for graph in &manifest.graphs {
+        let bytes: u64 = graph.files.iter().map(|file| file.bytes).sum();
+        let path = graph.files.first().map_or("", |file| &file.path);
+        let (name, precision, size) = (graph.graph, graph.precision, bytes as f64 / 1e6);
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "| {name} | {precision} | `{path}` | {size:.1} |");
+    }
+    table.trim_end().to_owned()
+}
+
+fn bundles(manifest: &Manifest) -> String {
+    let mut table = "| bundle | vision | embedding | decoder |\n|---|---|---|---|\n".to_owned();
+    for bundle in &manifest.bundles {
+        let (vision, embedding, decoder) = (bundle.vision, bundle.embedding, bundle.decoder);
+        let _ = writeln!(table, "| {} | {vision} | {embedding} | {decoder} |", bundle.name);
+    }
+    table.trim_end().to_owned()
+}
+
+/// Inputs and outputs of each graph; runs of equal tensors of several layers are one row.
+fn tensors(specs: &[GraphSpec]) -> String {
+    let mut text = String::new();
+    for spec in specs {
+        let _ =
+            writeln!(text, "**{}**\n\n| | name | dtype | shape |\n|---|---|---|---|", spec.graph);
+        for (kind, tensors) in [("in", &spec.inputs), ("out", &spec.outputs)] {
+            let mut rows: Vec<(String, Vec<&str>, &Tensor)> = Vec::new();
+            for tensor in tensors {
+                let layer = tensor.name.split('.').find(|part| part.parse::<usize>().is_ok());
+                let name = layer.map_or_else(
+                    || tensor.name.clone(),
+                    |layer| tensor.name.replacen(layer, "{i}", 1),
+                );
+                match rows.iter_mut().find(|(known, _, _)| *known == name) {
+                    Some((_, layers, _)) => layers.extend(layer),
+                    None => rows.push((name, layer.into_iter().collect(), tensor)),
+                }
+            }
+            for (name, layers, tensor) in rows {
+                let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
+                let layers = match layers.is_empty() {
+                    true => String::new(),
+                    false => format!(", i = {}", layers.join(", ")),
+                };
+                let (dtype, shape) = (tensor.dtype, shape.join(", "));
+                let _ = writeln!(text, "| {kind} | `{name}`{layers} | {dtype} | [{shape}] |");
+            }
+        }
+        text.push('\n');
+    }
+    text.trim_end().to_owned()
+}
+
+fn sampling(generation: &Map<String, Value>) -> String {
+    let keys = ["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"];
+    let settings: Vec<String> =
+        keys.iter().filter_map(|&key| Some(format!("`{key}` {}", generation.get(key)?))).collect();
+    match settings.is_empty() {
+        true => "`generation_config.json` recommends none: greedy.".to_owned(),
+        false => format!("`generation_config.json` recommends {}.", settings.join(", ")),
+    }
+}
