@@ -98,12 +98,16 @@ def preprocess(sample, out):
 
 
 def compare(expected, found):
-    """Columns: divergence in nats, whether the first choice is the same, cosine. One row a position."""
+    """Columns: divergence in nats, whether the first choice is the same, cosine. One row a position.
+
+    The cosine is of logits about their mean: a shift of them all changes no probability.
+    """
     p, q = log_softmax(expected), log_softmax(found)
     divergence = (np.exp(p) * (p - q)).sum(axis=-1)
     agree = expected.argmax(axis=-1) == found.argmax(axis=-1)
-    lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-    return np.stack([divergence, agree, (expected * found).sum(axis=-1) / lengths], axis=1)
+    a, b = (x - x.mean(axis=-1, keepdims=True) for x in (expected, found))
+    cosine = (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return np.stack([divergence, agree, cosine], axis=1)
 
 
 config = json.loads((args.folder / "config.json").read_text())
@@ -152,11 +156,14 @@ with tempfile.TemporaryDirectory() as temporary:
 
 print(f"float32: {100 * np.mean(right):.1f} % of the answers' tokens first, {np.mean(perplexity):.4f} nats a token")
 width = max(map(len, ["decoder", *decoders]))
-print(f"{'decoder':{width}}  mean KL   max KL  same first %  mean cosine  least cosine  positions")
+print(f"{'decoder':{width}}    mean KL  +- error  max KL  same first %  mean cosine  least cosine  positions")
 for name, parts in rows.items():
     table = np.concatenate(parts)
     divergence, agree, cosine = table.T
+    mean = divergence.mean()
+    # Positions of one answer go wrong together, so that the samples are what varies on its own.
+    error = np.linalg.norm([(part[:, 0] - mean).sum() for part in parts]) / len(table)
     print(
-        f"{name:{width}}  {divergence.mean():7.5f}  {divergence.max():7.4f}  {100 * agree.mean():12.2f}"
+        f"{name:{width}}  {mean:9.6f}  {error:8.6f}  {divergence.max():6.4f}  {100 * agree.mean():12.2f}"
         f"  {cosine.mean():11.5f}  {cosine.min():12.5f}  {len(table):9}"
     )

@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 mod error;
+mod exported;
 pub mod hub;
 mod models;
 mod onnx;

@@ -10,5 +10,6 @@ mod write;
 
 pub(crate) use graph::{Attribute, Floats, GraphBuilder, Op, Value};
 pub(crate) use ops::Gelu;
+pub(crate) use proto::{DataType, ModelProto, NodeProto, TensorProto};
 pub(crate) use weight::Encoding;
 pub(crate) use write::{Model, Plan, WrittenFile, write_file};

@@ -9,7 +9,10 @@ mod session;
 
 use std::{fmt, ops::ControlFlow, path::Path};
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError},
+    exported::ExportedWeights,
+};
 use lfm2vl_graphs::{Contract, Graph, LibraryError, Manifest, Precision, YamlError};
 use reference::ReferenceModel;
 use sample::Sample;
@@ -18,11 +21,29 @@ use session::TestSession;
 /// Cached decode steps after the prompt.
 const DECODE_STEPS: usize = 6;
 
-/// How far a float32 graph may be from the reference: largest absolute difference over the
-/// reference's largest magnitude, where that exceeds 1.
-const MAX_ERROR: f32 = 1e-3;
-/// The least cosine similarity.
-const MIN_COSINE: f64 = 0.9999;
+/// How far graphs of a precision may be from the reference.
+struct Bounds {
+    /// The largest absolute difference over the reference's largest magnitude, where that exceeds 1.
+    error: f32,
+    /// The least cosine similarity.
+    cosine: f64,
+    /// Whether the best token must be the reference's at every position.
+    top1: bool,
+}
+
+impl Bounds {
+    /// Quantized graphs are compared with the reference on the weights that they have, so what is
+    /// left is how their inputs are rounded: to float16, or to 8 bits.
+    fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 => Bounds { error: 1e-3, cosine: 0.9999, top1: true },
+            Precision::Fp16 => Bounds { error: 2e-2, cosine: 0.9999, top1: false },
+            Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+                Bounds { error: 0.1, cosine: 0.999, top1: false }
+            }
+        }
+    }
+}
 
 /// Why a graph could not be verified, or did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -96,9 +117,10 @@ impl Verification {
     /// [`VerifyError::Differs`] names the first graph that is not.
     pub fn check(&self) -> Result<(), VerifyError> {
         let fails = |c: &&GraphCheck| {
+            let bounds = Bounds::of(c.precision);
             // Written so that NaN fails.
-            let close = c.scaled_error <= MAX_ERROR && c.cosine >= MIN_COSINE;
-            !close || c.top1.is_some_and(|(agree, all)| agree < all)
+            let close = c.scaled_error <= bounds.error && c.cosine >= bounds.cosine;
+            !close || (bounds.top1 && c.top1.is_some_and(|(agree, all)| agree < all))
         };
         self.graphs.iter().find(fails).map_or(Ok(()), |c| {
             Err(VerifyError::Differs {
@@ -130,13 +152,21 @@ impl fmt::Display for Verification {
                 top1
             )?;
         }
-        writeln!(f, "bounds: scaled error {MAX_ERROR:.0e}, cosine {MIN_COSINE}, top-1 all")
+        let mut precisions: Vec<Precision> = self.graphs.iter().map(|c| c.precision).collect();
+        precisions.dedup();
+        for precision in precisions {
+            let Bounds { error, cosine, top1 } = Bounds::of(precision);
+            let top1 = if top1 { ", top-1 all" } else { "" };
+            writeln!(f, "bounds of {precision}: scaled error {error:.0e}, cosine {cosine}{top1}")?;
+        }
+        Ok(())
     }
 }
 
 /// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch
 /// of views for the vision graphs, a prompt with image features and several cached steps for the
-/// decoder. `on_graph` is told of each graph before it is run, and may stop.
+/// decoder. Where a graph has its weights quantized, the reference takes them from there, so that
+/// what they lose is not counted. `on_graph` is told of each graph before it is run, and may stop.
 ///
 /// # Errors
 /// [`VerifyError`] when a graph cannot be run. Whether it is close enough is for
@@ -147,7 +177,6 @@ pub fn verify(
     manifest: &Manifest,
     on_graph: &mut dyn FnMut(Graph) -> ControlFlow<()>,
 ) -> Result<Verification, VerifyError> {
-    let model = ReferenceModel::new(checkpoint);
     let sample = Sample::new(checkpoint.config());
     let contract = Contract::builtin(&manifest.contract)?;
     let mut checks = Vec::new();
@@ -162,7 +191,16 @@ pub fn verify(
             continue;
         };
         let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
-        let mut session = TestSession::open(spec, &folder.join(path))?;
+        let path = folder.join(path);
+        let mut session = TestSession::open(spec, &path)?;
+        let weights = match manifest.recipe.quantization.get(&files.precision) {
+            Some(_) => Some(ExportedWeights::open(&path).map_err(|error| VerifyError::Run {
+                graph: files.graph,
+                message: error.to_string(),
+            })?),
+            None => None,
+        };
+        let model = ReferenceModel::with_quantized(checkpoint, weights.as_ref());
         let (session, model, sample) = (&mut session, &model, &sample);
         let (comparison, top1) = match files.graph {
             Graph::EmbedTokens => (graphs::embedding(session, model, sample)?, None),

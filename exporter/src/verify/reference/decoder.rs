@@ -62,11 +62,15 @@ impl ReferenceModel<'_> {
     pub fn embed(&self, ids: &[u32]) -> Result<Array2<f32>, CheckpointError> {
         let size = self.config().text.hidden_size;
         let mut embeddings = Array2::zeros((ids.len(), size));
+        let name = "language_model.embed_tokens.weight";
+        let quantized = self.quantized(name)?;
         let mut row = vec![0.0; size];
         for (&id, mut embedding) in ids.iter().zip(embeddings.rows_mut()) {
             let first = id as usize * size;
-            let name = "language_model.embed_tokens.weight";
-            self.checkpoint.read(name, first..first + size, &mut row)?;
+            match &quantized {
+                Some(table) => row = table.row(id as usize),
+                None => self.checkpoint.read(name, first..first + size, &mut row)?,
+            }
             embedding.iter_mut().zip(&row).for_each(|(to, from)| *to = *from);
         }
         Ok(embeddings)

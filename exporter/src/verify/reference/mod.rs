@@ -11,17 +11,30 @@ pub use decoder::ReferenceState;
 
 use ndarray::{Array1, Array2, Ix1, Ix2};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Config};
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError, Config},
+    exported::{ExportedWeight, ExportedWeights},
+};
 
 /// The model of a checkpoint.
 pub struct ReferenceModel<'c> {
     checkpoint: &'c Checkpoint,
+    /// Weights that take the place of the checkpoint's.
+    quantized: Option<&'c ExportedWeights>,
 }
 
 impl<'c> ReferenceModel<'c> {
     /// The model whose weights are in `checkpoint`.
     pub fn new(checkpoint: &'c Checkpoint) -> Self {
-        ReferenceModel { checkpoint }
+        ReferenceModel { checkpoint, quantized: None }
+    }
+
+    /// The same model with the weights that an exported graph has quantized.
+    pub(crate) fn with_quantized(
+        checkpoint: &'c Checkpoint,
+        weights: Option<&'c ExportedWeights>,
+    ) -> Self {
+        ReferenceModel { checkpoint, quantized: weights }
     }
 
     /// The model's config.
@@ -30,8 +43,20 @@ impl<'c> ReferenceModel<'c> {
     }
 
     fn matrix(&self, name: &str) -> Result<Array2<f32>, CheckpointError> {
+        if let Some(weight) = self.quantized(name)? {
+            return Ok(weight.matrix());
+        }
         let array = self.checkpoint.load(name)?;
         array.into_dimensionality::<Ix2>().map_err(|_| missing(name))
+    }
+
+    fn quantized(&self, name: &str) -> Result<Option<ExportedWeight>, CheckpointError> {
+        let (Some(weights), Some(stored)) = (self.quantized, self.checkpoint.tensor(name)) else {
+            return Ok(None);
+        };
+        let [rows, columns] = stored.shape[..] else { return Ok(None) };
+        let read = weights.quantized(name, [rows, columns]);
+        read.map_err(|source| CheckpointError::Read { path: stored.path().to_owned(), source })
     }
 
     fn vector(&self, name: &str) -> Result<Array1<f32>, CheckpointError> {

@@ -1,0 +1,145 @@
+//! Weights read back from an exported graph and turned into floats again, by the formulas in the
+//! documentation of the operators that use them. It shares no code with the quantizers.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use half::f16;
+use ndarray::Array2;
+use prost::Message;
+
+use crate::onnx::{DataType, ModelProto, NodeProto, TensorProto};
+
+/// The quantized weights of one exported graph.
+pub(crate) struct ExportedWeights {
+    folder: PathBuf,
+    initializers: HashMap<String, TensorProto>,
+    nodes: Vec<NodeProto>,
+}
+
+/// A weight [rows, columns] as its graph has it.
+pub(crate) struct ExportedWeight {
+    integers: Vec<u8>,
+    scales: Vec<f32>,
+    zero_points: Option<Vec<u8>>,
+    layout: Layout,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+enum Layout {
+    /// Whether the rows are padded to whole blocks, and their zero points to whole bytes.
+    Blocks { bits: usize, block_size: usize, padded: bool, padded_zero_points: bool },
+    /// int8 [columns, rows] with a scale for each row.
+    Transposed,
+}
+
+impl ExportedWeights {
+    /// Reads the `.onnx` file; weights are read when they are wanted.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let model = ModelProto::decode(&*std::fs::read(path)?).map_err(io::Error::other)?;
+        let graph = model.graph.unwrap_or_default();
+        let initializers = graph.initializer.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        Ok(ExportedWeights { folder, initializers, nodes: graph.node })
+    }
+
+    /// The stored tensor `name` [rows, columns], if the graph has it quantized.
+    pub(crate) fn quantized(
+        &self,
+        name: &str,
+        [rows, columns]: [usize; 2],
+    ) -> io::Result<Option<ExportedWeight>> {
+        let quantized = format!("{name}.quantized");
+        let Some(integers) = self.initializers.get(&quantized) else { return Ok(None) };
+        let node = self.nodes.iter().find(|node| node.input.contains(&quantized));
+        let node = node.ok_or_else(|| io::Error::other(format!("nothing uses {quantized}")))?;
+        let attribute = |key: &str| -> Option<usize> {
+            let attribute = node.attribute.iter().find(|attribute| attribute.name == key)?;
+            attribute.i.map(|value| value as usize)
+        };
+        let block_size = attribute("block_size").unwrap_or_default();
+        let layout = match node.op_type.as_str() {
+            "DynamicQuantizeMatMul" => Layout::Transposed,
+            "DequantizeLinear" => {
+                let bits = if integers.data_type == DataType::Uint4 as i32 { 4 } else { 8 };
+                Layout::Blocks { bits, block_size, padded: false, padded_zero_points: false }
+            }
+            operator => {
+                let bits = attribute("bits").unwrap_or_default();
+                let padded = operator == "MatMulNBits";
+                Layout::Blocks { bits, block_size, padded, padded_zero_points: true }
+            }
+        };
+        let scales = &self.initializers[&format!("{name}.scales")];
+        let scale_bytes = self.bytes(scales)?;
+        let scales = match scales.data_type == DataType::Float16 as i32 {
+            true => chunks(&scale_bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            false => chunks(&scale_bytes).map(f32::from_le_bytes).collect(),
+        };
+        let zero_points = self.initializers.get(&format!("{name}.zero_points"));
+        let zero_points = zero_points.map(|tensor| self.bytes(tensor)).transpose()?;
+        let integers = self.bytes(integers)?;
+        Ok(Some(ExportedWeight { integers, scales, zero_points, layout, rows, columns }))
+    }
+
+    fn bytes(&self, tensor: &TensorProto) -> io::Result<Vec<u8>> {
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key);
+        let Some(location) = entry("location") else {
+            return Ok(tensor.raw_data.clone().unwrap_or_default());
+        };
+        let number = |key: &str| entry(key).and_then(|e| e.value.parse().ok()).unwrap_or(0_u64);
+        let mut file = File::open(self.folder.join(&location.value))?;
+        let mut bytes = vec![0; number("length") as usize];
+        io::Seek::seek(&mut file, io::SeekFrom::Start(number("offset")))?;
+        io::Read::read_exact(&mut file, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.chunks_exact(N).map(|chunk| {
+        let mut array = [0; N];
+        array.copy_from_slice(chunk);
+        array
+    })
+}
+
+impl ExportedWeight {
+    /// One value.
+    fn value(&self, row: usize, column: usize) -> f32 {
+        let Layout::Blocks { bits, block_size, padded, padded_zero_points } = self.layout else {
+            return f32::from(self.integers[column * self.rows + row] as i8) * self.scales[row];
+        };
+        let blocks = self.columns.div_ceil(block_size);
+        let integer = |bytes: &[u8], index: usize| match bits {
+            4 => (bytes[index / 2] >> (4 * (index % 2))) & 15,
+            _ => bytes[index],
+        };
+        let stored = if padded { blocks * block_size } else { self.columns };
+        let block = column / block_size;
+        let zero_point = self.zero_points.as_ref().map_or(1 << (bits - 1), |bytes| {
+            let per_row = match padded_zero_points {
+                true => blocks.next_multiple_of(8 / bits),
+                false => blocks,
+            };
+            integer(bytes, row * per_row + block)
+        });
+        let quantized = integer(&self.integers, row * stored + column);
+        (f32::from(quantized) - f32::from(zero_point)) * self.scales[row * blocks + block]
+    }
+
+    /// Row `row`.
+    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
+        (0..self.columns).map(|column| self.value(row, column)).collect()
+    }
+
+    /// All values [rows, columns].
+    pub(crate) fn matrix(&self) -> Array2<f32> {
+        Array2::from_shape_fn((self.rows, self.columns), |(row, column)| self.value(row, column))
+    }
+}
