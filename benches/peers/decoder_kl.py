@@ -144,17 +144,17 @@ def answer_logits(decoder, given):
     return np.stack([decoder.next_logits(embeds) for embeds in given])
 
 
-rows, right, perplexity = {name: [] for name in decoders}, [], []
+rows, right, losses = {name: [] for name in decoders}, [], []
 with tempfile.TemporaryDirectory() as temporary:
     for sample in json.loads(args.samples.read_text()):
         given, answer = steps(sample, pathlib.Path(temporary) / "prompt.safetensors")
         expected = answer_logits(reference, given)
         right.extend(expected.argmax(axis=-1) == answer)
-        perplexity.extend(-log_softmax(expected)[np.arange(len(answer)), answer])
+        losses.extend(-log_softmax(expected)[np.arange(len(answer)), answer])
         for name, decoder in decoders.items():
             rows[name].append(compare(expected, answer_logits(decoder, given)))
 
-print(f"float32: {100 * np.mean(right):.1f} % of the answers' tokens first, {np.mean(perplexity):.4f} nats a token")
+print(f"float32: {100 * np.mean(right):.1f} % of the answers' tokens first, {np.mean(losses):.4f} nats a token")
 width = max(map(len, ["decoder", *decoders]))
 print(f"{'decoder':{width}}    mean KL  +- error  max KL  same first %  mean cosine  least cosine  positions")
 for name, parts in rows.items():

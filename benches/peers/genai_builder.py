@@ -4,17 +4,18 @@
                              [--head-bits 8] [--precision int4|fp32] [--input-ids]
 
 Writes the text model alone as an `lfm2` checkpoint, then runs the builder on it for the CPU. The decoder
-takes `inputs_embeds`, so that prompts with images can be run, or with --input-ids (the builder's default)
-has the embeddings inside, in float32. The quantizer's options are always passed; the builder's own default
-is --symmetric. Prints one line of JSON: seconds and peak resident MB of the builder alone, megabytes of the
-decoder, and the number of its matrix products (and their weights) by bits, block size and zero points.
+takes `inputs_embeds`, so that prompts with images can be run, or `input_ids` with --input-ids. The builder's
+own defaults are --symmetric --input-ids; tied embeddings are then read from the quantized head. Prints one
+line of JSON: seconds (of the clock, and of all cores) and peak resident MB of the builder alone, megabytes of
+the decoder, and how many of its products and weights have which bits, block size and zero points.
 
-Needs onnxruntime-genai, onnx, onnx_ir, torch and transformers. Both 0.18.0 and its quantizer are meant.
+Needs onnxruntime-genai (0.18.0 was tried), onnx, onnx_ir, torch and transformers.
 """
 
 import argparse
 import collections
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -105,41 +106,40 @@ def run_builder(source, temporary):
         seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{log.read_text()[-2000:]}\nthe builder failed with status {status}")
-    return seconds, usage.ru_maxrss / 1024  # Linux counts in KiB
+    return {
+        "seconds": round(seconds, 2),
+        "core_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_mb": round(usage.ru_maxrss / 1024, 1),  # Linux counts in KiB
+    }
 
 
 def products(path):
-    import onnx  # here, as an exec'ed child's peak memory is at least that of the process it came from
+    import onnx  # not before the builder runs: memory of the parent is counted as the child's
 
     graph = onnx.load(path, load_external_data=False).graph
-    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    counts = collections.Counter()
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    nodes, weights = collections.Counter(), collections.Counter()
     for node in graph.node:
         attributes = {a.name: a.i for a in node.attribute}
         if node.op_type == "MatMulNBits":
-            kind = f"{attributes['bits']} bits, block {attributes['block_size']}"
+            kind = "{bits} bits, block {block_size}, accuracy level {accuracy_level}".format(**attributes)
             kind += ", zero points" if len(node.input) > 3 and node.input[3] else ""
-            kind += f", accuracy level {attributes.get('accuracy_level', 0)}"
-            weights = attributes["K"] * attributes["N"]
-        elif node.op_type in ("MatMul", "Gather", "GatherBlockQuantized"):
-            table = node.input[node.op_type == "MatMul"]
-            if table not in sizes or len(sizes[table]) < 2:
-                continue
-            kind = f"{node.op_type}, not quantized" if node.op_type != "GatherBlockQuantized" else node.op_type
-            weights = sizes[table][0] * sizes[table][1]
+            size = attributes["K"] * attributes["N"]
+        elif node.op_type == "MatMul" and node.input[1] in sizes:
+            kind, size = "float", math.prod(sizes[node.input[1]])
         else:
             continue
-        counts[("head, " if "lm_head" in node.name else "") + kind, "nodes"] += 1
-        counts[("head, " if "lm_head" in node.name else "") + kind, "weights"] += weights
-    kinds = {kind for kind, _ in counts}
-    return {kind: {"nodes": counts[kind, "nodes"], "weights": counts[kind, "weights"]} for kind in sorted(kinds)}
+        kind = f"head: {kind}" if "lm_head" in node.name else kind
+        nodes[kind] += 1
+        weights[kind] += size
+    return {kind: {"products": nodes[kind], "weights": weights[kind]} for kind in nodes}
 
 
 with tempfile.TemporaryDirectory() as temporary:
     text_model = pathlib.Path(temporary) / "text"
     text_model.mkdir()
     write_text_model(args.checkpoint, text_model)
-    seconds, peak = run_builder(text_model, pathlib.Path(temporary))
+    result = run_builder(text_model, pathlib.Path(temporary))
 size = sum(path.stat().st_size for path in args.out.glob("model.onnx*"))
-result = {"seconds": round(seconds, 2), "peak_mb": round(peak, 1), "decoder_mb": round(size / 1e6, 3)}
+result["decoder_mb"] = round(size / 1e6, 3)
 print(json.dumps({**result, "products": products(args.out / "model.onnx")}))

@@ -2,9 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-use lfm2vl_graphs::{Graph, YamlError};
+use lfm2vl_graphs::{Graph, Precision, YamlError};
 
-use crate::checkpoint::CheckpointError;
+use crate::{SamplesError, SessionError, checkpoint::CheckpointError};
 
 /// Why an export failed. Nothing is left of the output folder in any of these cases.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,17 @@ pub enum ExportError {
         /// The value.
         value: f32,
     },
+    /// A layer cannot be run for calibration.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The samples cannot be used.
+    #[error(transparent)]
+    Samples(#[from] SamplesError),
+    /// A recipe asks for a calibrated method, and there is nothing to calibrate on.
+    #[error(
+        "the method gptq of {0} needs samples; give a folder of images or prompts with --calibration"
+    )]
+    NoCalibration(Precision),
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

@@ -110,6 +110,20 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 }
 
 impl ExportedWeight {
+    /// A weight from the bytes of integers, float32 scales and zero points, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_parts(
+        parts: Vec<Vec<u8>>,
+        format: crate::quantize::BlockFormat,
+        [rows, columns]: [usize; 2],
+    ) -> Self {
+        let (bits, block_size) = (format.bits as usize, format.block_size);
+        let layout = Layout::Blocks { bits, block_size, padded: true, padded_zero_points: true };
+        let scales = chunks(&parts[1]).map(f32::from_le_bytes).collect();
+        let zero_points = Some(parts[2].clone());
+        ExportedWeight { integers: parts[0].clone(), scales, zero_points, layout, rows, columns }
+    }
+
     /// One value.
     fn value(&self, row: usize, column: usize) -> f32 {
         let Layout::Blocks { bits, block_size, padded, padded_zero_points } = self.layout else {

@@ -2,6 +2,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod calibrate;
 pub mod checkpoint;
 mod error;
 mod exported;
@@ -10,8 +11,11 @@ mod models;
 mod onnx;
 mod package;
 mod quantize;
+mod session;
 mod verify;
 
+pub use calibrate::{Sample, SamplesError, View, read_samples};
 pub use error::ExportError;
 pub use package::{Draft, ExportOptions, Part, Progress, Report, export};
+pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

@@ -44,6 +44,9 @@ struct Arguments {
     /// Build only these graphs.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,...")]
     graphs: Vec<Part>,
+    /// Images and prompts to calibrate on: a folder with a samples.json, or just with images.
+    #[arg(long, value_name = "DIR")]
+    calibration: Option<PathBuf>,
     /// Run every graph and compare it with an independent implementation of the model.
     #[arg(long)]
     verify: bool,
@@ -86,6 +89,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         recipe,
         precisions,
         parts: arguments.graphs.clone(),
+        calibration: arguments.calibration.clone(),
         force: arguments.force,
     };
 

@@ -44,8 +44,13 @@ pub fn export_with(out: &Path, checkpoint: &str, recipe: Recipe, precisions: &[P
 /// Exports any checkpoint to `out`.
 pub fn export_from(checkpoint: &Path, out: &Path, recipe: Recipe, precisions: &[Precision]) {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
-    let options =
-        ExportOptions { recipe, precisions: precisions.to_vec(), parts: Vec::new(), force: false };
+    let options = ExportOptions {
+        recipe,
+        precisions: precisions.to_vec(),
+        parts: Vec::new(),
+        calibration: None,
+        force: false,
+    };
     let draft = export(&checkpoint, out, &options, &mut |_| ControlFlow::Continue(()));
     draft.and_then(|draft| draft.publish()).expect("the checkpoint exports");
 }

@@ -8,13 +8,13 @@ use super::StoredDtype;
 
 /// Fills `bytes` from `position` of the file, whose cursor does not matter.
 #[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], position: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], position: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, position)
 }
 
 /// Fills `bytes` from `position` of the file, whose cursor does not matter.
 #[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], position: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], position: u64) -> io::Result<()> {
     let mut read = 0;
     while read < bytes.len() {
         let at = position + read as u64;

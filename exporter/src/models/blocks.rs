@@ -30,6 +30,11 @@ impl<'g> Residual<'g> {
         Residual { sum: x, update: None }
     }
 
+    /// The sum with nothing pending.
+    pub(super) fn value(self) -> Value<'g> {
+        self.update.map_or(self.sum, |update| self.sum + update)
+    }
+
     pub(super) fn add(self, update: Value<'g>) -> Self {
         debug_assert!(self.update.is_none(), "an update is normed before the next one");
         Residual { sum: self.sum, update: Some(update) }
@@ -62,6 +67,7 @@ impl<'g> Model<'g> {
         shape: [usize; 2],
         bias: Option<Value<'g>>,
     ) -> Value<'g> {
+        self.g.tap(module, x);
         let Some(format) = self.format_of(module) else {
             return x.linear(self.g.stored(tensor, &shape), bias);
         };
@@ -111,7 +117,7 @@ impl<'g> Model<'g> {
             );
             return (normed, Residual::new(sum));
         }
-        let sum = x.update.map_or(x.sum, |update| x.sum + update);
+        let sum = x.value();
         let normed = match bias {
             None => sum.rms_norm(weight, epsilon),
             Some(bias) => sum.layer_norm(weight, bias, epsilon),

@@ -11,7 +11,7 @@ use crate::onnx::{Attribute, Op, Value};
 
 /// What the layers of one run share.
 #[derive(Clone, Copy)]
-struct Step<'g> {
+pub(super) struct Step<'g> {
     /// [batch, sequence, -1] as a shape vector.
     shape: Value<'g>,
     attention: AttentionInputs<'g>,
@@ -19,7 +19,7 @@ struct Step<'g> {
 
 /// The inputs of attention besides queries, keys and values, for each set of operators.
 #[derive(Clone, Copy)]
-enum AttentionInputs<'g> {
+pub(super) enum AttentionInputs<'g> {
     /// `GroupQueryAttention`: tokens of each row less one, int32 [batch]; tokens of the longest
     /// row, int32 scalar; rotary tables [positions, head_dim / 2].
     Fused { last_position: Value<'g>, total: Value<'g>, cos: Value<'g>, sin: Value<'g> },
@@ -41,16 +41,8 @@ impl<'g> Model<'g> {
             let _scope = self.g.enter("language_model");
             let step = self.step(embeds, self.g.input("attention_mask"));
             let mut x = Residual::new(embeds.reshape(&[-1, size as i64])); // [tokens, hidden]
-            for (layer, kind) in text.layer_types.iter().enumerate() {
-                let _scope = self.g.enter(format!("layers.{layer}"));
-                let (normed, stream) =
-                    self.norm(x, Norm::Rms, "operator_norm", size, text.norm_eps);
-                x = stream.add(match kind {
-                    LayerKind::Conv => self.short_conv(normed, layer, step),
-                    LayerKind::FullAttention => self.self_attention(normed, layer, step),
-                });
-                let (normed, stream) = self.norm(x, Norm::Rms, "ffn_norm", size, text.norm_eps);
-                x = stream.add(self.feed_forward(normed));
+            for layer in 0..text.layer_types.len() {
+                x = self.decoder_layer(x, layer, step);
             }
             let (normed, _) = self.norm(x, Norm::Rms, "embedding_norm", size, text.norm_eps);
             normed.reshape_to(step.shape) // [batch, sequence, hidden]
@@ -66,6 +58,25 @@ impl<'g> Model<'g> {
         }
     }
 
+    /// One layer on the stream [tokens, hidden].
+    pub(super) fn decoder_layer(
+        self,
+        x: Residual<'g>,
+        layer: usize,
+        step: Step<'g>,
+    ) -> Residual<'g> {
+        let text = &self.config.text;
+        let size = text.hidden_size;
+        let _scope = self.g.enter(format!("layers.{layer}"));
+        let (normed, stream) = self.norm(x, Norm::Rms, "operator_norm", size, text.norm_eps);
+        let x = stream.add(match text.layer_types[layer] {
+            LayerKind::Conv => self.short_conv(normed, layer, step),
+            LayerKind::FullAttention => self.self_attention(normed, layer, step),
+        });
+        let (normed, stream) = self.norm(x, Norm::Rms, "ffn_norm", size, text.norm_eps);
+        stream.add(self.feed_forward(normed))
+    }
+
     /// Hidden states [batch, positions, hidden] -> logits [batch, positions, vocab].
     fn head(self, hidden: Value<'g>, tied: bool) -> Value<'g> {
         let text = &self.config.text;
@@ -78,7 +89,7 @@ impl<'g> Model<'g> {
     }
 
     /// Masks and rotary factors, computed once for all layers.
-    fn step(self, embeds: Value<'g>, attention_mask: Value<'g>) -> Step<'g> {
+    pub(super) fn step(self, embeds: Value<'g>, attention_mask: Value<'g>) -> Step<'g> {
         let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
         let attention = match self.attention_operators() {
             Operators::OnnxRuntime => {

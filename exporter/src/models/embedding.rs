@@ -1,6 +1,6 @@
 //! Token embedding.
 
-use lfm2vl_graphs::Operators;
+use lfm2vl_graphs::{Method, Operators};
 
 use super::Model;
 use crate::{
@@ -17,9 +17,13 @@ impl<'g> Model<'g> {
         let text = &self.config.text;
         let _scope = self.g.enter("language_model.embed_tokens");
         let shape = [text.vocab_size, text.hidden_size];
-        let Some(format) = self.format_of("language_model.embed_tokens") else {
+        let Some(mut format) = self.format_of("language_model.embed_tokens") else {
             return self.g.stored(EMBEDDING, &shape).gather(input_ids, 0);
         };
+        if format.method == Method::Gptq {
+            // Nothing goes into a table, so there is nothing to calibrate on.
+            format.method = Method::Search;
+        }
         let blocks = |packing| BlockFormat::new(format, self.g.is_half(), packing);
         match self.operators {
             Operators::OnnxRuntime => {

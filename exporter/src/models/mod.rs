@@ -6,13 +6,17 @@ mod decoder;
 mod embedding;
 mod positions;
 mod projector;
+mod stage;
 mod vision_tower;
 
-use lfm2vl_graphs::{Graph, GraphSpec, Logits, Operators, Quantization, Recipe};
+use lfm2vl_graphs::{Activations, Graph, GraphSpec, Logits, Operators, Quantization, Recipe};
+
+pub(crate) use stage::{Stage, build_stage};
 
 use crate::{
     checkpoint::Config,
     onnx::{Floats, GraphBuilder},
+    quantize::{BlockFormat, Packing},
 };
 
 /// What every block needs to know.
@@ -35,6 +39,26 @@ pub(crate) struct Build<'a> {
     pub(crate) floats: &'a Floats,
     /// Whether the output head is the token embedding.
     pub(crate) tied_head: bool,
+}
+
+impl Build<'_> {
+    /// The stored tensor and the blocks of a linear layer, where it has any.
+    pub(crate) fn block_format(&self, module: &str) -> Option<(String, BlockFormat)> {
+        let format = self.quantization?.format_of(&self.config.module(module))?;
+        if format.activations == Activations::Tensor {
+            return None;
+        }
+        let tensor = match (module, self.tied_head) {
+            ("lm_head", true) => embedding::EMBEDDING.to_owned(),
+            _ => format!("{module}.weight"),
+        };
+        let packing = match self.recipe.operators {
+            Operators::OnnxRuntime => Packing::Rows,
+            Operators::Standard => Packing::Flat,
+        };
+        let half_scales = matches!(self.floats, Floats::Half);
+        Some((tensor, BlockFormat::new(format, half_scales, packing)))
+    }
 }
 
 /// Builds the nodes of one graph; its inputs and outputs are those of `spec`.

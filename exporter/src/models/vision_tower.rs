@@ -10,9 +10,9 @@ use crate::onnx::{Attribute, Gelu, Op, Value};
 
 /// What the attention layers of the tower share.
 #[derive(Clone, Copy)]
-struct Batch<'g> {
+pub(super) struct Batch<'g> {
     /// [views, patches, -1] as a shape vector.
-    shape: Value<'g>,
+    pub(super) shape: Value<'g>,
     /// Fused attention: int32 [views, patches], 1 for a valid patch.
     /// Standard attention: float32 [views, 1, 1, patches] added to the scores.
     mask: Value<'g>,
@@ -33,8 +33,19 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("vision_tower");
 
         let embeddings = self.patch_embeddings(pixel_values, spatial_shapes);
-        let batch = Batch {
-            shape: pixel_values.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
+        let batch = self.batch(pixel_attention_mask);
+        let mut x = Residual::new(embeddings); // [views * patches, hidden]
+        for layer in 0..vision.num_hidden_layers {
+            x = self.vision_layer(x, layer, batch);
+        }
+        let (hidden, _) = self.norm(x, Norm::Layer, "post_layernorm", size, epsilon);
+        hidden.reshape_to(batch.shape)
+    }
+
+    /// What the layers need of a batch of views.
+    pub(super) fn batch(self, pixel_attention_mask: Value<'g>) -> Batch<'g> {
+        Batch {
+            shape: pixel_attention_mask.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
             mask: match self.operators {
                 Operators::OnnxRuntime => pixel_attention_mask.to_i32(),
                 Operators::Standard => {
@@ -42,22 +53,31 @@ impl<'g> Model<'g> {
                     self.attention_bias(valid.unsqueeze(&[1, 2]))
                 }
             },
-        };
-
-        let mut x = Residual::new(embeddings); // [views * patches, hidden]
-        for layer in 0..vision.num_hidden_layers {
-            let _scope = self.g.enter(format!("encoder.layers.{layer}"));
-            let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm1", size, epsilon);
-            x = stream.add(self.vision_attention(normed, batch));
-            let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm2", size, epsilon);
-            x = stream.add(self.vision_mlp(normed));
         }
-        let (hidden, _) = self.norm(x, Norm::Layer, "post_layernorm", size, epsilon);
-        hidden.reshape_to(batch.shape)
+    }
+
+    /// One layer on the stream [views * patches, hidden].
+    pub(super) fn vision_layer(
+        self,
+        x: Residual<'g>,
+        layer: usize,
+        batch: Batch<'g>,
+    ) -> Residual<'g> {
+        let vision = &self.config.vision;
+        let (size, epsilon) = (vision.hidden_size, vision.layer_norm_eps);
+        let _scope = self.g.enter(format!("encoder.layers.{layer}"));
+        let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm1", size, epsilon);
+        let x = stream.add(self.vision_attention(normed, batch));
+        let (normed, stream) = self.norm(x, Norm::Layer, "layer_norm2", size, epsilon);
+        stream.add(self.vision_mlp(normed))
     }
 
     /// Patches [views, patches, values] -> embeddings with positions [views * patches, hidden].
-    fn patch_embeddings(self, pixel_values: Value<'g>, spatial_shapes: Value<'g>) -> Value<'g> {
+    pub(super) fn patch_embeddings(
+        self,
+        pixel_values: Value<'g>,
+        spatial_shapes: Value<'g>,
+    ) -> Value<'g> {
         let vision = &self.config.vision;
         let values = self.config.dims().patch_values;
         let _scope = self.g.enter("embeddings");

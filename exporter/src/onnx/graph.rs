@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::HashMap, fmt::Display};
 
-use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
+use lfm2vl_graphs::{Dim, Dtype, GraphSpec, Tensor};
 
 use super::{
     proto::{
@@ -81,10 +81,16 @@ struct State {
     known: HashMap<String, usize>,
     scope: Vec<String>,
     node_names: HashMap<String, usize>,
+    /// Outputs besides those of the contract.
+    extra_outputs: Vec<Tensor>,
+    /// Modules and what they are given, where that is recorded.
+    taps: Option<Vec<(String, usize)>>,
 }
 
 /// What a finished [`GraphBuilder`] holds.
 pub(crate) struct FinishedGraph {
+    /// Its inputs and outputs.
+    pub(crate) spec: GraphSpec,
     /// The graph, with constants but without weights.
     pub(crate) proto: GraphProto,
     /// The weights in order of first use.
@@ -124,6 +130,10 @@ impl GraphBuilder {
     /// Declares `value` to be the output `name` of the contract.
     pub(crate) fn output(&self, name: &str, value: Value<'_>) {
         assert!(self.spec.outputs.iter().any(|t| t.name == name), "no output {name}");
+        self.rename(name, value);
+    }
+
+    fn rename(&self, name: &str, value: Value<'_>) {
         let mut state = self.state.borrow_mut();
         let old = std::mem::replace(&mut state.values[value.id], name.to_owned());
         for node in &mut state.nodes {
@@ -133,6 +143,47 @@ impl GraphBuilder {
                 }
             }
         }
+    }
+
+    /// Declares an output that no contract has.
+    pub(crate) fn extra_output(&self, name: &str, value: Value<'_>, rank: usize) {
+        let shape = (0..rank).map(|axis| Dim::Free(format!("{name}.{axis}"))).collect();
+        let tensor = Tensor { name: name.to_owned(), dtype: Dtype::Float32, shape };
+        self.state.borrow_mut().extra_outputs.push(tensor);
+        self.rename(name, value);
+    }
+
+    /// From here on, what each linear layer is given is remembered.
+    pub(crate) fn record_taps(&self) {
+        self.state.borrow_mut().taps = Some(Vec::new());
+    }
+
+    /// Remembers what `module` is given, if that is recorded.
+    pub(crate) fn tap(&self, module: &str, value: Value<'_>) {
+        if let Some(taps) = &mut self.state.borrow_mut().taps {
+            taps.push((module.to_owned(), value.id));
+        }
+    }
+
+    /// Makes every distinct value of the taps an output; modules by the output's name.
+    pub(crate) fn output_taps(&self) -> Vec<(String, Vec<String>)> {
+        let taps = self.state.borrow_mut().taps.take().unwrap_or_default();
+        let mut outputs: Vec<(usize, Vec<String>)> = Vec::new();
+        for (module, id) in taps {
+            match outputs.iter_mut().find(|(known, _)| *known == id) {
+                Some((_, modules)) => modules.push(module),
+                None => outputs.push((id, vec![module])),
+            }
+        }
+        outputs
+            .into_iter()
+            .enumerate()
+            .map(|(index, (id, modules))| {
+                let name = format!("tap.{index}");
+                self.extra_output(&name, Value { graph: self, id }, 2);
+                (name, modules)
+            })
+            .collect()
     }
 
     /// Enters the module `name`: what is built until the guard is dropped is named under it.
@@ -298,7 +349,9 @@ impl GraphBuilder {
     /// The finished graph. Every output of the contract must have been declared.
     pub(crate) fn finish(self) -> FinishedGraph {
         let state = self.state.into_inner();
-        for output in &self.spec.outputs {
+        let mut spec = self.spec;
+        spec.outputs.extend(state.extra_outputs);
+        for output in &spec.outputs {
             assert!(
                 state.nodes.iter().any(|n| n.output.contains(&output.name)),
                 "output {} was not built",
@@ -308,12 +361,12 @@ impl GraphBuilder {
         let uses_microsoft = state.nodes.iter().any(|n| n.domain == "com.microsoft");
         let proto = GraphProto {
             node: state.nodes,
-            name: self.spec.graph.name().to_owned(),
+            name: spec.graph.name().to_owned(),
             initializer: state.constants,
-            input: self.spec.inputs.iter().map(value_info).collect(),
-            output: self.spec.outputs.iter().map(value_info).collect(),
+            input: spec.inputs.iter().map(value_info).collect(),
+            output: spec.outputs.iter().map(value_info).collect(),
         };
-        FinishedGraph { proto, weights: state.weights, uses_microsoft }
+        FinishedGraph { spec, proto, weights: state.weights, uses_microsoft }
     }
 }
 

@@ -27,6 +27,11 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx(op), &[self, other], &[])
     }
 
+    /// The same value under a name of its own.
+    pub(crate) fn identity(self) -> Self {
+        self.unary("Identity")
+    }
+
     /// Element-wise absolute value.
     pub(crate) fn abs(self) -> Self {
         self.unary("Abs")

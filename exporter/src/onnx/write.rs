@@ -103,7 +103,7 @@ impl Plan {
     pub(crate) fn write(
         mut self,
         checkpoint: &Checkpoint,
-        quantizer: &Quantizer<'_>,
+        quantizer: &Quantizer,
         dir: &Path,
         on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<WrittenFile>>, ExportError> {
@@ -144,7 +144,7 @@ impl Plan {
         &mut self,
         jobs: Vec<Job>,
         checkpoint: &Checkpoint,
-        quantizer: &Quantizer<'_>,
+        quantizer: &Quantizer,
         data_files: &mut [DataFile],
         on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), ExportError> {

@@ -6,14 +6,19 @@ mod files;
 mod folder;
 mod genai;
 
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use lfm2vl_graphs::{
-    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Precision, Recipe,
-    TiedWeights, YamlError,
+    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Method, Precision,
+    Recipe, TiedWeights, YamlError,
 };
 
 use crate::{
+    calibrate::{calibrate, read_samples},
     checkpoint::Checkpoint,
     error::ExportError,
     models::{self, Build},
@@ -56,6 +61,8 @@ pub struct ExportOptions {
     pub precisions: Vec<Precision>,
     /// Parts of the model; all when empty.
     pub parts: Vec<Part>,
+    /// A folder of images and prompts to calibrate on, for recipes with a method that does.
+    pub calibration: Option<PathBuf>,
     /// Whether to replace an earlier export.
     pub force: bool,
 }
@@ -139,7 +146,8 @@ pub fn export(
         written += bytes;
         on_progress(Progress { written, total })
     };
-    let graph_files = plan.write(checkpoint, &Quantizer::uncalibrated(), &onnx, &mut on_bytes)?;
+    let quantizer = quantizer(checkpoint, options, folder.path(), &mut || on_bytes(0))?;
+    let graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
     let graphs = built
         .into_iter()
         .zip(graph_files)
@@ -196,23 +204,16 @@ fn models(
     let graphs = wanted_graphs(options);
     let mut models = Vec::new();
     for &precision in &options.precisions {
-        let floats = if precision.is_half() { Floats::Half } else { Floats::Single };
-        let build = Build {
-            config: checkpoint.config(),
-            recipe,
-            quantization: recipe.quantization.get(&precision),
-            floats: &floats,
-            tied_head: !checkpoint.has_lm_head(),
-        };
+        let floats = floats(precision);
+        let build = build(checkpoint, recipe, precision, &floats);
         for &graph in &graphs {
             let spec = spec(contract, checkpoint, recipe, graph, precision)?;
-            let stem = format!("{graph}{}", precision.suffix());
             let shares = recipe.tied_weights == TiedWeights::Shared
                 && graph.weights() == Graph::EmbedTokens
                 && graphs.contains(&Graph::Decoder);
             let data_graph = if shares { Graph::Decoder } else { graph.weights() };
             let model = Model {
-                stem,
+                stem: format!("{graph}{}", precision.suffix()),
                 data: format!("{data_graph}{}.onnx_data", precision.suffix()),
                 graph: models::build(spec, build).finish(),
                 metadata: metadata(checkpoint, contract, recipe, precision),
@@ -221,6 +222,50 @@ fn models(
         }
     }
     Ok(models)
+}
+
+fn floats(precision: Precision) -> Floats {
+    if precision.is_half() { Floats::Half } else { Floats::Single }
+}
+
+fn build<'a>(
+    checkpoint: &'a Checkpoint,
+    recipe: &'a Recipe,
+    precision: Precision,
+    floats: &'a Floats,
+) -> Build<'a> {
+    Build {
+        config: checkpoint.config(),
+        recipe,
+        quantization: recipe.quantization.get(&precision),
+        floats,
+        tied_head: !checkpoint.has_lm_head(),
+    }
+}
+
+/// Calibrates what the recipe wants calibrated; `folder` is that of the export.
+fn quantizer(
+    checkpoint: &Checkpoint,
+    options: &ExportOptions,
+    folder: &Path,
+    on_stage: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Quantizer, ExportError> {
+    let mut quantizer = Quantizer::default();
+    for &precision in &options.precisions {
+        let floats = floats(precision);
+        let build = build(checkpoint, &options.recipe, precision, &floats);
+        let modules = checkpoint.config().quantizable_modules();
+        let formats = modules.iter().filter_map(|module| build.block_format(module.name()));
+        if !formats.into_iter().any(|(_, format)| format.method == Method::Gptq) {
+            continue;
+        }
+        let samples = options.calibration.as_ref().ok_or(ExportError::NoCalibration(precision))?;
+        let samples = read_samples(samples, folder)?;
+        let write_error = |source| ExportError::Write { path: folder.to_owned(), source };
+        let stage = tempfile::tempdir_in(folder).map_err(write_error)?;
+        calibrate(checkpoint, build, &samples, &mut quantizer, stage.path(), on_stage)?;
+    }
+    Ok(quantizer)
 }
 
 /// Inputs and outputs of a graph.

@@ -1,28 +1,72 @@
 //! From float32 rows to the bytes of a graph's initializers.
 
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Seek, Write},
+    ops::Range,
+};
+
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::BlockEncoder;
-use crate::{error::ExportError, onnx::Encoding};
+use crate::{checkpoint::read_exact_at, error::ExportError, onnx::Encoding};
 
-/// Makes the encoders of an export.
-pub(crate) struct Quantizer<'c> {
-    _calibration: Option<&'c ()>,
+/// Makes the encoders of an export, and keeps the results of calibration for them.
+#[derive(Default)]
+pub(crate) struct Quantizer {
+    /// Where the parts of a calibrated weight are in the scratch file.
+    kept: HashMap<(String, Encoding), Vec<Range<u64>>>,
+    /// A file without a name, which goes when this does.
+    scratch: Option<File>,
 }
 
 /// A weight on its way to one encoding, some rows at a time.
 pub(crate) enum Encoder {
     Float32,
-    Float16 { tensor: String, halves: Vec<f16> },
+    Float16 {
+        tensor: String,
+        halves: Vec<f16>,
+    },
     Blocks(BlockEncoder),
     Columns(ColumnEncoder),
+    /// Calibrated before: the initializers.
+    Kept(Vec<Vec<u8>>),
 }
 
-impl Quantizer<'_> {
-    /// For weights that need nothing but themselves.
-    pub(crate) fn uncalibrated() -> Self {
-        Quantizer { _calibration: None }
+impl Quantizer {
+    /// Keeps the initializers of a calibrated weight until it is written.
+    pub(crate) fn keep(
+        &mut self,
+        tensor: &str,
+        encoding: Encoding,
+        parts: Vec<Vec<u8>>,
+    ) -> Result<(), ExportError> {
+        let scratch = match self.scratch.take() {
+            Some(scratch) => scratch,
+            None => tempfile::tempfile().map_err(scratch_error)?,
+        };
+        let file = self.scratch.insert(scratch);
+        let mut places = Vec::new();
+        for part in parts {
+            let start = file.stream_position().map_err(scratch_error)?;
+            file.write_all(&part).map_err(scratch_error)?;
+            places.push(start..start + part.len() as u64);
+        }
+        self.kept.insert((tensor.to_owned(), encoding), places);
+        Ok(())
+    }
+
+    fn kept(&self, tensor: &str, encoding: Encoding) -> Result<Option<Vec<Vec<u8>>>, ExportError> {
+        let places = self.kept.get(&(tensor.to_owned(), encoding));
+        let (Some(places), Some(file)) = (places, &self.scratch) else { return Ok(None) };
+        let read = |place: &Range<u64>| {
+            let mut bytes = vec![0; (place.end - place.start) as usize];
+            read_exact_at(file, &mut bytes, place.start).map_err(scratch_error)?;
+            Ok(bytes)
+        };
+        places.iter().map(read).collect::<Result<_, ExportError>>().map(Some)
     }
 
     /// Starts a weight whose rows have `columns` values.
@@ -32,6 +76,9 @@ impl Quantizer<'_> {
         encoding: Encoding,
         columns: usize,
     ) -> Result<Encoder, ExportError> {
+        if let Some(parts) = self.kept(tensor, encoding)? {
+            return Ok(Encoder::Kept(parts));
+        }
         Ok(match encoding {
             Encoding::Float32 | Encoding::InPlace(_) => Encoder::Float32,
             Encoding::Float16 => Encoder::Float16 { tensor: tensor.to_owned(), halves: Vec::new() },
@@ -39,6 +86,10 @@ impl Quantizer<'_> {
             Encoding::Columns => Encoder::Columns(ColumnEncoder::new(columns)),
         })
     }
+}
+
+fn scratch_error(source: io::Error) -> ExportError {
+    ExportError::Write { path: std::env::temp_dir(), source }
 }
 
 impl Encoder {
@@ -59,6 +110,7 @@ impl Encoder {
             }
             Encoder::Blocks(blocks) => blocks.push(rows, out),
             Encoder::Columns(columns) => columns.push(rows),
+            Encoder::Kept(_) => {}
         }
         Ok(())
     }
@@ -67,11 +119,9 @@ impl Encoder {
     pub(crate) fn finish(self) -> Vec<Vec<u8>> {
         match self {
             Encoder::Float32 | Encoder::Float16 { .. } => Vec::new(),
-            Encoder::Blocks(blocks) => {
-                let (scales, zero_points) = blocks.finish();
-                vec![Vec::new(), scales, zero_points]
-            }
+            Encoder::Blocks(blocks) => blocks.finish(),
             Encoder::Columns(columns) => columns.finish(),
+            Encoder::Kept(parts) => parts,
         }
     }
 }

@@ -3,14 +3,18 @@
 
 mod block;
 mod encoder;
+pub(crate) mod gptq;
 
 use half::f16;
 use lfm2vl_graphs::{Activations, Method, WeightFormat};
 use rayon::prelude::*;
 
-use block::{LANES, Levels};
+use block::{Fit, LANES, Levels};
 
 pub(crate) use encoder::{Encoder, Quantizer};
+
+/// Values of the largest block.
+const MAX_BLOCK: usize = 256;
 
 /// How integers lie in memory. 4-bit integers are two to a byte, the first in the low half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,44 +73,50 @@ impl BlockFormat {
     fn levels(self) -> Levels {
         Levels { max: ((1 << self.bits) - 1) as f32, symmetric: self.symmetric }
     }
+
+    /// Scale and zero point of a block, as readers will have them.
+    #[inline(always)]
+    fn fit(self, block: &[f32]) -> Fit {
+        let mut values = [0.0; MAX_BLOCK];
+        let padded = block.len().next_multiple_of(LANES);
+        values[..block.len()].copy_from_slice(block);
+        let mut fit = self.levels().fit(self.method, &values[..padded]);
+        if self.half_scales {
+            fit.scale = f16::from_f32(fit.scale).to_f32();
+        }
+        fit
+    }
 }
 
-/// A weight that is being quantized, some rows at a time.
-pub(crate) struct BlockEncoder {
+/// Packed integers, scales and zero points of rows.
+struct RowWriter {
     format: BlockFormat,
     columns: usize,
+    packed: Vec<u8>,
     scales: Vec<f32>,
     /// One byte each until they are packed.
     zero_points: Vec<u8>,
 }
 
-impl BlockEncoder {
-    /// Starts a weight whose rows have `columns` values.
-    pub(crate) fn new(format: BlockFormat, columns: usize) -> Self {
-        BlockEncoder { format, columns, scales: Vec::new(), zero_points: Vec::new() }
+impl RowWriter {
+    fn new(format: BlockFormat, columns: usize) -> Self {
+        let (packed, scales, zero_points) = (Vec::new(), Vec::new(), Vec::new());
+        RowWriter { format, columns, packed, scales, zero_points }
     }
 
-    /// Quantizes whole rows, and appends their packed integers to `packed`.
-    pub(crate) fn push(&mut self, rows: &[f32], packed: &mut Vec<u8>) {
-        let (format, columns) = (self.format, self.columns);
-        let count = rows.len() / columns;
-        let (blocks, row_bytes) = (format.blocks(columns), format.row_bytes(columns));
-        let (done, old) = (self.scales.len(), packed.len());
-        self.scales.resize(done + count * blocks, 0.0);
-        self.zero_points.resize(done + count * blocks, 0);
-        packed.resize(old + count * row_bytes, 0);
-        rows.par_chunks_exact(columns)
-            .zip(packed[old..].par_chunks_exact_mut(row_bytes))
-            .zip(self.scales[done..].par_chunks_exact_mut(blocks))
-            .zip(self.zero_points[done..].par_chunks_exact_mut(blocks))
-            .with_min_len(8)
-            .for_each(|(((row, packed), scales), zero_points)| {
-                quantize_row(format, row, packed, scales, zero_points);
-            });
+    /// Makes room for `rows` more rows; blocks and packed bytes of a row.
+    fn resize(&mut self, rows: usize) -> (usize, usize) {
+        let (blocks, row_bytes) =
+            (self.format.blocks(self.columns), self.format.row_bytes(self.columns));
+        self.packed.resize(self.packed.len() + rows * row_bytes, 0);
+        self.scales.resize(self.scales.len() + rows * blocks, 0.0);
+        self.zero_points.resize(self.zero_points.len() + rows * blocks, 0);
+        (blocks, row_bytes)
     }
 
-    /// The bytes of the scales, and of the packed zero points.
-    pub(crate) fn finish(self) -> (Vec<u8>, Vec<u8>) {
+    /// The bytes of the integers that have not been taken, of the scales, and of the packed zero
+    /// points.
+    fn finish(self) -> Vec<Vec<u8>> {
         let scales = match self.format.half_scales {
             true => self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect(),
             false => self.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
@@ -119,7 +129,38 @@ impl BlockEncoder {
                 self.zero_points.chunks_exact(blocks).flat_map(pack).collect()
             }
         };
-        (scales, zero_points)
+        vec![self.packed, scales, zero_points]
+    }
+}
+
+/// A weight that is being quantized, some rows at a time.
+pub(crate) struct BlockEncoder(RowWriter);
+
+impl BlockEncoder {
+    /// Starts a weight whose rows have `columns` values.
+    pub(crate) fn new(format: BlockFormat, columns: usize) -> Self {
+        BlockEncoder(RowWriter::new(format, columns))
+    }
+
+    /// Quantizes whole rows, and appends their packed integers to `packed`.
+    pub(crate) fn push(&mut self, rows: &[f32], packed: &mut Vec<u8>) {
+        let (format, columns) = (self.0.format, self.0.columns);
+        let done = self.0.scales.len();
+        let (blocks, row_bytes) = self.0.resize(rows.len() / columns);
+        rows.par_chunks_exact(columns)
+            .zip(self.0.packed.par_chunks_exact_mut(row_bytes))
+            .zip(self.0.scales[done..].par_chunks_exact_mut(blocks))
+            .zip(self.0.zero_points[done..].par_chunks_exact_mut(blocks))
+            .with_min_len(8)
+            .for_each(|(((row, packed), scales), zero_points)| {
+                quantize_row(format, row, packed, scales, zero_points);
+            });
+        packed.append(&mut self.0.packed);
+    }
+
+    /// What is left of the first initializer, and the others.
+    pub(crate) fn finish(self) -> Vec<Vec<u8>> {
+        self.0.finish()
     }
 }
 
@@ -164,30 +205,33 @@ fn quantize_row_on(
     scales: &mut [f32],
     zero_points: &mut [u8],
 ) {
-    let levels = format.levels();
-    let block_bytes = format.block_size * format.bits as usize / 8;
-    let (mut values, mut integers) = ([0.0; 256], [0.0; 256]);
+    let mut integers = [0.0; MAX_BLOCK];
     for (index, block) in row.chunks(format.block_size).enumerate() {
-        let padded = block.len().next_multiple_of(LANES);
-        values[..block.len()].copy_from_slice(block);
-        values[block.len()..padded].fill(0.0);
-        let values = &values[..padded];
-
-        let mut fit = levels.fit(format.method, values);
-        if format.half_scales {
-            // What readers will multiply with.
-            fit.scale = f16::from_f32(fit.scale).to_f32();
-        }
-        levels.integers(fit, values, &mut integers);
+        let fit = format.fit(block);
+        format.levels().integers(fit, block, &mut integers);
         // Padding is zero when read.
         integers[block.len()..].fill(fit.zero);
-
-        let start = index * block_bytes;
-        let end = packed.len().min(start + block_bytes);
-        write_integers(&integers, format.bits, &mut packed[start..end]);
+        write_integers(&integers, format.bits, block_of(format, packed, index));
         scales[index] = fit.scale;
         zero_points[index] = fit.zero as u8;
     }
+}
+
+/// Packs a row whose integers are known.
+fn write_row(format: BlockFormat, row: &[f32], zero_points: &[u8], packed: &mut [u8]) {
+    let mut integers = [0.0; MAX_BLOCK];
+    for (index, block) in row.chunks(format.block_size).enumerate() {
+        integers[..block.len()].copy_from_slice(block);
+        integers[block.len()..].fill(zero_points[index].into());
+        write_integers(&integers, format.bits, block_of(format, packed, index));
+    }
+}
+
+/// The bytes of a block in those of its row.
+fn block_of(format: BlockFormat, packed: &mut [u8], index: usize) -> &mut [u8] {
+    let bytes = format.block_size * format.bits as usize / 8;
+    let end = packed.len().min((index + 1) * bytes);
+    &mut packed[index * bytes..end]
 }
 
 /// Packs integers of 4 or 8 bits.

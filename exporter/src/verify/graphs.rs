@@ -1,14 +1,14 @@
 //! Each graph on the sample, compared with the reference.
 
-use lfm2vl_graphs::{Dim, GraphSpec};
-use ndarray::{Array2, Array3, ArrayD, Axis, concatenate};
+use ndarray::{Array2, Array3, Axis, concatenate};
+
+use crate::session::{GraphSession, Tensor};
 
 use super::{
     DECODE_STEPS, VerifyError,
     metrics::{Comparison, argmax},
     reference::{ReferenceModel, ReferenceState},
     sample::Sample,
-    session::{Tensor, TestSession},
 };
 
 fn named(inputs: impl IntoIterator<Item = (&'static str, Tensor)>) -> Vec<(String, Tensor)> {
@@ -21,7 +21,7 @@ fn token_row(ids: &[u32]) -> Array2<i64> {
 }
 
 pub(super) fn embedding(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
@@ -34,7 +34,7 @@ pub(super) fn embedding(
 
 /// Text, image tokens and text, and then text alone.
 pub(super) fn genai_embeddings(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
@@ -65,7 +65,7 @@ fn vision_inputs(sample: &Sample) -> Vec<(String, Tensor)> {
 }
 
 pub(super) fn vision_encoder(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
@@ -76,7 +76,7 @@ pub(super) fn vision_encoder(
 }
 
 pub(super) fn vision_tower(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
@@ -91,7 +91,7 @@ pub(super) fn vision_tower(
 }
 
 pub(super) fn projector(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
@@ -128,7 +128,7 @@ fn reference_features(
 /// Prefill of text, image features and text, then cached steps along the reference's greedy
 /// tokens; compares logits and every state.
 pub(super) fn decoder(
-    session: &mut TestSession,
+    session: &mut GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<(Comparison, (usize, usize)), VerifyError> {
@@ -139,7 +139,7 @@ pub(super) fn decoder(
     let mut embeds = prompt.unwrap_or_default();
 
     let mut reference_state = ReferenceState::new(model.config());
-    let mut state = empty_state(session.spec());
+    let mut state = session.empty_state();
     let (mut comparison, mut agreeing, mut past) = (Comparison::default(), 0, 0);
     for _ in 0..=DECODE_STEPS {
         let sequence = embeds.nrows();
@@ -183,23 +183,4 @@ pub(super) fn decoder(
         embeds = model.embed(&[token as u32])?;
     }
     Ok((comparison, (agreeing, DECODE_STEPS + 1)))
-}
-
-/// Zero conv states, and keys and values of length 0.
-fn empty_state(spec: &GraphSpec) -> Vec<(String, Tensor)> {
-    spec.inputs
-        .iter()
-        .filter(|tensor| tensor.name.starts_with("past_"))
-        .map(|tensor| {
-            let shape: Vec<usize> = tensor
-                .shape
-                .iter()
-                .map(|dim| match dim {
-                    Dim::Fixed(size) => *size,
-                    Dim::Free(name) => usize::from(name == "batch_size"),
-                })
-                .collect();
-            (tensor.name.clone(), Tensor::Floats(ArrayD::zeros(shape)))
-        })
-        .collect()
 }

@@ -5,18 +5,17 @@ mod graphs;
 mod metrics;
 pub mod reference;
 mod sample;
-mod session;
 
 use std::{fmt, ops::ControlFlow, path::Path};
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     exported::ExportedWeights,
+    session::{GraphSession, SessionError},
 };
-use lfm2vl_graphs::{Contract, Graph, LibraryError, Manifest, Precision, YamlError};
+use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, YamlError};
 use reference::ReferenceModel;
 use sample::Sample;
-use session::TestSession;
 
 /// Cached decode steps after the prompt.
 const DECODE_STEPS: usize = 6;
@@ -48,25 +47,15 @@ impl Bounds {
 /// Why a graph could not be verified, or did not pass.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// ONNX Runtime is not available.
+    /// A graph cannot be run.
     #[error(transparent)]
-    Library(#[from] LibraryError),
+    Session(#[from] SessionError),
     /// A weight could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The contract is not valid.
     #[error(transparent)]
     Contract(#[from] YamlError),
-    /// ONNX Runtime refused a graph, or failed to run it.
-    #[error(
-        "ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json"
-    )]
-    Run {
-        /// The graph.
-        graph: Graph,
-        /// ONNX Runtime's message.
-        message: String,
-    },
     /// Stopped by the user.
     #[error("the verification was interrupted; nothing was written, run it again to export")]
     Interrupted,
@@ -192,12 +181,12 @@ pub fn verify(
         };
         let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
         let path = folder.join(path);
-        let mut session = TestSession::open(spec, &path)?;
+        let mut session = GraphSession::open(spec, &path)?;
         let weights = match manifest.recipe.quantization.get(&files.precision) {
-            Some(_) => Some(ExportedWeights::open(&path).map_err(|error| VerifyError::Run {
-                graph: files.graph,
-                message: error.to_string(),
-            })?),
+            Some(_) => Some(
+                ExportedWeights::open(&path)
+                    .map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
+            ),
             None => None,
         };
         let model = ReferenceModel::with_quantized(checkpoint, weights.as_ref());

@@ -14,6 +14,7 @@ fn options(recipe: &str) -> ExportOptions {
         recipe: Recipe::builtin(recipe).unwrap(),
         precisions: vec![Precision::Fp32],
         parts: Vec::new(),
+        calibration: None,
         force: false,
     }
 }

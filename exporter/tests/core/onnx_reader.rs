@@ -15,6 +15,7 @@ fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
         recipe: Recipe::builtin(recipe).unwrap(),
         precisions: Precision::ALL.to_vec(),
         parts: Vec::new(),
+        calibration: None,
         force: false,
     };
     let draft = export(&checkpoint, folder, &options, &mut |_| ControlFlow::Continue(())).unwrap();

@@ -1,59 +1,86 @@
-//! One exported graph, opened in ONNX Runtime with its contract at hand.
+//! A graph of ours, opened in ONNX Runtime with its inputs and outputs at hand.
 
 use std::{collections::HashMap, path::Path};
 
 use half::f16;
-use lfm2vl_graphs::{Dtype, Graph, GraphSpec, environment};
+use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment};
 use ndarray::{ArrayD, ArrayView, Dimension};
 use ort::{
     session::{Session, SessionInputValue},
     value::Value,
 };
 
-use super::VerifyError;
+/// Why a graph cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// ONNX Runtime is not available.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// ONNX Runtime refused the graph, or failed to run it.
+    #[error(
+        "ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json"
+    )]
+    Run {
+        /// The graph.
+        graph: Graph,
+        /// ONNX Runtime's message.
+        message: String,
+    },
+}
 
 /// An input of a graph.
-pub(super) enum Tensor {
+pub(crate) enum Tensor {
     Floats(ArrayD<f32>),
     Ints(ArrayD<i64>),
 }
 
 impl Tensor {
     /// A copy of a float array.
-    pub(super) fn floats<D: Dimension>(array: &ArrayView<'_, f32, D>) -> Self {
+    pub(crate) fn floats<D: Dimension>(array: &ArrayView<'_, f32, D>) -> Self {
         Tensor::Floats(array.to_owned().into_dyn())
     }
 
     /// A copy of an integer array.
-    pub(super) fn ints<D: Dimension>(array: &ArrayView<'_, i64, D>) -> Self {
+    pub(crate) fn ints<D: Dimension>(array: &ArrayView<'_, i64, D>) -> Self {
         Tensor::Ints(array.to_owned().into_dyn())
     }
 }
 
 /// A session for one graph.
-pub(super) struct TestSession {
+pub(crate) struct GraphSession {
     spec: GraphSpec,
     session: Session,
 }
 
-impl TestSession {
-    pub(super) fn open(spec: GraphSpec, path: &Path) -> Result<Self, VerifyError> {
+impl GraphSession {
+    pub(crate) fn open(spec: GraphSpec, path: &Path) -> Result<Self, SessionError> {
         let environment = environment()?;
         let session = Session::builder(environment)
             .and_then(|mut builder| builder.commit_from_file(path))
             .map_err(run_error(spec.graph))?;
-        Ok(TestSession { spec, session })
+        Ok(GraphSession { spec, session })
     }
 
-    pub(super) fn spec(&self) -> &GraphSpec {
-        &self.spec
+    /// Zero conv states, and keys and values of length 0.
+    pub(crate) fn empty_state(&self) -> Vec<(String, Tensor)> {
+        let states = self.spec.inputs.iter().filter(|tensor| tensor.name.starts_with("past_"));
+        states
+            .map(|tensor| {
+                let size = |dim: &Dim| match dim {
+                    Dim::Fixed(size) => *size,
+                    Dim::Free(name) => usize::from(name == "batch_size"),
+                };
+                let shape: Vec<usize> = tensor.shape.iter().map(size).collect();
+                (tensor.name.clone(), Tensor::Floats(ArrayD::zeros(shape)))
+            })
+            .collect()
     }
 
     /// Runs the graph; all outputs of the contract by name.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         inputs: Vec<(String, Tensor)>,
-    ) -> Result<HashMap<String, ArrayD<f32>>, VerifyError> {
+    ) -> Result<HashMap<String, ArrayD<f32>>, SessionError> {
         let run_error = run_error(self.spec.graph);
         let inputs = inputs
             .into_iter()
@@ -69,7 +96,7 @@ impl TestSession {
                 };
                 Ok((name, value))
             })
-            .collect::<Result<Vec<_>, VerifyError>>()?;
+            .collect::<Result<Vec<_>, SessionError>>()?;
         let outputs = self.session.run(inputs).map_err(&run_error)?;
         self.spec
             .outputs
@@ -89,6 +116,6 @@ impl TestSession {
     }
 }
 
-fn run_error(graph: Graph) -> impl Fn(ort::Error) -> VerifyError {
-    move |error| VerifyError::Run { graph, message: error.to_string() }
+fn run_error(graph: Graph) -> impl Fn(ort::Error) -> SessionError {
+    move |error| SessionError::Run { graph, message: error.to_string() }
 }
