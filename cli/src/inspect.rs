@@ -1,10 +1,10 @@
 //! `lfm2vl inspect`: what a folder holds and what runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
-use lfm2vl::{Engine, Graph, Precision, Provider, library_path};
+use lfm2vl::{Engine, Graph, ModelFolder, Precision, Provider, library_path};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,18 +20,34 @@ pub(crate) struct Arguments {
     load: LoadArguments,
     #[command(flatten)]
     images: ImageArguments,
+    /// Compare every file with the sha256 in lfm2vl.yaml; the graphs are not loaded.
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.check {
+        return check(&arguments.folder);
+    }
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let report = report(&engine)?;
     match arguments.json {
         true => print(&format!("{report:#}\n")),
         false => print(&to_text(&report)),
     }
+}
+
+fn check(folder: &Path) -> Result<()> {
+    let folder = ModelFolder::open(folder)?;
+    let manifest = folder.manifest().with_context(|| {
+        let path = folder.path().display();
+        format!("{path} has no lfm2vl.yaml to compare with; only exports of lfm2vl-export have one")
+    })?;
+    manifest.check_files(folder.path())?;
+    print(&format!("all {} files are as exported\n", manifest.all_files().count()))
 }
 
 fn report(engine: &Engine) -> Result<Value> {
@@ -63,6 +79,7 @@ fn report(engine: &Engine) -> Result<Value> {
         "exporter": folder.manifest().map(|manifest| &manifest.exporter),
         "contract": folder.manifest().map(|m| format!("{} {}", m.contract, m.contract_version)),
         "recipe": folder.manifest().map(|manifest| &manifest.recipe.name),
+        "bundles": folder.manifest().map(|manifest| &manifest.bundles),
         "context": engine.context(),
         "graphs": graphs,
         "onnxruntime": library_path()?,
@@ -72,6 +89,7 @@ fn report(engine: &Engine) -> Result<Value> {
 }
 
 fn to_text(report: &Value) -> String {
+    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let name = |key: &str| report[key].as_str().unwrap_or("not stated").to_owned();
     let mut text = format!(
         "folder    {}\nexporter  {}\ncontract  {}\nrecipe    {}\ncontext   {} tokens\n",
@@ -81,13 +99,22 @@ fn to_text(report: &Value) -> String {
         name("recipe"),
         report["context"]
     );
+    for bundle in items(&report["bundles"]) {
+        let of = |key: &str| bundle[key].as_str().unwrap_or_default().to_owned();
+        text += &format!(
+            "bundle    {}: vision {}, embedding {}, decoder {}\n",
+            of("name"),
+            of("vision"),
+            of("embedding"),
+            of("decoder")
+        );
+    }
     text += &format!("library   {}\n", name("onnxruntime"));
     text += &format!(
         "provider  {} (available: {})\n",
         name("provider_used"),
         report["providers_available"]
     );
-    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
     for graph in items(&report["graphs"]) {
         text += &format!("\n{}", graph["graph"].as_str().unwrap_or_default());
         for file in items(&graph["files"]) {

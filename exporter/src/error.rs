@@ -76,6 +76,21 @@ pub enum ExportError {
         "the method gptq of {0} needs samples; give a folder of images or prompts with --calibration"
     )]
     NoCalibration(Precision),
+    /// A file of the checkpoint could not be linked.
+    #[error(
+        "cannot make a hard link to {path}: {source}; give an output folder on the same disk, or export without --weights reference"
+    )]
+    Link {
+        /// The checkpoint's file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Weights that stay as they are have no other precision.
+    #[error(
+        "--weights reference leaves the weights as they are; use it with --precision fp32 alone"
+    )]
+    ReferencePrecision,
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

@@ -11,11 +11,12 @@ mod models;
 mod onnx;
 mod package;
 mod quantize;
+pub mod report;
 mod session;
 mod verify;
 
 pub use calibrate::{Sample, SamplesError, View, read_samples};
 pub use error::ExportError;
-pub use package::{Draft, ExportOptions, Part, Progress, Report, export};
+pub use package::{Draft, ExportOptions, Part, Progress, Report, Weights, export};
 pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

@@ -17,11 +17,11 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, Verification,
+    ExportError, ExportOptions, Part, Report, Verification, Weights,
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
-    verify,
+    report, verify,
 };
 use lfm2vl_graphs::{Precision, RecipeSource};
 
@@ -44,12 +44,22 @@ struct Arguments {
     /// Build only these graphs.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,...")]
     graphs: Vec<Part>,
+    /// Where the weights are: written beside the graphs, or left in the checkpoint's own files, to
+    /// which the folder gets hard links.
+    #[arg(long, value_enum, default_value_t)]
+    weights: Weights,
     /// Images and prompts to calibrate on: a folder with a samples.json, or just with images.
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
     /// Run every graph and compare it with an independent implementation of the model.
     #[arg(long)]
     verify: bool,
+    /// Write a page (and JSON beside it) on what each precision loses against float32.
+    #[arg(long, value_name = "FILE.html", requires = "samples")]
+    report: Option<PathBuf>,
+    /// Images and prompts that the report runs, as for --calibration; better not the same ones.
+    #[arg(long, value_name = "DIR")]
+    samples: Option<PathBuf>,
     /// Replace an earlier export.
     #[arg(long)]
     force: bool,
@@ -89,6 +99,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         recipe,
         precisions,
         parts: arguments.graphs.clone(),
+        weights: arguments.weights,
         calibration: arguments.calibration.clone(),
         force: arguments.force,
     };
@@ -97,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-    let go_on = || match interrupted.load(Ordering::Relaxed) {
+    let mut go_on = || match interrupted.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
@@ -119,6 +130,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         None
     };
+    if let (Some(file), Some(samples)) = (&arguments.report, &arguments.samples) {
+        let manifest = &draft.report().manifest;
+        report::measure(&checkpoint, draft.path(), manifest, samples, &mut go_on)?.write(file)?;
+    }
     if go_on().is_break() {
         return Err(ExportError::Interrupted.into());
     }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment};
-use ndarray::{ArrayD, ArrayView, Dimension};
+use ndarray::{Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension};
 use ort::{
     session::{Session, SessionInputValue},
     value::Value,
@@ -118,4 +118,61 @@ impl GraphSession {
 
 fn run_error(graph: Graph) -> impl Fn(ort::Error) -> SessionError {
     move |error| SessionError::Run { graph, message: error.to_string() }
+}
+
+/// A decoder with its state: the prompt first, then some tokens at a time.
+pub(crate) struct DecoderSession {
+    session: GraphSession,
+    state: Vec<(String, Tensor)>,
+    tokens: usize,
+}
+
+impl DecoderSession {
+    pub(crate) fn new(session: GraphSession) -> Self {
+        let state = session.empty_state();
+        DecoderSession { session, state, tokens: 0 }
+    }
+
+    /// Forgets all tokens.
+    pub(crate) fn restart(&mut self) {
+        self.state = self.session.empty_state();
+        self.tokens = 0;
+    }
+
+    /// Runs over embeddings [tokens, hidden]; the outputs of the graph.
+    pub(crate) fn run(
+        &mut self,
+        embeddings: ArrayView2<'_, f32>,
+    ) -> Result<HashMap<String, ArrayD<f32>>, SessionError> {
+        self.tokens += embeddings.nrows();
+        let mask = Array2::<i64>::ones((1, self.tokens));
+        let mut inputs = vec![
+            ("inputs_embeds".to_owned(), Tensor::floats(&embeddings.insert_axis(Axis(0)))),
+            ("attention_mask".to_owned(), Tensor::ints(&mask.view())),
+        ];
+        inputs.append(&mut self.state);
+        let outputs = self.session.run(inputs)?;
+        self.state = outputs
+            .iter()
+            .filter_map(|(name, array)| {
+                let past = match name.split_once('.')? {
+                    ("present_conv", layer) => format!("past_conv.{layer}"),
+                    ("present", rest) => format!("past_key_values.{rest}"),
+                    _ => return None,
+                };
+                Some((past, Tensor::Floats(array.clone())))
+            })
+            .collect();
+        Ok(outputs)
+    }
+
+    /// Runs over embeddings [tokens, hidden]; logits [vocab] of the last one.
+    pub(crate) fn step(
+        &mut self,
+        embeddings: ArrayView2<'_, f32>,
+    ) -> Result<Vec<f32>, SessionError> {
+        let logits = self.run(embeddings)?.remove("logits").unwrap_or_default();
+        let last = logits.len_of(Axis(1)).saturating_sub(1);
+        Ok(logits.index_axis(Axis(1), last).iter().copied().collect())
+    }
 }

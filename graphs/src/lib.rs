@@ -14,7 +14,9 @@ mod recipe;
 
 pub use contract::{Contract, Dim, Dtype, Graph, GraphSpec, LayerKind, ModelDims, Tensor};
 pub use library::{LibraryError, environment, library_path};
-pub use manifest::{Bundle, GraphFiles, MANIFEST, Manifest, ManifestFile};
+pub use manifest::{
+    Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,
+};
 pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };

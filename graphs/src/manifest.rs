@@ -1,6 +1,13 @@
 //! `lfm2vl.yaml`, the manifest at the root of an exported folder.
 
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{Graph, Precision, Recipe};
 
@@ -48,6 +55,77 @@ pub struct ManifestFile {
     pub bytes: u64,
     /// Lower-case hex sha256 of the content.
     pub sha256: String,
+}
+
+/// A file that is not as the manifest says.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}; fetch or export the folder again")]
+    Read {
+        /// Its path in the folder.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It has another content.
+    #[error(
+        "{path} is not the file that was exported: it has {bytes} bytes and sha256 {sha256}, and lfm2vl.yaml says {expected_bytes} and {expected}; fetch or export the folder again"
+    )]
+    Differs {
+        /// Its path in the folder.
+        path: String,
+        /// Its size.
+        bytes: u64,
+        /// Its sha256.
+        sha256: String,
+        /// What its size should be.
+        expected_bytes: u64,
+        /// What its sha256 should be.
+        expected: String,
+    },
+}
+
+impl Manifest {
+    /// Every file that the manifest lists.
+    pub fn all_files(&self) -> impl Iterator<Item = &ManifestFile> {
+        self.graphs.iter().flat_map(|graph| &graph.files).chain(&self.files)
+    }
+
+    /// Reads every file below `root` and compares it.
+    ///
+    /// # Errors
+    /// [`FileError`] names the first file that is missing or different.
+    pub fn check_files(&self, root: &Path) -> Result<(), FileError> {
+        for file in self.all_files() {
+            let path = file.path.clone();
+            let (bytes, sha256) = size_and_sha256(&root.join(&path))
+                .map_err(|source| FileError::Read { path: path.clone(), source })?;
+            if (bytes, &sha256) != (file.bytes, &file.sha256) {
+                let (expected_bytes, expected) = (file.bytes, file.sha256.clone());
+                return Err(FileError::Differs { path, bytes, sha256, expected_bytes, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Size and lower-case hex sha256 of a file.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn size_and_sha256(path: &Path) -> io::Result<(u64, String)> {
+    let (mut file, mut sha, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        sha.update(&buffer[..count]);
+        bytes += count as u64;
+    }
+    Ok((bytes, sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 /// A set of graphs that go well together.

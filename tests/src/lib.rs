@@ -12,7 +12,7 @@ use lfm2vl::{
     chat::Message,
     image::{Limits, open},
 };
-use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
+use lfm2vl_exporter::{ExportOptions, Weights, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
 use tempfile::TempDir;
 
@@ -48,6 +48,7 @@ pub fn export_from(checkpoint: &Path, out: &Path, recipe: Recipe, precisions: &[
         recipe,
         precisions: precisions.to_vec(),
         parts: Vec::new(),
+        weights: Weights::Written,
         calibration: None,
         force: false,
     };

@@ -98,11 +98,6 @@ impl Activations {
         Ok(Activations { items: items.collect::<Result<_, ExportError>>()? })
     }
 
-    /// The hidden states.
-    pub(crate) fn hidden(&self) -> impl Iterator<Item = &Array2<f32>> {
-        self.items.iter().map(|item| &item.hidden)
-    }
-
     /// Runs a stage on each item; `take` is given its outputs.
     pub(crate) fn run(
         &self,
@@ -114,6 +109,31 @@ impl Activations {
             take(&mut item.outputs(stage, &mut session)?);
         }
         Ok(())
+    }
+
+    /// Runs a stage on each item, which becomes its output; `rows` at most of each other output.
+    pub(crate) fn advance_with_taps(
+        &mut self,
+        stage: Stage,
+        mut session: GraphSession,
+        rows: usize,
+    ) -> Result<HashMap<String, Array2<f32>>, ExportError> {
+        let all: usize = self.items.iter().map(|item| item.hidden.nrows()).sum();
+        let step = all.div_ceil(rows).max(1);
+        let mut taps: HashMap<String, Vec<Array2<f32>>> = HashMap::new();
+        for item in &mut self.items {
+            let mut outputs = item.outputs(stage, &mut session)?;
+            item.hidden = outputs.remove("hidden_out").unwrap_or_default();
+            for (name, values) in outputs {
+                let some: Vec<usize> = (0..values.nrows()).step_by(step).collect();
+                taps.entry(name).or_default().push(values.select(Axis(0), &some));
+            }
+        }
+        let joined = taps.into_iter().map(|(name, parts)| {
+            let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+            (name, concatenate(Axis(0), &parts).unwrap_or_default())
+        });
+        Ok(joined.collect())
     }
 
     /// Runs a stage on each item, which becomes its output.

@@ -92,6 +92,16 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// Where every tensor is stored.
+    pub fn stored_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.tensors.values()
+    }
+
+    /// How each tensor is stored, by canonical name.
+    pub fn dtypes(&self) -> HashMap<String, StoredDtype> {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype)).collect()
+    }
+
     /// Whether the output head is a tensor of its own: untied, or stored and different from the
     /// token embedding (the reference uses a stored head even where the config says it is tied).
     pub fn has_lm_head(&self) -> bool {

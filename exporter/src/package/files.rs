@@ -20,10 +20,12 @@ const COPIED: [&str; 5] = [
     "LICENSE",
 ];
 
-/// Writes the client files of the checkpoint in `source` to `out`.
+/// Writes the client files of the checkpoint in `source` to `out`; `external` is what Transformers.js
+/// is told of data files.
 pub(super) fn write_client_files(
     source: &Path,
     config: &Config,
+    external: Option<Value>,
     out: &Path,
 ) -> Result<Vec<WrittenFile>, ExportError> {
     let mut files = Vec::new();
@@ -33,10 +35,12 @@ pub(super) fn write_client_files(
         }
     }
     let mut model = read_settings(source, "config.json")?;
-    // Transformers.js has no default for this, and wants to know that every graph has its weights
-    // in one file beside it.
+    // Transformers.js has no default for this.
     model.insert("image_token_id".into(), config.image_token_id.into());
-    model.insert("transformers.js_config".into(), json!({"use_external_data_format": 1}));
+    if let Some(external) = external {
+        let settings = json!({"use_external_data_format": external});
+        model.insert("transformers.js_config".into(), settings);
+    }
     let model = Value::Object(model);
     files.push(write_json(out, "config.json", &model)?);
     let mut generation = read_settings(source, "generation_config.json")?;

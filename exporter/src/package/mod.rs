@@ -5,6 +5,7 @@ mod card;
 mod files;
 mod folder;
 mod genai;
+mod reference;
 
 use std::{
     ops::ControlFlow,
@@ -27,6 +28,7 @@ use crate::{
 };
 
 use folder::NewFolder;
+use serde_json::{Map, Value, json};
 
 /// A part of the model that `--graphs` can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -52,6 +54,16 @@ impl Part {
     }
 }
 
+/// Where the weights of the graphs are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Weights {
+    /// In data files beside the graphs.
+    #[default]
+    Written,
+    /// In the checkpoint's own files, which the folder gets hard links to: nothing is written.
+    Reference,
+}
+
 /// What to export and how.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
@@ -61,6 +73,8 @@ pub struct ExportOptions {
     pub precisions: Vec<Precision>,
     /// Parts of the model; all when empty.
     pub parts: Vec<Part>,
+    /// Where the weights are.
+    pub weights: Weights,
     /// A folder of images and prompts to calibrate on, for recipes with a method that does.
     pub calibration: Option<PathBuf>,
     /// Whether to replace an earlier export.
@@ -127,6 +141,9 @@ pub fn export(
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Draft, ExportError> {
     let start = Instant::now();
+    if options.weights == Weights::Reference && options.precisions != [Precision::Fp32] {
+        return Err(ExportError::ReferencePrecision);
+    }
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
     let models = models(&contract, checkpoint, options)?;
@@ -135,12 +152,18 @@ pub fn export(
 
     let config = checkpoint.config();
     let folder = NewFolder::create(out, options.force)?;
-    let mut files = files::write_client_files(checkpoint.folder(), config, folder.path())?;
+    let external = external_data(options, &built);
+    let mut files =
+        files::write_client_files(checkpoint.folder(), config, external, folder.path())?;
     let has = |graph| built.iter().any(|(built, _)| *built == graph);
     if has(Graph::VisionEncoder) && has(Graph::GenaiEmbeddings) && has(Graph::GenaiDecoder) {
         files.extend(genai::write(config, &bundles[0], folder.path())?);
     }
     let onnx = folder.create_subfolder("onnx")?;
+    let links = match options.weights {
+        Weights::Written => Vec::new(),
+        Weights::Reference => reference::link(checkpoint, &onnx)?,
+    };
     let (mut written, total) = (0, plan.bytes());
     let mut on_bytes = |bytes| {
         written += bytes;
@@ -165,7 +188,11 @@ pub fn export(
         source_fingerprint: checkpoint.fingerprint().to_owned(),
         graphs,
         bundles,
-        files: files.into_iter().map(|f| manifest_file("", f)).collect(),
+        files: files
+            .into_iter()
+            .map(|f| manifest_file("", f))
+            .chain(links.into_iter().map(|f| manifest_file("onnx/", f)))
+            .collect(),
     };
     let graphs = wanted_graphs(options);
     let specs = graphs
@@ -204,7 +231,10 @@ fn models(
     let graphs = wanted_graphs(options);
     let mut models = Vec::new();
     for &precision in &options.precisions {
-        let floats = floats(precision);
+        let floats = match options.weights {
+            Weights::Written => floats(precision),
+            Weights::Reference => Floats::InPlace(checkpoint.dtypes()),
+        };
         let build = build(checkpoint, recipe, precision, &floats);
         for &graph in &graphs {
             let spec = spec(contract, checkpoint, recipe, graph, precision)?;
@@ -222,6 +252,19 @@ fn models(
         }
     }
     Ok(models)
+}
+
+/// Which graphs have a data file beside them, as Transformers.js wants to be told; `None` where
+/// their weights are elsewhere.
+fn external_data(options: &ExportOptions, built: &[(Graph, Precision)]) -> Option<Value> {
+    match (options.weights, options.recipe.tied_weights) {
+        (Weights::Reference, _) => None,
+        (Weights::Written, TiedWeights::Separate) => Some(json!(1)),
+        (Weights::Written, TiedWeights::Shared) => {
+            let own = built.iter().map(|(graph, _)| *graph).filter(|&g| g != Graph::EmbedTokens);
+            Some(own.map(|graph| (graph.to_string(), json!(1))).collect::<Map<_, _>>().into())
+        }
+    }
 }
 
 fn floats(precision: Precision) -> Floats {

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, Axis, concatenate};
 
-use crate::session::{GraphSession, Tensor};
+use crate::session::{DecoderSession, GraphSession, Tensor};
 
 use super::{
     DECODE_STEPS, VerifyError,
@@ -128,7 +128,7 @@ fn reference_features(
 /// Prefill of text, image features and text, then cached steps along the reference's greedy
 /// tokens; compares logits and every state.
 pub(super) fn decoder(
-    session: &mut GraphSession,
+    session: GraphSession,
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<(Comparison, (usize, usize)), VerifyError> {
@@ -139,23 +139,15 @@ pub(super) fn decoder(
     let mut embeds = prompt.unwrap_or_default();
 
     let mut reference_state = ReferenceState::new(model.config());
-    let mut state = session.empty_state();
-    let (mut comparison, mut agreeing, mut past) = (Comparison::default(), 0, 0);
+    let mut session = DecoderSession::new(session);
+    let (mut comparison, mut agreeing) = (Comparison::default(), 0);
     for _ in 0..=DECODE_STEPS {
-        let sequence = embeds.nrows();
-        let mask = Array2::<i64>::ones((1, past + sequence));
-        let mut inputs = named([
-            ("inputs_embeds", Tensor::floats(&embeds.view().insert_axis(Axis(0)))),
-            ("attention_mask", Tensor::ints(&mask.view())),
-        ]);
-        inputs.append(&mut state);
-        let mut outputs = session.run(inputs)?;
-
+        let outputs = session.run(embeds.view())?;
         let expected = model.forward(embeds.view(), &mut reference_state)?;
-        let logits = outputs.remove("logits").unwrap_or_default();
+        let logits = &outputs["logits"];
         let positions = logits.shape()[1];
-        let expected = expected.slice_axis(Axis(0), (sequence - positions..).into());
-        comparison.add(&logits, expected);
+        let expected = expected.slice_axis(Axis(0), (embeds.nrows() - positions..).into());
+        comparison.add(logits, expected);
         let last = expected.index_axis(Axis(0), positions - 1).to_vec();
         let ours = logits.index_axis(Axis(1), positions - 1).iter().copied().collect::<Vec<_>>();
         let token = argmax(&last);
@@ -168,18 +160,6 @@ pub(super) fn decoder(
             comparison.add(&outputs[&format!("present.{layer}.key")], keys);
             comparison.add(&outputs[&format!("present.{layer}.value")], values);
         }
-        state = outputs
-            .into_iter()
-            .filter_map(|(name, array)| {
-                let past = match name.split_once('.')? {
-                    ("present_conv", layer) => format!("past_conv.{layer}"),
-                    ("present", rest) => format!("past_key_values.{rest}"),
-                    _ => return None,
-                };
-                Some((past, Tensor::Floats(array)))
-            })
-            .collect();
-        past += sequence;
         embeds = model.embed(&[token as u32])?;
     }
     Ok((comparison, (agreeing, DECODE_STEPS + 1)))

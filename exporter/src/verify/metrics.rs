@@ -2,7 +2,7 @@
 
 /// Sums over pairs of values, from which the metrics follow.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Comparison {
+pub(crate) struct Comparison {
     max_abs_error: f32,
     max_reference: f32,
     dot: f64,
@@ -12,7 +12,7 @@ pub(super) struct Comparison {
 
 impl Comparison {
     /// Takes in values and the reference's for the same places; a NaN makes every metric fail.
-    pub(super) fn add<'a>(
+    pub(crate) fn add<'a>(
         &mut self,
         values: impl IntoIterator<Item = &'a f32>,
         reference: impl IntoIterator<Item = &'a f32>,
@@ -38,23 +38,23 @@ impl Comparison {
     }
 
     /// Largest absolute difference.
-    pub(super) fn max_abs_error(&self) -> f32 {
+    pub(crate) fn max_abs_error(&self) -> f32 {
         self.max_abs_error
     }
 
     /// Largest absolute difference over the reference's largest magnitude, where that exceeds 1.
-    pub(super) fn scaled_error(&self) -> f32 {
+    pub(crate) fn scaled_error(&self) -> f32 {
         self.max_abs_error / self.max_reference.max(1.0)
     }
 
     /// Cosine of the angle between all values and the reference's.
-    pub(super) fn cosine(&self) -> f64 {
+    pub(crate) fn cosine(&self) -> f64 {
         self.dot / (self.square * self.reference_square).sqrt()
     }
 }
 
 /// Index of the largest value; the first of equals.
-pub(super) fn argmax(values: &[f32]) -> usize {
+pub(crate) fn argmax(values: &[f32]) -> usize {
     let mut best = 0;
     for (index, &value) in values.iter().enumerate() {
         if value > values[best] {

@@ -14,6 +14,7 @@ use crate::{
     session::{GraphSession, SessionError},
 };
 use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, YamlError};
+pub(crate) use metrics::{Comparison, argmax};
 use reference::ReferenceModel;
 use sample::Sample;
 
@@ -190,13 +191,15 @@ pub fn verify(
             None => None,
         };
         let model = ReferenceModel::with_quantized(checkpoint, weights.as_ref());
-        let (session, model, sample) = (&mut session, &model, &sample);
+        let (model, sample) = (&model, &sample);
         let (comparison, top1) = match files.graph {
-            Graph::EmbedTokens => (graphs::embedding(session, model, sample)?, None),
-            Graph::GenaiEmbeddings => (graphs::genai_embeddings(session, model, sample)?, None),
-            Graph::VisionEncoder => (graphs::vision_encoder(session, model, sample)?, None),
-            Graph::VisionTower => (graphs::vision_tower(session, model, sample)?, None),
-            Graph::Projector => (graphs::projector(session, model, sample)?, None),
+            Graph::EmbedTokens => (graphs::embedding(&mut session, model, sample)?, None),
+            Graph::GenaiEmbeddings => {
+                (graphs::genai_embeddings(&mut session, model, sample)?, None)
+            }
+            Graph::VisionEncoder => (graphs::vision_encoder(&mut session, model, sample)?, None),
+            Graph::VisionTower => (graphs::vision_tower(&mut session, model, sample)?, None),
+            Graph::Projector => (graphs::projector(&mut session, model, sample)?, None),
             Graph::Decoder | Graph::GenaiDecoder => {
                 let (comparison, top1) = graphs::decoder(session, model, sample)?;
                 (comparison, Some(top1))

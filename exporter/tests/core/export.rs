@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, VerifyError, checkpoint::Checkpoint, export, verify,
+    ExportError, ExportOptions, Part, Report, VerifyError, Weights, checkpoint::Checkpoint, export,
+    verify,
 };
 use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
 
@@ -14,6 +15,7 @@ fn options(recipe: &str) -> ExportOptions {
         recipe: Recipe::builtin(recipe).unwrap(),
         precisions: vec![Precision::Fp32],
         parts: Vec::new(),
+        weights: Weights::Written,
         calibration: None,
         force: false,
     }

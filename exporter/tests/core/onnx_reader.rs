@@ -2,7 +2,7 @@
 
 use std::{fs, ops::ControlFlow, path::Path};
 
-use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
+use lfm2vl_exporter::{ExportOptions, Weights, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
 use onnx_protobuf::{ModelProto, tensor_proto::DataType};
 use protobuf::{Enum, Message};
@@ -15,6 +15,7 @@ fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
         recipe: Recipe::builtin(recipe).unwrap(),
         precisions: Precision::ALL.to_vec(),
         parts: Vec::new(),
+        weights: Weights::Written,
         calibration: None,
         force: false,
     };

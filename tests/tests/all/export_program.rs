@@ -24,7 +24,7 @@ fn json_tells_what_was_written_and_verified() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["report"]["manifest"]["contract"], "community");
     let checks = report["verification"]["graphs"].as_array().unwrap();
-    assert_eq!(checks.len(), 3);
+    assert_eq!(checks.len(), 5);
     assert!(checks.iter().all(|check| check["scaled_error"].as_f64().unwrap() < 1e-3));
     let size: u64 = ["", "onnx"]
         .iter()
@@ -41,8 +41,21 @@ fn messages_are_one_sentence() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("m");
     let source = testdata("tiny-shapes");
+    let gptq = out.path().join("gptq.yaml");
+    let start = "recipe: mine\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\nlast_hidden_state: false\n";
+    let quantization = "precisions: [q4]\nquantization:\n  q4: {bits: 4, block_size: 32, symmetric: false, method: gptq, activations: int8}\n";
+    fs::write(&gptq, format!("{start}{quantization}")).unwrap();
     assert!(fail(&mut export(Path::new("no-such-folder"), &folder)).contains("hub id"));
-    assert!(fail(export(&source, &folder).args(["--precision", "q4"])).contains("q4"));
+    assert!(
+        fail(
+            export(&source, &folder)
+                .args(["--calibration", "no-such-folder", "--recipe"])
+                .arg(&gptq)
+        )
+        .contains("no-such-folder")
+    );
+    let message = fail(export(&source, &folder).arg("--recipe").arg(&gptq));
+    assert!(message.contains("--calibration"), "{message}");
     assert!(
         fail(export(&source, &folder).args(["--recipe", "fast"])).contains("default, portable")
     );
@@ -50,6 +63,17 @@ fn messages_are_one_sentence() {
     fs::write(&recipe, "recipe: mine\ncolour: red\n").unwrap();
     let message = fail(export(&source, &folder).arg("--recipe").arg(&recipe));
     assert!(message.contains("colour") && message.contains("line 2"), "{message}");
+    for (wrong, expected) in [
+        ("method: gptq", "method: guess"),
+        ("block_size: 32", "block_size: 33"),
+        ("activations: int8}", "activations: int8, exceptions: [{modules: nothing.*, bits: 8}]}"),
+    ]
+    .map(|(from, to)| (quantization.replace(from, to), to))
+    {
+        fs::write(&recipe, format!("{start}{wrong}")).unwrap();
+        let message = fail(export(&source, &folder).arg("--recipe").arg(&recipe));
+        assert!(message.contains("line 9 column"), "{expected}: {message}");
+    }
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("mine.txt"), "").unwrap();
     assert!(fail(&mut export(&source, &folder)).contains("already exists"));

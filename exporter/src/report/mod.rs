@@ -1,0 +1,135 @@
+//! The quality report: what each precision loses against float32 on sample images and prompts, for
+//! every module and every graph.
+
+mod graphs;
+mod html;
+mod modules;
+
+use std::{fs, ops::ControlFlow, path::Path};
+
+use lfm2vl_graphs::{Graph, Manifest, Precision};
+use serde::Serialize;
+
+use crate::{
+    ExportError, ExportOptions, Weights, calibrate::read_samples, checkpoint::Checkpoint, export,
+};
+
+/// What all precisions lose.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QualityReport {
+    /// Program and version that wrote the graphs.
+    pub exporter: String,
+    /// Which checkpoint they were made from.
+    pub source_fingerprint: String,
+    /// Prompts that were run.
+    pub samples: usize,
+    /// One entry for each graph and precision but float32.
+    pub graphs: Vec<GraphQuality>,
+    /// One entry for each quantized module and precision.
+    pub modules: Vec<ModuleQuality>,
+}
+
+/// What a graph gives on the inputs that float32 graphs give, beside the float32 graph.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GraphQuality {
+    /// Which graph.
+    pub graph: Graph,
+    /// Its precision.
+    pub precision: Precision,
+    /// Size on disk with its weights.
+    pub bytes: u64,
+    /// The same of the float32 graph.
+    pub float_bytes: u64,
+    /// Cosine similarity of the outputs, the mean of all rows.
+    pub cosine: f64,
+    /// The least of any row.
+    pub least_cosine: f64,
+    /// How the next token's distribution differs; for the decoder.
+    pub next_token: Option<NextToken>,
+}
+
+/// How the distributions of next tokens differ from float32's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct NextToken {
+    /// Positions that were compared: those that predict the answer.
+    pub positions: usize,
+    /// Mean Kullback-Leibler divergence, in nats.
+    pub mean_kl: f64,
+    /// The largest one.
+    pub max_kl: f64,
+    /// Share of positions whose most likely token is the same.
+    pub same_first: f64,
+}
+
+/// What a weight loses.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModuleQuality {
+    /// Canonical name.
+    pub module: String,
+    /// The graph that has it.
+    pub graph: Graph,
+    /// The precision of that graph.
+    pub precision: Precision,
+    /// How the weight is stored, such as "4 bits, blocks of 32".
+    pub format: String,
+    /// Root mean square of the weight's error over that of the weight.
+    pub weight_error: f64,
+    /// Cosine similarity of the outputs for the inputs that the module has in float32; none for
+    /// the token embedding.
+    pub output_cosine: Option<f64>,
+}
+
+/// Compares an export in `folder` with float32 on the samples in `samples` (see
+/// [`read_samples`](crate::read_samples)).
+///
+/// `on_step` is told of each layer and graph, and may stop.
+///
+/// # Errors
+/// [`ExportError`] when the samples cannot be read or a graph cannot be run.
+pub fn measure(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    manifest: &Manifest,
+    samples: &Path,
+    on_step: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<QualityReport, ExportError> {
+    let samples = read_samples(samples, folder)?;
+    let scratch = tempfile::tempdir()
+        .map_err(|source| ExportError::Write { path: std::env::temp_dir(), source })?;
+    let options = ExportOptions {
+        recipe: manifest.recipe.clone(),
+        precisions: vec![Precision::Fp32],
+        parts: Vec::new(),
+        weights: Weights::Written,
+        calibration: None,
+        force: false,
+    };
+    let float = export(checkpoint, &scratch.path().join("float"), &options, &mut |_| on_step())?;
+    let modules =
+        modules::measure(checkpoint, folder, manifest, &samples, scratch.path(), on_step)?;
+    let graphs = graphs::measure(checkpoint, folder, manifest, &float, &samples, on_step)?;
+    Ok(QualityReport {
+        exporter: manifest.exporter.clone(),
+        source_fingerprint: manifest.source_fingerprint.clone(),
+        samples: samples.len(),
+        graphs,
+        modules,
+    })
+}
+
+impl QualityReport {
+    /// Writes the report as a page to `path`, and as JSON beside it.
+    ///
+    /// # Errors
+    /// [`ExportError::Write`].
+    pub fn write(&self, path: &Path) -> Result<(), ExportError> {
+        let write = |path: &Path, text: String| {
+            fs::write(path, text)
+                .map_err(|source| ExportError::Write { path: path.to_owned(), source })
+        };
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|source| ExportError::Json { path: path.to_owned(), source })?;
+        write(&path.with_extension("json"), json)?;
+        write(path, html::page(self))
+    }
+}
