@@ -153,6 +153,18 @@ pub fn released_files() -> PathBuf {
     Path::new(manifest).with_file_name("models")
 }
 
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the folder can be made");
+    for entry in std::fs::read_dir(from).expect("the folder can be read") {
+        let (path, name) = entry.map(|e| (e.path(), e.file_name())).expect("it can be read");
+        match path.is_dir() {
+            true => copy_folder(&path, &to.join(name)),
+            false => drop(std::fs::copy(&path, to.join(name)).expect("it can be copied")),
+        }
+    }
+}
+
 /// Runs a command that must succeed.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().expect("the program starts");

@@ -1,6 +1,7 @@
 //! Tests that cross crates, and tests with programs that we did not write.
 
 mod clients;
+mod community;
 mod conversation;
 mod export_program;
 mod other_programs;
