@@ -4,6 +4,7 @@ mod bench_images;
 mod demo;
 mod make_checkpoint;
 mod measure_export;
+mod measure_quantization;
 mod measure_settings;
 mod setup;
 mod test;
@@ -54,8 +55,18 @@ enum Task {
     MeasureExport {
         /// The checkpoint to export.
         checkpoint: PathBuf,
+        /// Its precision.
+        #[arg(long, default_value = "fp32")]
+        precision: String,
         /// Runs to take the medians of.
         #[arg(long, default_value_t = 5)]
+        repeat: usize,
+    },
+    /// Print what quantization loses and costs, beside onnxruntime-genai's model builder (installs
+    /// it).
+    MeasureQuantization {
+        /// Runs to take the medians of.
+        #[arg(long, default_value_t = 3)]
         repeat: usize,
     },
     /// Print what the settings of images cost, and what is lost with them.
@@ -73,7 +84,10 @@ fn main() -> ExitCode {
         Task::Test => test::run(),
         Task::BenchImages { repeat } => bench_images::run(repeat),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
-        Task::MeasureExport { checkpoint, repeat } => measure_export::run(&checkpoint, repeat),
+        Task::MeasureExport { checkpoint, precision, repeat } => {
+            measure_export::run(&checkpoint, &precision, repeat)
+        }
+        Task::MeasureQuantization { repeat } => measure_quantization::run(repeat),
         Task::MeasureSettings { repeat } => measure_settings::run(repeat),
     };
     match result {

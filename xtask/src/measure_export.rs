@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use crate::{root, setup};
 
-pub(crate) fn run(checkpoint: &Path, repeat: usize) -> Result<()> {
+pub(crate) fn run(checkpoint: &Path, precision: &str, repeat: usize) -> Result<()> {
     setup::build_release(&["--package", "lfm2vl-exporter"])?;
     let program = setup::release_program("lfm2vl-export")?;
     let folder = root().join("demo");
@@ -22,7 +22,7 @@ pub(crate) fn run(checkpoint: &Path, repeat: usize) -> Result<()> {
     let (mut exports, mut copies, mut peak) = (Vec::new(), Vec::new(), 0);
     for _ in 0..repeat.max(1) {
         let start = Instant::now();
-        peak = peak.max(export(&program, checkpoint, &exported)?);
+        peak = peak.max(export(&program, checkpoint, &exported, &["--precision", precision])?);
         exports.push(start.elapsed());
         let start = Instant::now();
         setup::run(Command::new("cp").arg("-r").arg(&exported).arg(&copied))?;
@@ -44,12 +44,18 @@ pub(crate) fn run(checkpoint: &Path, repeat: usize) -> Result<()> {
 }
 
 /// Exports once; the largest resident size in bytes, mapped pages included.
-fn export(program: &Path, checkpoint: &Path, out: &Path) -> Result<u64> {
+pub(crate) fn export(
+    program: &Path,
+    checkpoint: &Path,
+    out: &Path,
+    arguments: &[&str],
+) -> Result<u64> {
     let mut child = Command::new(program)
         .arg(checkpoint)
         .arg("-o")
         .arg(out)
         .args(["--force", "--json"])
+        .args(arguments)
         .stdout(Stdio::null())
         .spawn()?;
     let status_file = PathBuf::from(format!("/proc/{}/status", child.id()));

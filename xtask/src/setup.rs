@@ -15,9 +15,10 @@ use crate::root;
 /// The pinned release; the `ort` crate needs 1.31 or newer.
 const ONNXRUNTIME: &str = "1.32.0";
 
-/// What the Python tests import.
-const PYTHON_PACKAGES: [&str; 5] = [
+/// What the Python tests and the peers import.
+const PYTHON_PACKAGES: [&str; 6] = [
     "onnx==1.23.2",
+    "onnx-ir==1.1.0",
     "onnxruntime==1.32.0",
     "onnxruntime-genai==0.18.0",
     "numpy==2.4.6",
@@ -58,9 +59,19 @@ impl Programs {
     }
 
     pub(crate) fn command(&self, name: &str) -> Result<Command> {
-        let mut command = Command::new(release_program(name)?);
-        command.current_dir(root()).env("ORT_DYLIB_PATH", &self.library);
+        let mut command = self.beside(Command::new(self.path(name)?));
+        command.current_dir(root());
         Ok(command)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
+        release_program(name)
+    }
+
+    /// A command that starts the programs itself.
+    pub(crate) fn beside(&self, mut command: Command) -> Command {
+        command.env("ORT_DYLIB_PATH", &self.library);
+        command
     }
 }
 
@@ -150,13 +161,14 @@ pub(crate) fn node_packages() -> Result<Option<PathBuf>> {
 }
 
 /// A script of `benches/peers`, with transformers and what it needs in the folder `.reference`,
-/// which is filled on the first call.
+/// which is filled on the first call, and the packages of the tests.
 pub(crate) fn peer(script: &str) -> Result<Command> {
     let requirements = fs::read_to_string(root().join("testdata/make/requirements.txt"))?;
     let requirements: Vec<String> = requirements.lines().map(str::to_owned).collect();
-    let packages = install(".reference", &requirements)?;
+    let packages = [install(".reference", &requirements)?, python_packages()?];
     let mut command = Command::new("python3");
-    command.arg(root().join("benches/peers").join(script)).env("PYTHONPATH", packages);
+    command.arg(root().join("benches/peers").join(script));
+    command.env("PYTHONPATH", std::env::join_paths(packages)?);
     Ok(command)
 }
 

@@ -1,7 +1,7 @@
 //! Writing models: the `.onnx` files, and the weights beside them in data files, in one pass over
 //! the checkpoint however many models use a weight.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{ops::ControlFlow, path::Path, sync::mpsc, thread};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -174,12 +174,8 @@ impl Plan {
             .collect::<Result<Vec<(Encoder, Vec<Sink>)>, ExportError>>()?;
 
         let step = (CHUNK / columns).max(1) * columns;
-        let mut values = vec![0.0; step.min(count)];
         let mut bytes = Vec::new();
-        for start in (0..count).step_by(step) {
-            let end = count.min(start + step);
-            let values = &mut values[..end - start];
-            checkpoint.read(&tensor, start..end, values)?;
+        read_ahead(checkpoint, &tensor, count, step, |values| {
             for (encoder, sinks) in &mut encoders {
                 bytes.clear();
                 encoder.push(values, &mut bytes)?;
@@ -187,7 +183,8 @@ impl Plan {
                     sink.append(0, &bytes, data_files, on_bytes)?;
                 }
             }
-        }
+            Ok(())
+        })?;
         for (encoder, sinks) in encoders {
             let parts = encoder.finish();
             for mut sink in sinks {
@@ -220,6 +217,40 @@ impl Plan {
             }
         }
     }
+}
+
+/// Reads the `count` elements of a tensor, `step` at a time, on a thread of its own: while `take` is
+/// given some, the next ones are read.
+fn read_ahead(
+    checkpoint: &Checkpoint,
+    tensor: &str,
+    count: usize,
+    step: usize,
+    mut take: impl FnMut(&[f32]) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    thread::scope(|scope| {
+        let (filled, to_take) = mpsc::sync_channel(1);
+        let (give_back, emptied) = mpsc::channel::<Vec<f32>>();
+        scope.spawn(move || {
+            for start in (0..count).step_by(step) {
+                let end = count.min(start + step);
+                let mut values = emptied.try_recv().unwrap_or_default();
+                values.resize(end - start, 0.0);
+                let read = checkpoint.read(tensor, start..end, &mut values);
+                // Nobody takes any more after an error.
+                if filled.send(read.map(|()| values)).is_err() {
+                    break;
+                }
+            }
+        });
+        for values in to_take {
+            let values = values?;
+            take(&values)?;
+            // The reader may be done.
+            let _ = give_back.send(values);
+        }
+        Ok(())
+    })
 }
 
 /// Where the data of a part is.

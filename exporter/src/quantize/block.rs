@@ -8,8 +8,8 @@ use lfm2vl_graphs::Method;
 /// Values that are computed together. Blocks are padded with zeros to a multiple, which changes no
 /// sum.
 pub(super) const LANES: usize = 16;
-/// Scales that are tried side by side.
-const CANDIDATES: usize = 8;
+/// Fits that are tried side by side.
+const CANDIDATES: usize = 16;
 
 /// The integers of a format: `0..=max`.
 #[derive(Debug, Clone, Copy)]
@@ -62,32 +62,40 @@ impl Levels {
     #[inline(always)]
     fn search(self, block: &[f32]) -> Fit {
         let (low, high) = range(block);
-        let mut best = Best { explained: 0.0, fit: Fit { scale: 0.0, zero: self.middle() } };
         // Ranges from a little wider than the block's own to much narrower. With many integers
         // narrower ones only lose.
-        let width =
-            |index: usize| 1.0 + if self.max > 15.0 { 0.004 } else { 0.033 } * (1.0 - index as f32);
+        let step = if self.max > 15.0 { 0.004 } else { 0.033 };
+        let width = |index: usize| 1.0 + step * (1.0 - index as f32);
+        let mut fits = [Fit { scale: 0.0, zero: self.middle() }; CANDIDATES];
         if self.symmetric {
             // Either end may be the one that has an integer more.
-            let size = low.abs().max(high) / self.middle();
-            let sizes = |index| size * width(index) * 1.1;
-            best.try_scales(block, self, self.middle(), sizes);
-            best.try_scales(block, self, self.middle(), |index| -sizes(index));
+            let size = 1.1 * low.abs().max(high) / self.middle();
+            for (index, fit) in fits.iter_mut().enumerate() {
+                let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
+                fit.scale = sign * size * width(index / 2);
+            }
         } else {
             let nearest = round(-low * inverse((high - low) / self.max));
-            for zero in [nearest - 1.0, nearest, nearest + 1.0] {
-                let zero = zero.clamp(0.0, self.max);
-                let below = if zero > 0.0 { -low / zero } else { 0.0 };
-                let above = if zero < self.max { high / (self.max - zero) } else { 0.0 };
-                let size = below.max(above);
-                best.try_scales(block, self, zero, |index| size * width(index));
+            for (index, fit) in fits.iter_mut().enumerate() {
+                // Eight widths around the nearest zero point, four around each of its neighbours.
+                let (offset, width) = match index {
+                    0..8 => (0.0, width(index)),
+                    8..12 => (-1.0, width(2 * (index - 8))),
+                    _ => (1.0, width(2 * (index - 12))),
+                };
+                fit.zero = (nearest + offset).clamp(0.0, self.max);
+                let below = if fit.zero > 0.0 { -low / fit.zero } else { 0.0 };
+                let above = if fit.zero < self.max { high / (self.max - fit.zero) } else { 0.0 };
+                fit.scale = below.max(above) * width;
             }
         }
+        let mut best = Best { explained: 0.0, fit: Fit { scale: 0.0, zero: self.middle() } };
+        best.try_fits(block, self, &fits);
         // The best scale may move values to other integers, which have a better scale again.
-        for _ in 0..2 {
-            let Fit { scale, zero } = best.fit;
-            best.try_scales(block, self, zero, |index| scale * (1.0 + 0.01 * (index as f32 - 4.0)));
+        for (index, fit) in fits.iter_mut().enumerate() {
+            *fit = Fit { scale: best.fit.scale * (1.0 + 0.006 * (index as f32 - 8.0)), ..best.fit };
         }
+        best.try_fits(block, self, &fits);
         best.fit
     }
 
@@ -134,35 +142,38 @@ struct Best {
 }
 
 impl Best {
-    /// Takes one of several scales, if it is better: the integers that it gives, with the scale
-    /// that is best for these. All are tried side by side, a lane for each.
+    /// Takes one of several fits, if it is better: the integers that it gives, with the scale that
+    /// is best for these. All are tried side by side, a lane for each.
     #[inline(always)]
-    fn try_scales(
-        &mut self,
-        block: &[f32],
-        levels: Levels,
-        zero: f32,
-        scale: impl Fn(usize) -> f32,
-    ) {
-        let (low, high) = (-zero, levels.max - zero);
-        let mut inverses = [0.0_f32; CANDIDATES];
-        for (index, value) in inverses.iter_mut().enumerate() {
-            *value = inverse(scale(index));
+    fn try_fits(&mut self, block: &[f32], levels: Levels, fits: &[Fit; CANDIDATES]) {
+        let (mut inverses, mut low, mut high) =
+            ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
+        for (lane, fit) in fits.iter().enumerate() {
+            inverses[lane] = inverse(fit.scale);
+            (low[lane], high[lane]) = (-fit.zero, levels.max - fit.zero);
         }
         let (mut products, mut squares) = ([0.0_f32; CANDIDATES], [0.0_f32; CANDIDATES]);
         for &x in block {
             for lane in 0..CANDIDATES {
-                let steps = max(min(round(x * inverses[lane]), high), low);
+                let steps = max(min(round(x * inverses[lane]), high[lane]), low[lane]);
                 products[lane] += x * steps;
                 squares[lane] += steps * steps;
             }
         }
-        for (product, square) in products.into_iter().zip(squares) {
-            // sum (x - s d)^2 is least for s = sum x d / sum d^2, and then sum x^2 - explained.
-            let explained = product * product / square;
-            if explained > self.explained {
-                *self = Best { explained, fit: Fit { scale: product / square, zero } };
+        // sum (x - s d)^2 is least for s = sum x d / sum d^2, and then sum x^2 - explained.
+        let (mut scales, mut explained) = ([0.0_f32; CANDIDATES], [0.0_f32; CANDIDATES]);
+        for lane in 0..CANDIDATES {
+            scales[lane] = products[lane] / squares[lane];
+            explained[lane] = products[lane] * scales[lane];
+        }
+        let mut first = None;
+        for lane in 0..CANDIDATES {
+            if explained[lane] > self.explained {
+                (self.explained, first) = (explained[lane], Some(lane));
             }
+        }
+        if let Some(lane) = first {
+            self.fit = Fit { scale: scales[lane], zero: fits[lane].zero };
         }
     }
 }
@@ -177,7 +188,14 @@ fn range(block: &[f32]) -> (f32, f32) {
             high[lane] = max(high[lane], values[lane]);
         }
     }
-    (low.into_iter().fold(0.0, min), high.into_iter().fold(0.0, max))
+    // By halves, which are computed together, too.
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            low[lane] = min(low[lane], low[lane + half]);
+            high[lane] = max(high[lane], high[lane + half]);
+        }
+    }
+    (low[0], high[0])
 }
 
 #[inline(always)]

@@ -77,10 +77,15 @@ impl BlockFormat {
     /// Scale and zero point of a block, as readers will have them.
     #[inline(always)]
     fn fit(self, block: &[f32]) -> Fit {
-        let mut values = [0.0; MAX_BLOCK];
-        let padded = block.len().next_multiple_of(LANES);
-        values[..block.len()].copy_from_slice(block);
-        let mut fit = self.levels().fit(self.method, &values[..padded]);
+        let levels = self.levels();
+        let mut fit = if block.len().is_multiple_of(LANES) {
+            levels.fit(self.method, block)
+        } else {
+            // Zeros change nothing.
+            let mut values = [0.0; MAX_BLOCK];
+            values[..block.len()].copy_from_slice(block);
+            levels.fit(self.method, &values[..block.len().next_multiple_of(LANES)])
+        };
         if self.half_scales {
             fit.scale = f16::from_f32(fit.scale).to_f32();
         }
@@ -177,6 +182,11 @@ fn quantize_row(
     zero_points: &mut [u8],
 ) {
     #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has AVX-512.
+        return unsafe { quantize_row_avx512(format, row, packed, scales, zero_points) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
         return unsafe { quantize_row_avx2(format, row, packed, scales, zero_points) };
@@ -188,6 +198,19 @@ fn quantize_row(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn quantize_row_avx2(
+    format: BlockFormat,
+    row: &[f32],
+    packed: &mut [u8],
+    scales: &mut [f32],
+    zero_points: &mut [u8],
+) {
+    quantize_row_on(format, row, packed, scales, zero_points);
+}
+
+/// And for the widest ones.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn quantize_row_avx512(
     format: BlockFormat,
     row: &[f32],
     packed: &mut [u8],
