@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::{
-    chat::{ChatError, ChatTemplate, Cover, ImageTokens, Message, RenderOptions, Reply, Tokenizer},
+    chat::{ChatError, ChatTemplate, Cover, ImageTokens, Message, RenderOptions, Tokenizer},
     image::{ImageError, ImageLayout, ImageProcessor, ImageSettings, Overrides, ProcessedImage},
 };
 
@@ -188,7 +188,11 @@ impl Prompter {
             false => self.tokenizer.encode_covered(covered, &self.cover),
         }
     }
+}
 
+/// What conversations need besides.
+#[cfg(feature = "onnxruntime")]
+impl Prompter {
     /// The covered text of an answer as far as `given_out`, which is without special tokens. Here
     /// they are strings, and what merely looks like one is covered. Image tokens are left out,
     /// since an answer has no images.
@@ -225,8 +229,8 @@ impl Prompter {
     }
 
     /// The parts of an answer, from its covered text.
-    pub(crate) fn reply(&self, covered: &str) -> Reply {
-        self.cover.remove_from_reply(Reply::parse(covered))
+    pub(crate) fn reply(&self, covered: &str) -> crate::chat::Reply {
+        self.cover.remove_from_reply(crate::chat::Reply::parse(covered))
     }
 
     /// The text that was covered.

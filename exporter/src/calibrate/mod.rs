@@ -70,9 +70,9 @@ fn quantize_stage(
     let (session, taps) = run.open(stage, float, quantizer, true)?;
     let calibrated: Vec<(String, Vec<Target>)> = taps
         .into_iter()
-        .map(|(output, modules)| {
-            let targets = modules.iter().filter_map(|m| Target::of(m, build)).collect();
-            (output, targets)
+        .map(|tap| {
+            let targets = tap.modules.iter().filter_map(|m| Target::of(m, build)).collect();
+            (tap.output, targets)
         })
         .filter(|(_, targets): &(String, Vec<Target>)| !targets.is_empty())
         .collect();

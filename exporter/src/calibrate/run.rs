@@ -9,7 +9,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     error::ExportError,
     models::{Build, Stage, build_stage},
-    onnx::{Model, Plan},
+    onnx::{Model, Plan, Tap},
     quantize::Quantizer,
     session::{GraphSession, Tensor},
 };
@@ -41,7 +41,7 @@ impl StageRun<'_> {
         build: Build<'_>,
         quantizer: &Quantizer,
         taps: bool,
-    ) -> Result<(GraphSession, Vec<(String, Vec<String>)>), ExportError> {
+    ) -> Result<(GraphSession, Vec<Tap>), ExportError> {
         let (builder, taps) = build_stage(stage, build, taps);
         let graph = builder.finish();
         let spec = graph.spec.clone();

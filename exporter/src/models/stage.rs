@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     checkpoint::Config,
-    onnx::{Floats, GraphBuilder},
+    onnx::{Floats, GraphBuilder, Tap},
 };
 
 /// A piece of the model. Each has an output `hidden`, which is the next one's input.
@@ -92,11 +92,7 @@ impl Stage {
 }
 
 /// A stage's graph, and with `taps` which outputs are what its linear layers are given.
-pub(crate) fn build_stage(
-    stage: Stage,
-    build: Build<'_>,
-    taps: bool,
-) -> (GraphBuilder, Vec<(String, Vec<String>)>) {
+pub(crate) fn build_stage(stage: Stage, build: Build<'_>, taps: bool) -> (GraphBuilder, Vec<Tap>) {
     let Build { config, recipe, quantization, floats, .. } = build;
     let state = if matches!(floats, Floats::Half) { Dtype::Float16 } else { Dtype::Float32 };
     let g = GraphBuilder::new(stage.spec(config, state), floats.clone());

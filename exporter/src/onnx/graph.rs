@@ -87,6 +87,12 @@ struct State {
     taps: Option<Vec<(String, usize)>>,
 }
 
+/// An output that linear layers are given, and the modules that are.
+pub(crate) struct Tap {
+    pub(crate) output: String,
+    pub(crate) modules: Vec<String>,
+}
+
 /// What a finished [`GraphBuilder`] holds.
 pub(crate) struct FinishedGraph {
     /// Its inputs and outputs.
@@ -165,8 +171,8 @@ impl GraphBuilder {
         }
     }
 
-    /// Makes every distinct value of the taps an output; modules by the output's name.
-    pub(crate) fn output_taps(&self) -> Vec<(String, Vec<String>)> {
+    /// Makes every distinct value of the taps an output.
+    pub(crate) fn output_taps(&self) -> Vec<Tap> {
         let taps = self.state.borrow_mut().taps.take().unwrap_or_default();
         let mut outputs: Vec<(usize, Vec<String>)> = Vec::new();
         for (module, id) in taps {
@@ -179,9 +185,9 @@ impl GraphBuilder {
             .into_iter()
             .enumerate()
             .map(|(index, (id, modules))| {
-                let name = format!("tap.{index}");
-                self.extra_output(&name, Value { graph: self, id }, 2);
-                (name, modules)
+                let output = format!("tap.{index}");
+                self.extra_output(&output, Value { graph: self, id }, 2);
+                Tap { output, modules }
             })
             .collect()
     }

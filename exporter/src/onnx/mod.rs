@@ -8,7 +8,7 @@ mod quantized;
 mod weight;
 mod write;
 
-pub(crate) use graph::{Attribute, Floats, GraphBuilder, Op, Value};
+pub(crate) use graph::{Attribute, Floats, GraphBuilder, Op, Tap, Value};
 pub(crate) use ops::Gelu;
 pub(crate) use proto::{DataType, ModelProto, NodeProto, TensorProto};
 pub(crate) use weight::Encoding;

@@ -13,7 +13,7 @@ use super::{
     weight::{Encoding, Part},
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, CheckpointError},
     error::ExportError,
     quantize::{Encoder, Quantizer},
 };
@@ -109,21 +109,23 @@ impl Plan {
     ) -> Result<Vec<Vec<WrittenFile>>, ExportError> {
         let mut data_files: Vec<DataFile> =
             self.data_files.iter().map(|name| DataFile::new(dir, name)).collect();
-        let mut jobs = std::mem::take(&mut self.jobs);
-        while !jobs.is_empty() {
-            // All jobs of a tensor, but only one for each file, which is written front to back.
-            let tensor = jobs[0].tensor.clone();
-            let mut files = Vec::new();
-            let (round, rest) = jobs.into_iter().partition(|job: &Job| {
-                let now = job.tensor == tensor && !files.contains(&job.data_file);
-                if now {
-                    files.push(job.data_file);
-                }
-                now
-            });
-            jobs = rest;
-            self.write_tensor(round, checkpoint, quantizer, &mut data_files, on_bytes)?;
+        let mut rounds = Vec::new();
+        for round in into_rounds(std::mem::take(&mut self.jobs)) {
+            match round[0].encoding {
+                Encoding::InPlace(_) => round.iter().for_each(|job| self.refer(job, checkpoint)),
+                _ => rounds.push(Round::new(round, checkpoint)),
+            }
         }
+        let reads: Vec<Read> = rounds.iter().map(|round| round.read.clone()).collect();
+        thread::scope(|scope| {
+            let (filled, to_take) = mpsc::sync_channel(1);
+            let (give_back, emptied) = mpsc::channel();
+            scope.spawn(move || read_ahead(checkpoint, &reads, &filled, &emptied));
+            let mut chunks = Chunks { to_take, give_back };
+            rounds.into_iter().try_for_each(|round| {
+                self.write_round(round, quantizer, &mut chunks, &mut data_files, on_bytes)
+            })
+        })?;
 
         let mut written = Vec::new();
         let mut data_files: Vec<Option<DataFile>> = data_files.into_iter().map(Some).collect();
@@ -139,66 +141,50 @@ impl Plan {
         Ok(written)
     }
 
-    /// Reads a tensor once and writes it for all `jobs`.
-    fn write_tensor(
+    /// Writes a tensor for all jobs of a round.
+    fn write_round(
         &mut self,
-        jobs: Vec<Job>,
-        checkpoint: &Checkpoint,
+        round: Round,
         quantizer: &Quantizer,
+        chunks: &mut Chunks,
         data_files: &mut [DataFile],
         on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), ExportError> {
-        let mut by_encoding: Vec<(Encoding, Vec<Sink>)> = Vec::new();
-        let tensor = jobs[0].tensor.clone();
-        for job in jobs {
-            if let Encoding::InPlace(_) = job.encoding {
-                self.refer(&job, checkpoint);
-                continue;
-            }
+        let Read { tensor, columns, .. } = &round.read;
+        let mut encoders: Vec<(Encoding, Encoder, Vec<Sink>)> = Vec::new();
+        for job in round.jobs {
             let encoding = job.encoding;
             let sink = Sink { job, parts: Vec::new() };
-            match by_encoding.iter_mut().find(|(known, _)| *known == encoding) {
-                Some((_, sinks)) => sinks.push(sink),
-                None => by_encoding.push((encoding, vec![sink])),
-            }
-        }
-        if by_encoding.is_empty() {
-            return Ok(());
-        }
-        let shape = checkpoint.tensor(&tensor).map_or(&[][..], |stored| &stored.shape);
-        let (count, columns) =
-            (shape.iter().product::<usize>(), shape.last().copied().unwrap_or(1).max(1));
-        let mut encoders = by_encoding
-            .into_iter()
-            .map(|(encoding, sinks)| Ok((quantizer.encoder(&tensor, encoding, columns)?, sinks)))
-            .collect::<Result<Vec<(Encoder, Vec<Sink>)>, ExportError>>()?;
-
-        let step = (CHUNK / columns).max(1) * columns;
-        let mut bytes = Vec::new();
-        read_ahead(checkpoint, &tensor, count, step, |values| {
-            for (encoder, sinks) in &mut encoders {
-                bytes.clear();
-                encoder.push(values, &mut bytes)?;
-                for sink in sinks {
-                    sink.append(0, &bytes, data_files, on_bytes)?;
+            match encoders.iter_mut().find(|(known, _, _)| *known == encoding) {
+                Some((_, _, sinks)) => sinks.push(sink),
+                None => {
+                    let encoder = quantizer.encoder(tensor, encoding, *columns)?;
+                    encoders.push((encoding, encoder, vec![sink]));
                 }
             }
-            Ok(())
-        })?;
-        for (encoder, sinks) in encoders {
+        }
+        let mut buffer = Vec::new();
+        for _ in 0..round.read.chunks() {
+            let values = chunks.next()?;
+            for (_, encoder, sinks) in &mut encoders {
+                let bytes = encoder.encode(&values, &mut buffer)?;
+                for sink in sinks {
+                    sink.append(0, bytes, data_files, on_bytes)?;
+                }
+            }
+            chunks.give_back(values);
+        }
+        for (_, encoder, sinks) in encoders {
             let parts = encoder.finish();
             for mut sink in sinks {
                 for (index, bytes) in parts.iter().enumerate() {
                     sink.append(index, bytes, data_files, on_bytes)?;
                 }
+                let file = &self.data_files[sink.job.data_file];
                 for (model, parts) in &sink.job.uses {
-                    for (part, place) in parts.iter().zip(&sink.parts) {
-                        self.models[*model]
-                            .graph
-                            .proto
-                            .initializer
-                            .push(place.initializer(part, &self.data_files[sink.job.data_file]));
-                    }
+                    let initializers = &mut self.models[*model].graph.proto.initializer;
+                    let places = parts.iter().zip(&sink.parts);
+                    initializers.extend(places.map(|(part, place)| place.initializer(part, file)));
                 }
             }
         }
@@ -219,38 +205,103 @@ impl Plan {
     }
 }
 
-/// Reads the `count` elements of a tensor, `step` at a time, on a thread of its own: while `take` is
-/// given some, the next ones are read.
+/// The jobs of one tensor that are done at a time: one for each data file, which is written front to
+/// back.
+struct Round {
+    read: Read,
+    jobs: Vec<Job>,
+}
+
+impl Round {
+    fn new(jobs: Vec<Job>, checkpoint: &Checkpoint) -> Self {
+        let tensor = jobs[0].tensor.clone();
+        let shape = checkpoint.tensor(&tensor).map_or(&[][..], |stored| &stored.shape);
+        let (elements, columns) = (shape.iter().product(), shape.last().copied().unwrap_or(1));
+        Round { read: Read { tensor, elements, columns: columns.max(1) }, jobs }
+    }
+}
+
+/// Puts jobs into rounds, in order.
+fn into_rounds(mut jobs: Vec<Job>) -> Vec<Vec<Job>> {
+    let mut rounds = Vec::new();
+    while !jobs.is_empty() {
+        let tensor = jobs[0].tensor.clone();
+        let mut files = Vec::new();
+        let (round, rest) = jobs.into_iter().partition(|job: &Job| {
+            let now = job.tensor == tensor && !files.contains(&job.data_file);
+            if now {
+                files.push(job.data_file);
+            }
+            now
+        });
+        rounds.push(round);
+        jobs = rest;
+    }
+    rounds
+}
+
+/// A tensor that is to be read.
+#[derive(Clone)]
+struct Read {
+    tensor: String,
+    elements: usize,
+    columns: usize,
+}
+
+impl Read {
+    /// Elements that are read at a time: whole rows.
+    fn step(&self) -> usize {
+        (CHUNK / self.columns).max(1) * self.columns
+    }
+
+    fn chunks(&self) -> usize {
+        self.elements.div_ceil(self.step())
+    }
+}
+
+type Chunk = Result<Vec<f32>, CheckpointError>;
+
+/// Reads all tensors, some rows at a time, ahead of those who take them.
 fn read_ahead(
     checkpoint: &Checkpoint,
-    tensor: &str,
-    count: usize,
-    step: usize,
-    mut take: impl FnMut(&[f32]) -> Result<(), ExportError>,
-) -> Result<(), ExportError> {
-    thread::scope(|scope| {
-        let (filled, to_take) = mpsc::sync_channel(1);
-        let (give_back, emptied) = mpsc::channel::<Vec<f32>>();
-        scope.spawn(move || {
-            for start in (0..count).step_by(step) {
-                let end = count.min(start + step);
-                let mut values = emptied.try_recv().unwrap_or_default();
-                values.resize(end - start, 0.0);
-                let read = checkpoint.read(tensor, start..end, &mut values);
-                // Nobody takes any more after an error.
-                if filled.send(read.map(|()| values)).is_err() {
-                    break;
-                }
+    reads: &[Read],
+    filled: &mpsc::SyncSender<Chunk>,
+    emptied: &mpsc::Receiver<Vec<f32>>,
+) {
+    for read in reads {
+        for start in (0..read.elements).step_by(read.step()) {
+            let end = read.elements.min(start + read.step());
+            let mut values = emptied.try_recv().unwrap_or_default();
+            values.resize(end - start, 0.0);
+            let chunk = checkpoint.read(&read.tensor, start..end, &mut values).map(|()| values);
+            // After an error nobody takes any more.
+            if filled.send(chunk).is_err() {
+                return;
             }
-        });
-        for values in to_take {
-            let values = values?;
-            take(&values)?;
-            // The reader may be done.
-            let _ = give_back.send(values);
         }
-        Ok(())
-    })
+    }
+}
+
+/// What was read ahead.
+struct Chunks {
+    to_take: mpsc::Receiver<Chunk>,
+    give_back: mpsc::Sender<Vec<f32>>,
+}
+
+impl Chunks {
+    fn next(&mut self) -> Result<Vec<f32>, ExportError> {
+        let stopped = |_| ExportError::Read {
+            path: "the checkpoint".into(),
+            source: std::io::Error::other("the reading thread stopped"),
+        };
+        Ok(self.to_take.recv().map_err(stopped)??)
+    }
+
+    /// Lets the memory be used again.
+    fn give_back(&self, values: Vec<f32>) {
+        // The reader may be done.
+        let _ = self.give_back.send(values);
+    }
 }
 
 /// Where the data of a part is.

@@ -146,9 +146,13 @@ pub fn export(
     }
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
-    let models = models(&contract, checkpoint, options)?;
-    let built: Vec<(Graph, Precision)> = models.iter().map(|(key, _)| *key).collect();
-    let plan = Plan::new(models.into_iter().map(|(_, model)| model).collect());
+    let graphs = wanted_graphs(options);
+    let built: Vec<(Graph, Precision)> = options
+        .precisions
+        .iter()
+        .flat_map(|&precision| graphs.iter().map(move |&graph| (graph, precision)))
+        .collect();
+    let plan = Plan::new(models(&contract, checkpoint, options, &built)?);
 
     let config = checkpoint.config();
     let folder = NewFolder::create(out, options.force)?;
@@ -171,9 +175,8 @@ pub fn export(
     };
     let quantizer = quantizer(checkpoint, options, folder.path(), &mut || on_bytes(0))?;
     let graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
-    let graphs = built
-        .into_iter()
-        .zip(graph_files)
+    let built = built.into_iter().zip(graph_files);
+    let graph_files = built
         .map(|((graph, precision), files)| {
             let files = files.into_iter().map(|f| manifest_file("onnx/", f)).collect();
             GraphFiles { graph, precision, files }
@@ -186,7 +189,7 @@ pub fn export(
         contract_version: contract.version,
         recipe: options.recipe.clone(),
         source_fingerprint: checkpoint.fingerprint().to_owned(),
-        graphs,
+        graphs: graph_files,
         bundles,
         files: files
             .into_iter()
@@ -194,7 +197,6 @@ pub fn export(
             .chain(links.into_iter().map(|f| manifest_file("onnx/", f)))
             .collect(),
     };
-    let graphs = wanted_graphs(options);
     let specs = graphs
         .into_iter()
         .map(|graph| spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
@@ -221,37 +223,35 @@ fn wanted_graphs(options: &ExportOptions) -> Vec<Graph> {
     Contract::graphs(&options.recipe).into_iter().filter(is_wanted).collect()
 }
 
-/// The graphs that the options ask for, built.
+/// The graphs, built.
 fn models(
     contract: &Contract,
     checkpoint: &Checkpoint,
     options: &ExportOptions,
-) -> Result<Vec<((Graph, Precision), Model)>, ExportError> {
+    wanted: &[(Graph, Precision)],
+) -> Result<Vec<Model>, ExportError> {
     let recipe = &options.recipe;
-    let graphs = wanted_graphs(options);
-    let mut models = Vec::new();
-    for &precision in &options.precisions {
-        let floats = match options.weights {
-            Weights::Written => floats(precision),
-            Weights::Reference => Floats::InPlace(checkpoint.dtypes()),
-        };
-        let build = build(checkpoint, recipe, precision, &floats);
-        for &graph in &graphs {
+    let has_decoder = wanted.iter().any(|(graph, _)| *graph == Graph::Decoder);
+    wanted
+        .iter()
+        .map(|&(graph, precision)| {
+            let floats = match options.weights {
+                Weights::Written => floats(precision),
+                Weights::Reference => Floats::InPlace(checkpoint.dtypes()),
+            };
             let spec = spec(contract, checkpoint, recipe, graph, precision)?;
             let shares = recipe.tied_weights == TiedWeights::Shared
                 && graph.weights() == Graph::EmbedTokens
-                && graphs.contains(&Graph::Decoder);
+                && has_decoder;
             let data_graph = if shares { Graph::Decoder } else { graph.weights() };
-            let model = Model {
+            Ok(Model {
                 stem: format!("{graph}{}", precision.suffix()),
                 data: format!("{data_graph}{}.onnx_data", precision.suffix()),
-                graph: models::build(spec, build).finish(),
+                graph: models::build(spec, build(checkpoint, recipe, precision, &floats)).finish(),
                 metadata: metadata(checkpoint, contract, recipe, precision),
-            };
-            models.push(((graph, precision), model));
-        }
-    }
-    Ok(models)
+            })
+        })
+        .collect()
 }
 
 /// Which graphs have a data file beside them, as Transformers.js wants to be told; `None` where

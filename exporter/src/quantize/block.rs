@@ -167,9 +167,9 @@ impl Best {
             explained[lane] = products[lane] * scales[lane];
         }
         let mut first = None;
-        for lane in 0..CANDIDATES {
-            if explained[lane] > self.explained {
-                (self.explained, first) = (explained[lane], Some(lane));
+        for (lane, &explained) in explained.iter().enumerate() {
+            if explained > self.explained {
+                (self.explained, first) = (explained, Some(lane));
             }
         }
         if let Some(lane) = first {

@@ -93,10 +93,16 @@ fn scratch_error(source: io::Error) -> ExportError {
 }
 
 impl Encoder {
-    /// Takes in whole rows, and appends bytes of the first initializer to `out`.
-    pub(crate) fn push(&mut self, rows: &[f32], out: &mut Vec<u8>) -> Result<(), ExportError> {
+    /// Takes in whole rows; the bytes that they make of the first initializer, in `buffer` if
+    /// need be.
+    pub(crate) fn encode<'b>(
+        &'b mut self,
+        rows: &'b [f32],
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8], ExportError> {
+        buffer.clear();
         match self {
-            Encoder::Float32 => out.extend_from_slice(little_endian(rows)),
+            Encoder::Float32 => return Ok(little_endian(rows)),
             Encoder::Float16 { tensor, halves } => {
                 halves.resize(rows.len(), f16::ZERO);
                 halves.convert_from_f32_slice(rows);
@@ -106,13 +112,13 @@ impl Encoder {
                     let value = too_large.map_or(0.0, |(value, _)| *value);
                     return Err(ExportError::HalfRange { tensor: tensor.clone(), value });
                 }
-                out.extend_from_slice(bytemuck::cast_slice(halves));
+                return Ok(bytemuck::cast_slice(halves));
             }
-            Encoder::Blocks(blocks) => blocks.push(rows, out),
+            Encoder::Blocks(blocks) => blocks.push(rows, buffer),
             Encoder::Columns(columns) => columns.push(rows),
             Encoder::Kept(_) => {}
         }
-        Ok(())
+        Ok(buffer)
     }
 
     /// What is left of the first initializer, and the others.

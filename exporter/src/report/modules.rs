@@ -45,9 +45,9 @@ pub(super) fn measure(
         for stage in stages {
             let (session, taps) = run.open(stage, float, &Quantizer::default(), true)?;
             let inputs = activations.advance_with_taps(stage, session, ROWS)?;
-            for (output, modules) in taps {
-                for module in modules {
-                    found.extend(exported.measure(&module, inputs.get(&output))?);
+            for tap in taps {
+                for module in &tap.modules {
+                    found.extend(exported.measure(module, inputs.get(&tap.output))?);
                 }
             }
             if on_step().is_break() {

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{ChatError, Content, MalformedCalls, Message, Part, Reply, Role, ToolCall};
+use super::{ChatError, Content, Message, Part, Role};
+#[cfg(feature = "onnxruntime")]
+use super::{MalformedCalls, Reply, ToolCall};
 
 /// Keeps text from outside from forging the structure of a prompt.
 ///
@@ -120,6 +122,7 @@ impl Cover {
     }
 
     /// A reply that was read from covered text.
+    #[cfg(feature = "onnxruntime")]
     pub(crate) fn remove_from_reply(&self, reply: Reply) -> Reply {
         let call = |call: ToolCall| {
             let arguments = call.arguments.iter().map(|(key, value)| {
