@@ -196,6 +196,12 @@ impl Quantization {
         (!float).then_some(format)
     }
 
+    /// Whether any layer's inputs have one scale.
+    pub fn has_tensor_activations(&self) -> bool {
+        let exceptions = self.exceptions.iter().filter_map(|exception| exception.activations);
+        [self.activations].into_iter().chain(exceptions).any(|a| a == Activations::Tensor)
+    }
+
     /// The first pattern that none of `modules` matches.
     pub fn unmatched(&self, modules: &[Module]) -> Option<&str> {
         let patterns = self.exceptions.iter().map(|exception| exception.modules.as_str());

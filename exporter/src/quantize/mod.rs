@@ -6,7 +6,7 @@ mod encoder;
 pub(crate) mod gptq;
 
 use half::f16;
-use lfm2vl_graphs::{Activations, Method, WeightFormat};
+use lfm2vl_graphs::{Method, WeightFormat};
 use rayon::prelude::*;
 
 use block::{Fit, LANES, Levels};
@@ -40,7 +40,6 @@ pub(crate) struct BlockFormat {
 
 impl BlockFormat {
     pub(crate) fn new(format: WeightFormat, half_scales: bool, packing: Packing) -> Self {
-        debug_assert!(format.activations != Activations::Tensor, "that has one block for a row");
         BlockFormat {
             bits: format.bits.get(),
             block_size: format.block_size.get(),

@@ -13,7 +13,7 @@ use crate::{
     exported::ExportedWeights,
     session::{GraphSession, SessionError},
 };
-use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, YamlError};
+use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, Quantization, YamlError};
 pub(crate) use metrics::{Comparison, argmax};
 use reference::ReferenceModel;
 use sample::Sample;
@@ -33,11 +33,15 @@ struct Bounds {
 
 impl Bounds {
     /// Quantized graphs are compared with the reference on the weights that they have, so what is
-    /// left is how their inputs are rounded: to float16, or to 8 bits.
-    fn of(precision: Precision) -> Self {
+    /// left is how their inputs are rounded: to float16, to 8 bits with a scale for each block, or to
+    /// 8 bits with one scale in all.
+    fn of(precision: Precision, one_scale: bool) -> Self {
         match precision {
             Precision::Fp32 => Bounds { error: 1e-3, cosine: 0.9999, top1: true },
             Precision::Fp16 => Bounds { error: 2e-2, cosine: 0.9999, top1: false },
+            Precision::Q8 | Precision::Q4 | Precision::Q4F16 if one_scale => {
+                Bounds { error: 0.3, cosine: 0.99, top1: false }
+            }
             Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
                 Bounds { error: 0.1, cosine: 0.999, top1: false }
             }
@@ -91,6 +95,8 @@ pub struct GraphCheck {
     pub cosine: f64,
     /// Positions whose best token is the reference's, of how many; for the decoder.
     pub top1: Option<(usize, usize)>,
+    /// Whether inputs of layers are rounded to 8 bits with one scale.
+    pub one_scale: bool,
 }
 
 /// How all graphs compare.
@@ -107,7 +113,7 @@ impl Verification {
     /// [`VerifyError::Differs`] names the first graph that is not.
     pub fn check(&self) -> Result<(), VerifyError> {
         let fails = |c: &&GraphCheck| {
-            let bounds = Bounds::of(c.precision);
+            let bounds = Bounds::of(c.precision, c.one_scale);
             // Written so that NaN fails.
             let close = c.scaled_error <= bounds.error && c.cosine >= bounds.cosine;
             !close || (bounds.top1 && c.top1.is_some_and(|(agree, all)| agree < all))
@@ -142,10 +148,11 @@ impl fmt::Display for Verification {
                 top1
             )?;
         }
-        let mut precisions: Vec<Precision> = self.graphs.iter().map(|c| c.precision).collect();
+        let mut precisions: Vec<(Precision, bool)> =
+            self.graphs.iter().map(|c| (c.precision, c.one_scale)).collect();
         precisions.dedup();
-        for precision in precisions {
-            let Bounds { error, cosine, top1 } = Bounds::of(precision);
+        for (precision, one_scale) in precisions {
+            let Bounds { error, cosine, top1 } = Bounds::of(precision, one_scale);
             let top1 = if top1 { ", top-1 all" } else { "" };
             writeln!(f, "bounds of {precision}: scaled error {error:.0e}, cosine {cosine}{top1}")?;
         }
@@ -183,7 +190,8 @@ pub fn verify(
         let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
         let path = folder.join(path);
         let mut session = GraphSession::open(spec, &path)?;
-        let weights = match manifest.recipe.quantization.get(&files.precision) {
+        let quantization = manifest.recipe.quantization.get(&files.precision);
+        let weights = match quantization {
             Some(_) => Some(
                 ExportedWeights::open(&path)
                     .map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
@@ -212,6 +220,7 @@ pub fn verify(
             scaled_error: comparison.scaled_error(),
             cosine: comparison.cosine(),
             top1,
+            one_scale: quantization.is_some_and(Quantization::has_tensor_activations),
         });
     }
     Ok(Verification { graphs: checks })

@@ -180,3 +180,27 @@ fn weights_can_stay_where_they_are() {
         fs::remove_dir_all(&copy).unwrap();
     }
 }
+
+/// 8 bits for the layers' inputs as well, in the vision graph, where they pay.
+#[test]
+fn inputs_can_have_8_bits_with_one_scale() {
+    let out = tempfile::tempdir().unwrap();
+    let mut recipe = Recipe::builtin("default").unwrap();
+    let q8 = recipe.quantization.get_mut(&Precision::Q8).unwrap();
+    let exceptions = r#"[{"modules": "vision_tower.*", "activations": "tensor"}]"#;
+    q8.exceptions = serde_json::from_str(exceptions).unwrap();
+    let file = out.path().join("recipe.yaml");
+    fs::write(&file, serde_json::to_string(&recipe).unwrap()).unwrap();
+    let folder = out.path().join("m");
+    let mut export = program("lfm2vl-export");
+    export.arg(testdata("tiny-shapes")).arg("-o").arg(&folder).arg("--recipe").arg(&file);
+    succeed(export.args(["--precision", "q8", "--verify"]));
+    let graph = fs::read(folder.join("onnx/vision_encoder_quantized.onnx")).unwrap();
+    let operator = b"DynamicQuantizeMatMul";
+    assert!(graph.windows(operator.len()).any(|bytes| bytes == operator));
+
+    let engine = Engine::builder(&folder).build().unwrap();
+    let questions = sample_questions();
+    let same = questions.iter().filter(|q| answer(&engine, q).text == q["answer"]).count();
+    assert!(same as f64 >= 0.99 * questions.len() as f64, "{same}");
+}
