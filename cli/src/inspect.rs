@@ -53,12 +53,7 @@ fn check(folder: &Path) -> Result<()> {
 fn report(engine: &Engine) -> Result<Value> {
     let folder = engine.folder();
     let files = |graph: Graph| -> Vec<Value> {
-        let file = |precision: Precision| {
-            let path = folder.graph_file(graph, precision);
-            let data = path.with_extension("onnx_data");
-            let sizes = [path, data].map(|p| p.metadata().map_or(0, |metadata| metadata.len()));
-            json!({"precision": precision, "bytes": sizes.iter().sum::<u64>()})
-        };
+        let file = |precision: Precision| json!({"precision": precision, "bytes": folder.graph_bytes(graph, precision)});
         folder.precisions(graph).into_iter().map(file).collect()
     };
     let graphs: Vec<Value> = engine

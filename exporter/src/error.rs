@@ -91,6 +91,9 @@ pub enum ExportError {
         "--weights reference leaves the weights as they are; use it with --precision fp32 alone"
     )]
     ReferencePrecision,
+    /// The report's name is no page's.
+    #[error("the report {0} is no name of a page; give a file that ends with .html")]
+    ReportName(PathBuf),
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

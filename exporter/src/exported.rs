@@ -48,6 +48,11 @@ impl ExportedWeights {
         Ok(ExportedWeights { folder, initializers, nodes: graph.node })
     }
 
+    /// Whether inputs of a layer are rounded to 8 bits with one scale.
+    pub(crate) fn has_one_scale(&self) -> bool {
+        self.nodes.iter().any(|node| node.op_type == "DynamicQuantizeMatMul")
+    }
+
     /// The stored tensor `name` [rows, columns], if the graph has it quantized.
     pub(crate) fn quantized(
         &self,
@@ -118,10 +123,23 @@ impl ExportedWeight {
         [rows, columns]: [usize; 2],
     ) -> Self {
         let (bits, block_size) = (format.bits as usize, format.block_size);
-        let layout = Layout::Blocks { bits, block_size, padded: true, padded_zero_points: true };
+        let layout = Layout::Blocks {
+            bits,
+            block_size,
+            padded: format.packing.pads_rows,
+            padded_zero_points: format.packing.pads_zero_points,
+        };
         let scales = chunks(&parts[1]).map(f32::from_le_bytes).collect();
         let zero_points = Some(parts[2].clone());
         ExportedWeight { integers: parts[0].clone(), scales, zero_points, layout, rows, columns }
+    }
+
+    /// Bits of an integer.
+    pub(crate) fn bits(&self) -> u32 {
+        match self.layout {
+            Layout::Blocks { bits, .. } => bits as u32,
+            Layout::Transposed => 8,
+        }
     }
 
     /// One value.

@@ -21,7 +21,8 @@ use lfm2vl_exporter::{
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
-    report, verify,
+    report::{self, ReportFiles},
+    verify,
 };
 use lfm2vl_graphs::{Precision, RecipeSource};
 
@@ -58,7 +59,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE.html", requires = "samples")]
     report: Option<PathBuf>,
     /// Images and prompts that the report runs, as for --calibration; better not the same ones.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "report")]
     samples: Option<PathBuf>,
     /// Replace an earlier export.
     #[arg(long)]
@@ -77,7 +78,8 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // The messages tell their causes themselves.
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -103,6 +105,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         calibration: arguments.calibration.clone(),
         force: arguments.force,
     };
+
+    let report_files = arguments.report.as_deref().map(ReportFiles::create).transpose()?;
 
     // Only from here on is there something to clean up.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -130,14 +134,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         None
     };
-    if let (Some(file), Some(samples)) = (&arguments.report, &arguments.samples) {
-        let manifest = &draft.report().manifest;
-        report::measure(&checkpoint, draft.path(), manifest, samples, &mut go_on)?.write(file)?;
-    }
+    let quality = match &arguments.samples {
+        Some(samples) => {
+            let manifest = &draft.report().manifest;
+            Some(report::measure(&checkpoint, draft.path(), manifest, samples, &mut go_on)?)
+        }
+        None => None,
+    };
     if go_on().is_break() {
         return Err(ExportError::Interrupted.into());
     }
-    print(arguments, &draft.publish()?, verification.as_ref())?;
+    let report = draft.publish()?;
+    if let (Some(files), Some(quality)) = (report_files, quality) {
+        files.write(&quality)?;
+    }
+    print(arguments, &report, verification.as_ref())?;
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub enum YamlError {
         source: std::io::Error,
     },
     /// No built-in file of that name.
-    #[error("there is no {kind} named '{name}'; use one of {known}, or the path of a YAML file")]
+    #[error("there is no {kind} named '{name}'; use {known}{}", if *.kind == "recipe" { ", or the path of a YAML file" } else { "" })]
     Unknown {
         /// "recipe" or "contract".
         kind: &'static str,

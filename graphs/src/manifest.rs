@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Component, Path},
 };
 
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,12 @@ pub enum FileError {
         /// The cause.
         source: io::Error,
     },
+    /// It is no file of the folder.
+    #[error("lfm2vl.yaml lists {path}, which is no file of the folder; fetch or export it again")]
+    Outside {
+        /// The path.
+        path: String,
+    },
     /// It has another content.
     #[error(
         "{path} is not the file that was exported: it has {bytes} bytes and sha256 {sha256}, and lfm2vl.yaml says {expected_bytes} and {expected}; fetch or export the folder again"
@@ -99,6 +105,16 @@ impl Manifest {
     pub fn check_files(&self, root: &Path) -> Result<(), FileError> {
         for file in self.all_files() {
             let path = file.path.clone();
+            let plain = Path::new(&path).components().all(|c| matches!(c, Component::Normal(_)));
+            if !plain {
+                return Err(FileError::Outside { path });
+            }
+            let metadata = root.join(&path).metadata();
+            let metadata =
+                metadata.map_err(|source| FileError::Read { path: path.clone(), source })?;
+            if !metadata.is_file() {
+                return Err(FileError::Outside { path });
+            }
             let (bytes, sha256) = size_and_sha256(&root.join(&path))
                 .map_err(|source| FileError::Read { path: path.clone(), source })?;
             if (bytes, &sha256) != (file.bytes, &file.sha256) {

@@ -134,7 +134,7 @@ pub struct Quantization {
     pub method: Method,
     /// What the inputs of quantized layers are computed in.
     pub activations: Activations,
-    /// Modules that differ; of several that match, the last one says.
+    /// Modules that differ; of several that match, each replaces what those before it say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceptions: Vec<Exception>,
 }
@@ -146,9 +146,9 @@ pub struct Exception {
     /// Which modules: a name such as `language_model.layers.0.feed_forward.w1`, in which `*` stands
     /// for anything, and a negative layer counts from the end (`language_model.layers.-1.*`).
     pub modules: String,
-    /// Keeps the weights as floats.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub float: bool,
+    /// Whether the weights stay floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub float: Option<bool>,
     /// Replaces [`Quantization::bits`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<Bits>,
@@ -186,7 +186,7 @@ impl Quantization {
             activations: self.activations,
         };
         for exception in self.exceptions.iter().filter(|e| module.matches(&e.modules)) {
-            float = exception.float;
+            float = exception.float.unwrap_or(float);
             format.bits = exception.bits.unwrap_or(format.bits);
             format.block_size = exception.block_size.unwrap_or(format.block_size);
             format.symmetric = exception.symmetric.unwrap_or(format.symmetric);
@@ -194,12 +194,6 @@ impl Quantization {
             format.activations = exception.activations.unwrap_or(format.activations);
         }
         (!float).then_some(format)
-    }
-
-    /// Whether any layer's inputs have one scale.
-    pub fn has_tensor_activations(&self) -> bool {
-        let exceptions = self.exceptions.iter().filter_map(|exception| exception.activations);
-        [self.activations].into_iter().chain(exceptions).any(|a| a == Activations::Tensor)
     }
 
     /// The first pattern that none of `modules` matches.
@@ -243,14 +237,19 @@ impl Module {
 }
 
 fn is_match(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
-            (0..=name.len())
-                .filter(|&at| name.is_char_boundary(at))
-                .any(|at| is_match(rest, &name[at..]))
-        }),
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    // The earliest place of each part leaves the most for those after it.
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
     }
+    rest.ends_with(last)
 }
 
 #[cfg(test)]
@@ -266,10 +265,19 @@ mod tests {
             "language_model.layers.-1.*",
             "*.w1",
             "language_model.*.w*",
+            &"*".repeat(60),
         ] {
             assert!(module.matches(pattern), "{pattern}");
         }
-        for pattern in ["", "lm_head", "*.w2", "language_model.layers.1.*", "language_model"] {
+        for pattern in [
+            "",
+            "lm_head",
+            "*.w2",
+            "*layers*layers*",
+            &("*".repeat(60) + "x"),
+            "language_model.layers.1.*",
+            "language_model",
+        ] {
             assert!(!module.matches(pattern), "{pattern}");
         }
     }
@@ -280,7 +288,7 @@ mod tests {
         let exceptions = "
             - {modules: '*.layers.*', bits: 8}
             - {modules: '*.w1', float: true}
-            - {modules: '*.layers.0.*', block_size: 16}";
+            - {modules: '*.layers.0.*', block_size: 16, float: false}";
         quantization.exceptions = serde_yaml::from_str(exceptions).unwrap();
         let format = |name| quantization.format_of(&Module::new(name, 2));
         assert_eq!(format("a.layers.0.w1").unwrap().bits, Bits::EIGHT);

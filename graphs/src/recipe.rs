@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activations, Bits, Dtype, Module, Quantization, YamlError};
+use crate::{Activations, Bits, Dtype, Method, Module, Quantization, YamlError};
 
 /// Whether tower and projector are one graph or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,10 +228,13 @@ impl RecipeSource {
             let message = "onnxruntime-genai needs 'vision: fused'".to_owned();
             return Err(self.mismatch("genai", message));
         }
+        if self.recipe.precisions.is_empty() {
+            return Err(self.mismatch("precisions", "'precisions' names none".to_owned()));
+        }
         for (precision, quantization) in &self.recipe.quantization {
             if matches!(precision, Precision::Fp32 | Precision::Fp16) {
                 let message = format!("{precision} has no quantization");
-                return Err(self.mismatch(&precision.to_string(), message));
+                return Err(self.mismatch(&format!("{precision}:"), message));
             }
             if let Some(pattern) = quantization.unmatched(modules) {
                 let message = format!("the pattern '{pattern}' matches no module of this model");
@@ -239,23 +242,49 @@ impl RecipeSource {
             }
             let formats = modules.iter().filter_map(|module| quantization.format_of(module));
             for format in formats.filter(|f| f.activations == Activations::Tensor) {
-                if format.bits != Bits::EIGHT || !format.symmetric {
-                    let message = "activations 'tensor' need 8 bits and symmetric weights".into();
-                    return Err(self.mismatch("tensor", message));
-                }
+                let message = match (format, self.recipe.operators) {
+                    (_, Operators::Standard) => {
+                        "activations 'tensor' need 'operators: onnxruntime'"
+                    }
+                    (f, _) if f.bits != Bits::EIGHT || !f.symmetric => {
+                        "activations 'tensor' need 8 bits and symmetric weights"
+                    }
+                    (f, _) if f.method == Method::Gptq => {
+                        "activations 'tensor' have no calibrated method"
+                    }
+                    _ => continue,
+                };
+                return Err(self.mismatch("tensor", message.to_owned()));
             }
         }
         Ok(self.recipe)
     }
 
-    /// An error that points at the first place of `value` outside comments.
+    /// An error that points at the first place of `value` outside comments, below the line
+    /// `quantization:` if it is there.
     fn mismatch(&self, value: &str, message: String) -> YamlError {
-        let lines = self.text.lines().map(|line| match line.split_once(" #") {
-            Some((code, _)) => code,
-            None if line.trim_start().starts_with('#') => "",
-            None => line,
-        });
-        let found = lines.enumerate().find_map(|(line, code)| Some((line, code.find(value)?)));
+        let lines: Vec<&str> = self
+            .text
+            .lines()
+            .map(|line| match line.split_once(" #") {
+                Some((code, _)) => code,
+                None if line.trim_start().starts_with('#') => "",
+                None => line,
+            })
+            .collect();
+        let start = lines.iter().position(|line| line.starts_with("quantization:")).unwrap_or(0);
+        // A pattern may be part of another word; as a whole value it ends where a value ends.
+        let whole = |code: &str| {
+            code.match_indices(value).map(|(at, _)| at).find(|&at| {
+                let is_end = |c: Option<char>| c.is_none_or(|c| " :,}]'\"".contains(c));
+                let before = code[..at].chars().next_back();
+                is_end(code[at + value.len()..].chars().next())
+                    && before.is_none_or(|c| " {['\"".contains(c))
+            })
+        };
+        let below = lines.iter().enumerate().skip(start);
+        let all = below.chain(lines.iter().enumerate());
+        let found = all.filter_map(|(line, code)| Some((line, whole(code)?))).next();
         let (line, column) = found.map_or((1, 1), |(line, at)| (line + 1, at + 1));
         YamlError::Mismatch { what: self.what.clone(), message, line, column }
     }

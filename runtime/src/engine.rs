@@ -108,7 +108,9 @@ impl EngineBuilder {
         let options = SessionOptions { provider: self.provider, threads: self.threads };
         let bundle = folder.bundle(self.bundle.as_deref())?;
         let open = |graph| {
-            let precision = folder.choose(graph, self.precision, bundle)?;
+            // A bundle that was asked for by name has to be there.
+            let named = bundle.filter(|_| self.bundle.is_some()).map(|b| b.precision(graph));
+            let precision = folder.choose(graph, self.precision.or(named), bundle)?;
             GraphSession::open(graph, &folder.graph_file(graph, precision), options)
         };
 

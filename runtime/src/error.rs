@@ -41,7 +41,7 @@ pub enum Error {
         available: String,
     },
     /// The folder has no such set of graphs.
-    #[error("{folder} has no bundle '{wanted}', only {available}; ask for one of these")]
+    #[error("{folder} has no bundle '{wanted}', {available}; ask for one of these")]
     NoBundle {
         /// The folder.
         folder: PathBuf,

@@ -68,6 +68,13 @@ impl ModelFolder {
         self.root.join(format!("onnx/{graph}{}.onnx", precision.suffix()))
     }
 
+    /// Size of a graph on disk: its file and the data file beside it, where there is one.
+    pub fn graph_bytes(&self, graph: Graph, precision: Precision) -> u64 {
+        let path = self.graph_file(graph, precision);
+        let files = [path.with_extension("onnx_data"), path];
+        files.iter().filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
+    }
+
     /// The precisions in which a graph is there, the most exact first.
     pub fn precisions(&self, graph: Graph) -> Vec<Precision> {
         let exists = |&p: &Precision| self.graph_file(graph, p).is_file();
@@ -82,12 +89,16 @@ impl ModelFolder {
         found.map(Some).ok_or_else(|| {
             let names: Vec<&str> = bundles.iter().map(|bundle| bundle.name.as_str()).collect();
             let (folder, wanted) = (self.root.clone(), name.to_owned());
-            Error::NoBundle { folder, wanted, available: names.join(", ") }
+            let available = match names.is_empty() {
+                true => "only single precisions (fp32, fp16, q8, q4 or q4f16)".to_owned(),
+                false => format!("only {}", names.join(", ")),
+            };
+            Error::NoBundle { folder, wanted, available }
         })
     }
 
     /// The precision in which to open a graph: the one that was asked for; else that of the
-    /// bundle, and where there is none, or it lacks the graph, the most exact one.
+    /// recommended bundle, and where there is none, or it lacks the graph, the most exact one.
     pub(crate) fn choose(
         &self,
         graph: Graph,

@@ -1,6 +1,6 @@
 //! Calibration: the model is run over sample inputs one layer at a time, and each layer's weights
 //! are quantized for what the layer is given, which is what the layers before it give once they are
-//! quantized themselves.
+//! quantized themselves. (Token embeddings are taken as float32.)
 
 mod run;
 mod samples;
@@ -87,7 +87,9 @@ fn quantize_stage(
             }
         })?;
         for ((_, targets), hessian) in calibrated.into_iter().zip(hessians) {
-            let Some(hessian) = hessian else { continue };
+            let Some(hessian) = hessian else {
+                return Err(SamplesError::Unused(targets[0].tensor.clone()).into());
+            };
             for Target { tensor, format } in targets {
                 let weight = run.matrix(&tensor)?;
                 let parts = gptq::solve(weight, hessian.clone(), format);

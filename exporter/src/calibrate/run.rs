@@ -85,14 +85,8 @@ impl Activations {
         let items = samples.iter().map(|sample| {
             let features: Vec<Array2<f32>> =
                 views.by_ref().take(sample.views.len()).map(|item| item.hidden).collect();
-            let features: Vec<_> = features.iter().map(|features| features.view()).collect();
-            let features = concatenate(Axis(0), &features).unwrap_or_default();
             let mut hidden = model.embed(&sample.ids)?;
-            let places = sample.ids.iter().zip(hidden.rows_mut());
-            let places = places.filter(|(id, _)| **id == image_token);
-            for ((_, mut place), row) in places.zip(features.rows()) {
-                place.assign(&row);
-            }
+            sample.splice(&mut hidden, features.iter(), image_token)?;
             Ok(Item { hidden, grid: None })
         });
         Ok(Activations { items: items.collect::<Result<_, ExportError>>()? })

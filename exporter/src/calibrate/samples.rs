@@ -42,6 +42,31 @@ pub struct Sample {
     pub prompt: usize,
 }
 
+impl Sample {
+    /// Puts image features into the places of the sample's image tokens: `embeddings` [ids, hidden],
+    /// and the features [image tokens, hidden] of each of its views.
+    ///
+    /// # Errors
+    /// [`SamplesError::FeatureCount`] when there are more or fewer features than places.
+    pub(crate) fn splice<'f>(
+        &self,
+        embeddings: &mut Array2<f32>,
+        features: impl Iterator<Item = &'f Array2<f32>>,
+        image_token: u32,
+    ) -> Result<(), SamplesError> {
+        let places: Vec<usize> =
+            (0..self.ids.len()).filter(|&place| self.ids[place] == image_token).collect();
+        let rows: Vec<_> = features.flat_map(|features| features.rows()).collect();
+        if rows.len() != places.len() {
+            return Err(SamplesError::FeatureCount { features: rows.len(), places: places.len() });
+        }
+        for (place, row) in places.into_iter().zip(rows) {
+            embeddings.row_mut(place).assign(&row);
+        }
+        Ok(())
+    }
+}
+
 /// Why samples cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplesError {
@@ -63,8 +88,25 @@ pub enum SamplesError {
         /// The cause.
         source: serde_json::Error,
     },
+    /// A module is to be calibrated that no sample reaches.
+    #[error(
+        "{0} is to be calibrated, and no sample goes through it; add samples with images, or use the method search for it"
+    )]
+    Unused(String),
+    /// Image features do not fit the prompt.
+    #[error(
+        "a prompt has places for {places} image features and {features} were computed; check that image settings and config.json belong together"
+    )]
+    FeatureCount {
+        /// Features.
+        features: usize,
+        /// Places.
+        places: usize,
+    },
     /// The folder has nothing to ask.
-    #[error("{0} has neither images nor a samples.json; give a folder with samples")]
+    #[error(
+        "{0} has no samples: neither images nor entries in a samples.json; give another folder"
+    )]
     Empty(PathBuf),
     /// An image cannot be loaded.
     #[error(transparent)]
@@ -75,12 +117,17 @@ pub enum SamplesError {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Entry {
     #[serde(default)]
     images: Vec<PathBuf>,
     prompt: String,
     system: Option<String>,
     answer: Option<String>,
+    /// For those who make the list.
+    #[serde(default)]
+    #[expect(dead_code, reason = "accepted, and nothing to us")]
+    kind: Option<String>,
 }
 
 /// Reads a folder of samples, with the tokenizer, the template and the image settings of `model`:
@@ -105,7 +152,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, SamplesError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let read_error = |source| SamplesError::Read { path: folder.to_owned(), source };
             let files = fs::read_dir(folder).map_err(read_error)?;
-            let files = files.map(|entry| entry.map(|entry| entry.path()));
+            let files = files.map(|entry| entry.map(|entry| PathBuf::from(entry.file_name())));
             let mut files = files.collect::<io::Result<Vec<PathBuf>>>().map_err(read_error)?;
             files.sort();
             let is_image = |path: &PathBuf| {
@@ -117,6 +164,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, SamplesError> {
                 prompt: PROMPT.to_owned(),
                 system: None,
                 answer: None,
+                kind: None,
             };
             Ok(files.into_iter().filter(is_image).map(entry).collect())
         }

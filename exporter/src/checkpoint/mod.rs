@@ -92,6 +92,14 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// Canonical name and shape of every matrix.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = (String, [usize; 2])> {
+        self.tensors.iter().filter_map(|(name, tensor)| match tensor.shape[..] {
+            [rows, columns] => Some((name.clone(), [rows, columns])),
+            _ => None,
+        })
+    }
+
     /// Where every tensor is stored.
     pub fn stored_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
         self.tensors.values()

@@ -78,10 +78,10 @@ impl<'g> Model<'g> {
             }
             (Operators::OnnxRuntime, activations) => {
                 let int8_inputs = activations == Activations::Int8;
-                x.linear_blocks(tensor, shape, blocks(Packing::Rows), int8_inputs, bias)
+                x.linear_blocks(tensor, shape, blocks(Packing::MATMUL), int8_inputs, bias)
             }
             (Operators::Standard, _) => {
-                x.linear(self.g.dequantized(tensor, shape, blocks(Packing::Flat)), bias)
+                x.linear(self.g.dequantized(tensor, shape, blocks(Packing::DEQUANTIZE)), bias)
             }
         }
     }

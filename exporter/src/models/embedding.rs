@@ -27,13 +27,11 @@ impl<'g> Model<'g> {
         let blocks = |packing| BlockFormat::new(format, self.g.is_half(), packing);
         match self.operators {
             Operators::OnnxRuntime => {
-                // Rows of whole blocks are packed as the output head packs them.
-                let whole = shape[1].is_multiple_of(format.block_size.get());
-                let packing = if whole { Packing::Rows } else { Packing::Flat };
+                let packing = Packing::gather(shape[1], format.block_size.get());
                 input_ids.gather_from_blocks(EMBEDDING, shape, blocks(packing))
             }
             Operators::Standard => {
-                let table = self.g.dequantized(EMBEDDING, shape, blocks(Packing::Flat));
+                let table = self.g.dequantized(EMBEDDING, shape, blocks(Packing::DEQUANTIZE));
                 table.gather(input_ids, 0)
             }
         }

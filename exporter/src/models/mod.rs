@@ -53,8 +53,8 @@ impl Build<'_> {
             _ => format!("{module}.weight"),
         };
         let packing = match self.recipe.operators {
-            Operators::OnnxRuntime => Packing::Rows,
-            Operators::Standard => Packing::Flat,
+            Operators::OnnxRuntime => Packing::MATMUL,
+            Operators::Standard => Packing::DEQUANTIZE,
         };
         let half_scales = matches!(self.floats, Floats::Half);
         Some((tensor, BlockFormat::new(format, half_scales, packing)))

@@ -51,7 +51,7 @@ impl GraphBuilder {
         shape: [usize; 2],
         format: BlockFormat,
     ) -> Value<'_> {
-        debug_assert_eq!(format.packing, Packing::Flat);
+        debug_assert_eq!(format.packing, Packing::DEQUANTIZE);
         let [rows, columns] = shape;
         let data_type = if format.bits == 4 { DataType::Uint4 } else { DataType::Uint8 };
         // Without zero points the operator takes them to be 0, so there are always some.
@@ -79,7 +79,7 @@ impl<'g> Value<'g> {
         int8_inputs: bool,
         bias: Option<Self>,
     ) -> Self {
-        debug_assert_eq!(format.packing, Packing::Rows);
+        debug_assert_eq!(format.packing, Packing::MATMUL);
         let [rows, columns] = shape;
         let count = format.blocks(columns);
         let integers = (DataType::Uint8, vec![rows, count, format.row_bytes(columns) / count]);

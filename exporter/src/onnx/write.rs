@@ -96,8 +96,8 @@ impl Plan {
         written.flat_map(|job| &job.uses[0].1).map(|part| part.bytes() as u64).sum()
     }
 
-    /// Writes everything into `dir`: for each model its `.onnx` file, and its data file where no
-    /// model before it has named that.
+    /// Writes everything into `dir`: for each model its `.onnx` file, and the data file that has its
+    /// name.
     ///
     /// `on_bytes` is told of every run of bytes written, and may stop the export.
     pub(crate) fn write(
@@ -132,7 +132,8 @@ impl Plan {
         for model in self.models {
             let content = model_proto(model.graph, model.metadata).encode_to_vec();
             let mut files = vec![write_file(dir, &format!("{}.onnx", model.stem), &content)?];
-            let data_file = self.data_files.iter().position(|name| *name == model.data);
+            let own = format!("{}.onnx_data", model.stem);
+            let data_file = self.data_files.iter().position(|name| *name == own);
             if let Some(file) = data_file.and_then(|index| data_files[index].take()) {
                 files.extend(file.finish()?);
             }

@@ -2,13 +2,13 @@
 
 use lfm2vl_graphs::{Bundle, Precision};
 
-/// For each kind of graph, precisions in the order in which they are recommended: 4 bits lose
-/// little in the decoder, which is read whole for every token, and more in the vision tower, which
-/// runs once and needs 8.
+/// For each kind of graph, precisions in the order in which they are recommended. The decoder is
+/// read whole for every token, so that fewer bits pay; vision has 8 bits in q4, too, unless a recipe
+/// says otherwise.
 const DECODER: [Precision; 5] =
     [Precision::Q4, Precision::Q8, Precision::Fp32, Precision::Q4F16, Precision::Fp16];
 const VISION: [Precision; 5] =
-    [Precision::Q8, Precision::Fp32, Precision::Fp16, Precision::Q4, Precision::Q4F16];
+    [Precision::Q8, Precision::Q4, Precision::Fp32, Precision::Q4F16, Precision::Fp16];
 
 /// The recommended set, then each precision alone.
 pub(super) fn recommended(built: &[Precision]) -> Vec<Bundle> {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use lfm2vl_graphs::{GraphSpec, Manifest, Tensor};
+use lfm2vl_graphs::{Graph, GraphSpec, Manifest, Precision, Tensor};
 use serde_json::{Map, Value};
 
 const TEMPLATE: &str = include_str!("card/README.md");
@@ -27,10 +27,31 @@ pub(super) fn card(
         .replace("{bundles}", &bundles(manifest))
         .replace("{tensors}", &tensors(specs))
         .replace("{sampling}", &sampling(generation))
-        .replace("{python}", PYTHON.trim_end())
-        .replace("{javascript}", JAVASCRIPT.trim_end())
-        .replace("{c_sharp}", C_SHARP.trim_end())
-        .replace("{java}", JAVA.trim_end())
+        .replace("{snippets}", &snippets(manifest))
+}
+
+/// Code to copy, with the precision that the folder has where it has no float32.
+fn snippets(manifest: &Manifest) -> String {
+    let has = |graph| manifest.graphs.iter().any(|files| files.graph == graph);
+    let Some(bundle) = manifest.bundles.last() else { return String::new() };
+    if !has(Graph::VisionEncoder) || !has(Graph::EmbedTokens) || !has(Graph::Decoder) {
+        return "No code here: it needs vision_encoder, embed_tokens and decoder_model_merged."
+            .into();
+    }
+    let all_float = manifest.bundles.iter().any(|bundle| bundle.decoder == Precision::Fp32);
+    let precision = if all_float { Precision::Fp32 } else { bundle.decoder };
+    let (suffix, name) = (precision.suffix(), precision.to_string());
+    let python = PYTHON.replace("else \"\"", &format!("else \"{suffix}\""));
+    let javascript = JAVASCRIPT.replace("dtype = 'fp32'", &format!("dtype = '{name}'"));
+    let c_sharp = C_SHARP.replace("string suffix = \"\"", &format!("string suffix = \"{suffix}\""));
+    [
+        ("Python: onnxruntime", "python", python.as_str()),
+        ("JavaScript: Transformers.js", "js", &javascript),
+        ("C#: Microsoft.ML.OnnxRuntime", "csharp", &c_sharp),
+        ("Java: com.microsoft.onnxruntime", "java", JAVA),
+    ]
+    .map(|(title, language, code)| format!("## {title}\n\n```{language}\n{}\n```", code.trim_end()))
+    .join("\n\n")
 }
 
 fn files(manifest: &Manifest) -> String {

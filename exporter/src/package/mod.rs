@@ -14,8 +14,8 @@ use std::{
 };
 
 use lfm2vl_graphs::{
-    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Method, Precision,
-    Recipe, TiedWeights, YamlError,
+    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Method, Module,
+    Precision, Recipe, TiedWeights, YamlError,
 };
 
 use crate::{
@@ -86,7 +86,7 @@ pub struct ExportOptions {
 pub struct Report {
     /// The manifest that was written.
     pub manifest: Manifest,
-    /// Bytes of all files.
+    /// Bytes of all files that were written.
     pub bytes: u64,
     /// Wall-clock time in seconds.
     pub seconds: f64,
@@ -164,16 +164,18 @@ pub fn export(
         files.extend(genai::write(config, &bundles[0], folder.path())?);
     }
     let onnx = folder.create_subfolder("onnx")?;
+    // Links are in the folder, but were not written.
     let links = match options.weights {
         Weights::Written => Vec::new(),
         Weights::Reference => reference::link(checkpoint, &onnx)?,
     };
+    let linked: u64 = links.iter().map(|link| link.bytes).sum();
     let (mut written, total) = (0, plan.bytes());
     let mut on_bytes = |bytes| {
         written += bytes;
         on_progress(Progress { written, total })
     };
-    let quantizer = quantizer(checkpoint, options, folder.path(), &mut || on_bytes(0))?;
+    let quantizer = quantizer(checkpoint, options, &built, folder.path(), &mut || on_bytes(0))?;
     let graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
     let built = built.into_iter().zip(graph_files);
     let graph_files = built
@@ -209,8 +211,7 @@ pub fn export(
         .map_err(|source| YamlError::Invalid { what: MANIFEST.into(), source })?;
     write_file(folder.path(), MANIFEST, text.as_bytes())?;
 
-    let graph_files = manifest.graphs.iter().flat_map(|g| &g.files);
-    let bytes = graph_files.chain(&manifest.files).map(|f| f.bytes).sum();
+    let bytes = manifest.all_files().map(|file| file.bytes).sum::<u64>() - linked;
     let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64() };
     Ok(Draft { folder, report })
 }
@@ -261,7 +262,10 @@ fn external_data(options: &ExportOptions, built: &[(Graph, Precision)]) -> Optio
         (Weights::Reference, _) => None,
         (Weights::Written, TiedWeights::Separate) => Some(json!(1)),
         (Weights::Written, TiedWeights::Shared) => {
-            let own = built.iter().map(|(graph, _)| *graph).filter(|&g| g != Graph::EmbedTokens);
+            let graphs = built.iter().map(|(graph, _)| *graph);
+            let has_decoder = graphs.clone().any(|graph| graph == Graph::Decoder);
+            let own =
+                graphs.filter(|&g| g == g.weights() && !(has_decoder && g == Graph::EmbedTokens));
             Some(own.map(|graph| (graph.to_string(), json!(1))).collect::<Map<_, _>>().into())
         }
     }
@@ -290,6 +294,7 @@ fn build<'a>(
 fn quantizer(
     checkpoint: &Checkpoint,
     options: &ExportOptions,
+    wanted: &[(Graph, Precision)],
     folder: &Path,
     on_stage: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Quantizer, ExportError> {
@@ -298,8 +303,15 @@ fn quantizer(
         let floats = floats(precision);
         let build = build(checkpoint, &options.recipe, precision, &floats);
         let modules = checkpoint.config().quantizable_modules();
-        let formats = modules.iter().filter_map(|module| build.block_format(module.name()));
-        if !formats.into_iter().any(|(_, format)| format.method == Method::Gptq) {
+        let is_calibrated = |vision: bool| {
+            let linear = modules.iter().filter(|module| !module.name().ends_with("embed_tokens"));
+            let of_side = linear.filter(|module| is_vision(module) == vision);
+            let formats = of_side.filter_map(|module| build.block_format(module.name()));
+            formats.into_iter().any(|(_, format)| format.method == Method::Gptq)
+        };
+        let wants = |graph| wanted.iter().any(|(wanted, _)| *wanted == graph);
+        let vision = wants(Graph::VisionEncoder) || wants(Graph::VisionTower);
+        if !(vision && is_calibrated(true) || wants(Graph::Decoder) && is_calibrated(false)) {
             continue;
         }
         let samples = options.calibration.as_ref().ok_or(ExportError::NoCalibration(precision))?;
@@ -309,6 +321,11 @@ fn quantizer(
         calibrate(checkpoint, build, &samples, &mut quantizer, stage.path(), on_stage)?;
     }
     Ok(quantizer)
+}
+
+/// Whether a linear layer is one of the vision graphs. (The token embedding is never calibrated.)
+fn is_vision(module: &Module) -> bool {
+    !module.name().starts_with("language_model.") && module.name() != "lm_head"
 }
 
 /// Inputs and outputs of a graph.

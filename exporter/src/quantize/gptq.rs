@@ -215,7 +215,7 @@ mod tests {
                 symmetric,
                 method: Method::Search,
                 half_scales: false,
-                packing: Packing::Rows,
+                packing: Packing::MATMUL,
             };
             let mut hessian = Array2::zeros((200, 200));
             accumulate(&mut hessian, seen.view());

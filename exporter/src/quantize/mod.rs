@@ -18,12 +18,24 @@ const MAX_BLOCK: usize = 256;
 
 /// How integers lie in memory. 4-bit integers are two to a byte, the first in the low half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Packing {
-    /// Each row is padded to whole blocks; zero points of each row start on a byte: `MatMulNBits`,
-    /// and `GatherBlockQuantized` where rows are whole blocks.
-    Rows,
-    /// Nothing is padded but the end: `DequantizeLinear`.
-    Flat,
+pub(crate) struct Packing {
+    /// Whether each row is padded to whole blocks.
+    pub(crate) pads_rows: bool,
+    /// Whether the zero points of each row start on a byte.
+    pub(crate) pads_zero_points: bool,
+}
+
+impl Packing {
+    /// As `MatMulNBits` reads it.
+    pub(crate) const MATMUL: Packing = Packing { pads_rows: true, pads_zero_points: true };
+    /// As `DequantizeLinear` reads it: all rows in one run.
+    pub(crate) const DEQUANTIZE: Packing = Packing { pads_rows: false, pads_zero_points: false };
+
+    /// As `GatherBlockQuantized` reads it. Rows of whole blocks are the same as for `MatMulNBits`, so
+    /// that a table can be shared.
+    pub(crate) fn gather(columns: usize, block_size: usize) -> Self {
+        Packing { pads_rows: columns.is_multiple_of(block_size), pads_zero_points: true }
+    }
 }
 
 /// How the weights of a linear layer or embedding [rows, columns] are quantized and packed.
@@ -57,11 +69,21 @@ impl BlockFormat {
 
     /// Bytes of the integers of a row.
     pub(crate) fn row_bytes(self, columns: usize) -> usize {
-        let stored = match self.packing {
-            Packing::Rows => self.blocks(columns) * self.block_size,
-            Packing::Flat => columns,
+        let stored = match self.packing.pads_rows {
+            true => self.blocks(columns) * self.block_size,
+            false => columns,
         };
-        stored * self.bits as usize / 8
+        stored * self.written_bits(columns) as usize / 8
+    }
+
+    /// Bits that an integer takes until all rows are there: where rows do not end on a byte, they are
+    /// packed in the end.
+    fn written_bits(self, columns: usize) -> u32 {
+        if self.packs_at_end(columns) { 8 } else { self.bits }
+    }
+
+    fn packs_at_end(self, columns: usize) -> bool {
+        self.bits == 4 && !self.packing.pads_rows && !columns.is_multiple_of(2)
     }
 
     /// Bytes of the zero points of a row, where each row starts on a byte.
@@ -125,15 +147,19 @@ impl RowWriter {
             true => self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect(),
             false => self.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
         };
-        let zero_points = match (self.format.bits, self.format.packing) {
+        let zero_points = match (self.format.bits, self.format.packing.pads_zero_points) {
             (8, _) => self.zero_points,
-            (_, Packing::Flat) => pack(&self.zero_points),
-            (_, Packing::Rows) => {
+            (_, false) => pack(&self.zero_points),
+            (_, true) => {
                 let blocks = self.format.blocks(self.columns);
                 self.zero_points.chunks_exact(blocks).flat_map(pack).collect()
             }
         };
-        vec![self.packed, scales, zero_points]
+        let packed = match self.format.packs_at_end(self.columns) {
+            true => pack(&self.packed),
+            false => self.packed,
+        };
+        vec![packed, scales, zero_points]
     }
 }
 
@@ -150,16 +176,19 @@ impl BlockEncoder {
     pub(crate) fn push(&mut self, rows: &[f32], packed: &mut Vec<u8>) {
         let (format, columns) = (self.0.format, self.0.columns);
         let done = self.0.scales.len();
+        let kept = self.0.packed.len();
         let (blocks, row_bytes) = self.0.resize(rows.len() / columns);
         rows.par_chunks_exact(columns)
-            .zip(self.0.packed.par_chunks_exact_mut(row_bytes))
+            .zip(self.0.packed[kept..].par_chunks_exact_mut(row_bytes))
             .zip(self.0.scales[done..].par_chunks_exact_mut(blocks))
             .zip(self.0.zero_points[done..].par_chunks_exact_mut(blocks))
             .with_min_len(8)
             .for_each(|(((row, packed), scales), zero_points)| {
                 quantize_row(format, row, packed, scales, zero_points);
             });
-        packed.append(&mut self.0.packed);
+        if !format.packs_at_end(columns) {
+            packed.append(&mut self.0.packed);
+        }
     }
 
     /// What is left of the first initializer, and the others.
@@ -233,7 +262,8 @@ fn quantize_row_on(
         format.levels().integers(fit, block, &mut integers);
         // Padding is zero when read.
         integers[block.len()..].fill(fit.zero);
-        write_integers(&integers, format.bits, block_of(format, packed, index));
+        let bits = format.written_bits(row.len());
+        write_integers(&integers, bits, block_of(format, bits, packed, index));
         scales[index] = fit.scale;
         zero_points[index] = fit.zero as u8;
     }
@@ -245,13 +275,14 @@ fn write_row(format: BlockFormat, row: &[f32], zero_points: &[u8], packed: &mut 
     for (index, block) in row.chunks(format.block_size).enumerate() {
         integers[..block.len()].copy_from_slice(block);
         integers[block.len()..].fill(zero_points[index].into());
-        write_integers(&integers, format.bits, block_of(format, packed, index));
+        let bits = format.written_bits(row.len());
+        write_integers(&integers, bits, block_of(format, bits, packed, index));
     }
 }
 
 /// The bytes of a block in those of its row.
-fn block_of(format: BlockFormat, packed: &mut [u8], index: usize) -> &mut [u8] {
-    let bytes = format.block_size * format.bits as usize / 8;
+fn block_of(format: BlockFormat, bits: u32, packed: &mut [u8], index: usize) -> &mut [u8] {
+    let bytes = format.block_size * bits as usize / 8;
     let end = packed.len().min((index + 1) * bytes);
     &mut packed[index * bytes..end]
 }
@@ -268,6 +299,60 @@ fn write_integers(integers: &[f32], bits: u32, out: &mut [u8]) {
         _ => {
             for (byte, &integer) in out.iter_mut().zip(integers) {
                 *byte = integer as u8;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+    use super::*;
+    use crate::exported::ExportedWeight;
+
+    /// What is packed here is what the operators' documentation says of the bytes, for rows that are
+    /// no multiple of anything, too.
+    #[test]
+    fn packed_weights_read_as_what_they_were() {
+        let mut random = SmallRng::seed_from_u64(3);
+        for columns in [17, 96, 100, 255, 320, 4304] {
+            let weight: Vec<f32> =
+                (0..5 * columns).map(|_| random.random_range(-1.0..1.0)).collect();
+            for (bits, block_size) in [(4, 16), (4, 32), (4, 128), (4, 256), (8, 32), (8, 64)] {
+                let gather = Packing::gather(columns, block_size);
+                for packing in [Packing::MATMUL, Packing::DEQUANTIZE, gather] {
+                    if packing == gather && !(columns * bits as usize).is_multiple_of(8) {
+                        continue;
+                    }
+                    for symmetric in [true, false] {
+                        let method = Method::Search;
+                        let half_scales = false;
+                        let format = BlockFormat {
+                            bits,
+                            block_size,
+                            symmetric,
+                            method,
+                            half_scales,
+                            packing,
+                        };
+                        let mut encoder = BlockEncoder::new(format, columns);
+                        let mut packed = Vec::new();
+                        let (first, rest) = weight.split_at(2 * columns);
+                        encoder.push(first, &mut packed);
+                        encoder.push(rest, &mut packed);
+                        let mut parts = encoder.finish();
+                        packed.append(&mut parts[0]);
+                        parts[0] = packed;
+                        let read = ExportedWeight::from_parts(parts, format, [5, columns]).matrix();
+                        let largest = read
+                            .iter()
+                            .zip(&weight)
+                            .fold(0.0_f32, |largest, (a, b)| largest.max((a - b).abs()));
+                        let step = 2.0 / ((1 << bits) - 1) as f32;
+                        assert!(largest < 1.5 * step, "{columns} {format:?}: {largest}");
+                    }
+                }
             }
         }
     }

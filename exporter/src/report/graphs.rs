@@ -18,7 +18,7 @@ use crate::{
 /// Positions that are compared for a sample without an answer.
 const STEPS: usize = 16;
 
-/// What is compared: one row for each view's token, token, or position.
+/// What is compared: a matrix for each view or prompt.
 type Rows = Vec<Array2<f32>>;
 
 pub(super) fn measure(
@@ -63,8 +63,9 @@ pub(super) fn measure(
             precision: files.precision,
             bytes: bytes(manifest, files.precision),
             float_bytes: bytes(float.manifest, Precision::Fp32),
-            cosine: cosines.iter().sum::<f64>() / cosines.len().max(1) as f64,
-            least_cosine: cosines.iter().copied().fold(1.0, f64::min),
+            cosine: (!cosines.is_empty())
+                .then(|| cosines.iter().sum::<f64>() / cosines.len() as f64),
+            least_cosine: cosines.iter().copied().reduce(f64::min),
             next_token: (files.graph == Graph::Decoder).then(|| next_token(&rows, expected)),
         });
         if on_step().is_break() {
@@ -128,23 +129,20 @@ impl Reference {
         };
         let image_token = graphs.checkpoint.config().image_token_id;
         let mut views = features.iter();
-        let prompts: Vec<Prompt> = samples
+        let prompts = samples
             .iter()
             .zip(&embeddings)
             .map(|(sample, embeddings)| {
-                let views: Vec<_> = views.by_ref().take(sample.views.len()).collect();
                 let mut embeddings = embeddings.clone();
-                let rows = views.iter().flat_map(|features| features.rows());
-                let places = sample.ids.iter().zip(embeddings.rows_mut());
-                let places = places.filter(|(id, _)| **id == image_token);
-                places.zip(rows).for_each(|((_, mut place), row)| place.assign(&row));
+                let features = views.by_ref().take(sample.views.len());
+                sample.splice(&mut embeddings, features, image_token)?;
                 let end = embeddings.nrows().saturating_sub(1).max(sample.prompt);
-                Prompt {
+                Ok(Prompt {
                     answer: embeddings.slice(s![sample.prompt..end, ..]).to_owned(),
                     embeddings: embeddings.slice(s![..sample.prompt, ..]).to_owned(),
-                }
+                })
             })
-            .collect();
+            .collect::<Result<Vec<Prompt>, ExportError>>()?;
         let prompts = continued(graphs, samples, prompts)?;
         let logits = decoder(graphs.open(Graph::Decoder, fp32)?, &prompts)?;
         Ok(Reference { embeddings, hidden, features, prompts, logits })

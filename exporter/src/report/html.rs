@@ -48,8 +48,11 @@ fn graph_table(graphs: &[GraphQuality]) -> String {
         // Writing to a string cannot fail.
         let _ = write!(
             table,
-            "\n<tr><td>{}<td>{}<td>{size:.1}<td>{share:.0} %<td>{:.6}<td>{:.6}",
-            g.graph, g.precision, g.cosine, g.least_cosine
+            "\n<tr><td>{}<td>{}<td>{size:.1}<td>{share:.0} %<td>{}<td>{}",
+            g.graph,
+            g.precision,
+            number(g.cosine),
+            number(g.least_cosine)
         );
         let _ = match g.next_token {
             Some(t) => write!(
@@ -64,6 +67,10 @@ fn graph_table(graphs: &[GraphQuality]) -> String {
         };
     }
     table + "\n</table>"
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| format!("{value:.6}"))
 }
 
 /// Bars of the sizes on disk.

@@ -5,10 +5,15 @@ mod graphs;
 mod html;
 mod modules;
 
-use std::{fs, ops::ControlFlow, path::Path};
+use std::{
+    io::Write,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use lfm2vl_graphs::{Graph, Manifest, Precision};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use crate::{
     ExportError, ExportOptions, Weights, calibrate::read_samples, checkpoint::Checkpoint, export,
@@ -40,10 +45,10 @@ pub struct GraphQuality {
     pub bytes: u64,
     /// The same of the float32 graph.
     pub float_bytes: u64,
-    /// Cosine similarity of the outputs, the mean of all rows.
-    pub cosine: f64,
+    /// Cosine similarity of the outputs, the mean of all rows; none where no sample has an image.
+    pub cosine: Option<f64>,
     /// The least of any row.
-    pub least_cosine: f64,
+    pub least_cosine: Option<f64>,
     /// How the next token's distribution differs; for the decoder.
     pub next_token: Option<NextToken>,
 }
@@ -117,19 +122,43 @@ pub fn measure(
     })
 }
 
-impl QualityReport {
-    /// Writes the report as a page to `path`, and as JSON beside it.
+/// The files of a report, made before there is anything to write, so that a path that cannot be
+/// written is told at once; they appear under their names when they are complete.
+pub struct ReportFiles {
+    page: (NamedTempFile, PathBuf),
+    json: (NamedTempFile, PathBuf),
+}
+
+impl ReportFiles {
+    /// A page at `path`, which must end with `.html`, and JSON at the same path with `.json` added.
+    ///
+    /// # Errors
+    /// [`ExportError::ReportName`] or [`ExportError::Write`].
+    pub fn create(path: &Path) -> Result<Self, ExportError> {
+        if path.extension().is_none_or(|extension| extension != "html") || path.is_dir() {
+            return Err(ExportError::ReportName(path.to_owned()));
+        }
+        let write_error = |source| ExportError::Write { path: path.to_owned(), source };
+        let absolute = std::path::absolute(path).map_err(write_error)?;
+        let folder = absolute.parent().unwrap_or(&absolute);
+        let file = || NamedTempFile::new_in(folder).map_err(write_error);
+        let mut json = path.as_os_str().to_owned();
+        json.push(".json");
+        Ok(ReportFiles { page: (file()?, path.to_owned()), json: (file()?, json.into()) })
+    }
+
+    /// Writes the report.
     ///
     /// # Errors
     /// [`ExportError::Write`].
-    pub fn write(&self, path: &Path) -> Result<(), ExportError> {
-        let write = |path: &Path, text: String| {
-            fs::write(path, text)
-                .map_err(|source| ExportError::Write { path: path.to_owned(), source })
-        };
-        let json = serde_json::to_string_pretty(self)
-            .map_err(|source| ExportError::Json { path: path.to_owned(), source })?;
-        write(&path.with_extension("json"), json)?;
-        write(path, html::page(self))
+    pub fn write(self, report: &QualityReport) -> Result<(), ExportError> {
+        let json = serde_json::to_string_pretty(report)
+            .map_err(|source| ExportError::Json { path: self.json.1.clone(), source })?;
+        for ((mut file, path), text) in [(self.json, json), (self.page, html::page(report))] {
+            let write_error = |source| ExportError::Write { path: path.clone(), source };
+            file.write_all(text.as_bytes()).map_err(write_error)?;
+            file.persist(&path).map_err(|error| write_error(error.error))?;
+        }
+        Ok(())
     }
 }

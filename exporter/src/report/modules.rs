@@ -136,6 +136,12 @@ impl<'a> Exported<'a> {
     fn format(&self, module: &Module, precision: Precision, quantized: bool) -> String {
         let quantization = self.recipe.quantization.get(&precision);
         match quantization.and_then(|q| q.format_of(module)).filter(|_| quantized) {
+            Some(format)
+                if format.activations == lfm2vl_graphs::Activations::Tensor
+                    && !module.name().ends_with("embed_tokens") =>
+            {
+                "8 bits, one scale for each row".to_owned()
+            }
             Some(format) => {
                 let symmetric = if format.symmetric { "symmetric" } else { "zero points" };
                 let (bits, block) = (format.bits.get(), format.block_size.get());

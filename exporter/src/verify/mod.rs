@@ -13,7 +13,7 @@ use crate::{
     exported::ExportedWeights,
     session::{GraphSession, SessionError},
 };
-use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, Quantization, YamlError};
+use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, YamlError};
 pub(crate) use metrics::{Comparison, argmax};
 use reference::ReferenceModel;
 use sample::Sample;
@@ -64,6 +64,20 @@ pub enum VerifyError {
     /// Stopped by the user.
     #[error("the verification was interrupted; nothing was written, run it again to export")]
     Interrupted,
+    /// A quantized weight is too far from the checkpoint's.
+    #[error(
+        "the weight {tensor} of {graph} in {precision} has lost {error:.2} of its size, so nothing was written; use more bits or smaller blocks for it"
+    )]
+    Weight {
+        /// The graph.
+        graph: Graph,
+        /// Its precision.
+        precision: Precision,
+        /// Canonical name of the weight.
+        tensor: String,
+        /// Root mean square of the error over that of the weight.
+        error: f64,
+    },
     /// A graph is too far from the reference.
     #[error(
         "{graph} in {precision} differs from the reference (error {error:.2e}, cosine {cosine:.6}), so nothing was written; report this with the model's config.json"
@@ -160,6 +174,37 @@ impl fmt::Display for Verification {
     }
 }
 
+/// The largest root mean square of a quantized weight's error over that of the weight, for 4 and for
+/// 8 bits. What methods lose is less than half of this; wrong bytes lose all.
+const MAX_WEIGHT_ERROR: [(u32, f64); 2] = [(4, 0.35), (8, 0.03)];
+
+/// Compares a graph's quantized weights with the checkpoint's.
+fn check_weights(
+    checkpoint: &Checkpoint,
+    weights: &ExportedWeights,
+    graph: Graph,
+    precision: Precision,
+) -> Result<(), VerifyError> {
+    for (name, shape) in checkpoint.matrices() {
+        let read_error =
+            |source| CheckpointError::Read { path: "the exported graph".into(), source };
+        let Some(exported) = weights.quantized(&name, shape).map_err(read_error)? else { continue };
+        let stored = checkpoint.load(&name)?;
+        let square = |x: f32| f64::from(x).powi(2);
+        let read = exported.matrix();
+        let lost: f64 = read.iter().zip(&stored).map(|(a, b)| square(a - b)).sum();
+        let all: f64 = stored.iter().map(|&x| square(x)).sum();
+        let error = (lost / all.max(f64::MIN_POSITIVE)).sqrt();
+        let bound = MAX_WEIGHT_ERROR.into_iter().find(|(bits, _)| *bits == exported.bits());
+        // Written so that NaN fails.
+        let close = error <= bound.map_or(0.0, |(_, bound)| bound);
+        if !close {
+            return Err(VerifyError::Weight { graph, precision, tensor: name, error });
+        }
+    }
+    Ok(())
+}
+
 /// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch
 /// of views for the vision graphs, a prompt with image features and several cached steps for the
 /// decoder. Where a graph has its weights quantized, the reference takes them from there, so that
@@ -190,14 +235,16 @@ pub fn verify(
         let path = format!("onnx/{}{}.onnx", files.graph, files.precision.suffix());
         let path = folder.join(path);
         let mut session = GraphSession::open(spec, &path)?;
-        let quantization = manifest.recipe.quantization.get(&files.precision);
-        let weights = match quantization {
+        let weights = match manifest.recipe.quantization.get(&files.precision) {
             Some(_) => Some(
                 ExportedWeights::open(&path)
                     .map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
             ),
             None => None,
         };
+        if let Some(weights) = &weights {
+            check_weights(checkpoint, weights, files.graph, files.precision)?;
+        }
         let model = ReferenceModel::with_quantized(checkpoint, weights.as_ref());
         let (model, sample) = (&model, &sample);
         let (comparison, top1) = match files.graph {
@@ -220,7 +267,7 @@ pub fn verify(
             scaled_error: comparison.scaled_error(),
             cosine: comparison.cosine(),
             top1,
-            one_scale: quantization.is_some_and(Quantization::has_tensor_activations),
+            one_scale: weights.as_ref().is_some_and(ExportedWeights::has_one_scale),
         });
     }
     Ok(Verification { graphs: checks })

@@ -6,7 +6,7 @@ use lfm2vl_exporter::{
     ExportError, ExportOptions, Part, Report, VerifyError, Weights, checkpoint::Checkpoint, export,
     verify,
 };
-use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
+use lfm2vl_graphs::{Graph, Manifest, Method, Precision, Recipe};
 
 use crate::common::{VARIANTS, copy_of, testdata};
 
@@ -49,8 +49,11 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn the_same_checkpoint_gives_the_same_bytes() {
     let out = tempfile::tempdir().unwrap();
     let (first, second) = (out.path().join("first"), out.path().join("second"));
-    export_to(&testdata("tiny-shapes"), &first, &options("default")).unwrap();
-    export_to(&testdata("tiny-shapes"), &second, &options("default")).unwrap();
+    let mut options = ExportOptions { precisions: Precision::ALL.to_vec(), ..options("default") };
+    options.calibration = Some(testdata("tiny-shapes/calibration"));
+    options.recipe.quantization.get_mut(&Precision::Q4).unwrap().method = Method::Gptq;
+    export_to(&testdata("tiny-shapes"), &first, &options).unwrap();
+    export_to(&testdata("tiny-shapes"), &second, &options).unwrap();
     assert_eq!(contents(&first), contents(&second));
 }
 
@@ -209,6 +212,31 @@ fn verification_passes_for_every_variant_recipe_and_precision() {
                 .unwrap();
             verification.check().unwrap_or_else(|e| panic!("{variant} {recipe}: {e}"));
         }
+    }
+}
+
+#[test]
+fn verification_notices_wrong_integers() {
+    let checkpoint = Checkpoint::open(&testdata("variants/untied")).unwrap();
+    for precision in [Precision::Q8, Precision::Q4] {
+        let out = tempfile::tempdir().unwrap();
+        let mut go_on = |_| ControlFlow::Continue(());
+        let options = ExportOptions { precisions: vec![precision], ..options("portable") };
+        let draft = export(&checkpoint, &out.path().join("m"), &options, &mut go_on).unwrap();
+        let verify = || {
+            verify(&checkpoint, draft.path(), &draft.report().manifest, &mut |_| {
+                ControlFlow::Continue(())
+            })
+        };
+        verify().unwrap().check().unwrap();
+        let file = format!("onnx/decoder_model_merged{}.onnx_data", precision.suffix());
+        let data = draft.path().join(file);
+        let mut bytes = fs::read(&data).unwrap();
+        // The first weight's first page, a place further on.
+        bytes[..4096].rotate_right(1);
+        fs::write(&data, bytes).unwrap();
+        let error = verify().unwrap_err().to_string();
+        assert!(error.contains("of its size") && error.contains("decoder_model_merged"), "{error}");
     }
 }
 

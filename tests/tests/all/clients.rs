@@ -141,7 +141,7 @@ fn node(script: &str) -> Option<Command> {
 fn transformers_js() {
     let folder = tiny_shapes_in_all_precisions();
     for question in questions() {
-        for precision in [Precision::Fp32, Precision::Q4, Precision::Q8, Precision::Fp16] {
+        for precision in Precision::ALL {
             let Some(mut script) = node("exporter/src/package/card/generate.mjs") else { return };
             let image = question.image.as_deref().unwrap_or(Path::new(""));
             script.arg(&folder).arg(image).arg(question.prompt);

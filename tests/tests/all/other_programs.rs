@@ -1,7 +1,7 @@
 //! The exported files in ONNX's checker and in plain Python onnxruntime.
 
-use lfm2vl_graphs::Recipe;
-use lfm2vl_tests::{VARIANTS, export_to, python, succeed, testdata, tiny_shapes};
+use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_tests::{VARIANTS, export_to, export_with, python, succeed, testdata, tiny_shapes};
 
 /// Image features, logits, states and greedy tokens of every checkpoint and recipe, within the
 /// bars of the script.
@@ -33,11 +33,14 @@ fn graphs_in_plain_onnxruntime_agree_with_transformers() {
 fn graphs_pass_the_onnx_checker() {
     let out = tempfile::tempdir().unwrap();
     let mut command = python("check_onnx.py");
-    for recipe in Recipe::BUILTIN {
-        command.arg(tiny_shapes(recipe));
-        for variant in VARIANTS {
-            let folder = out.path().join(format!("{variant}-{recipe}"));
-            export_to(&folder, &format!("variants/{variant}"), recipe);
+    for name in Recipe::BUILTIN {
+        for checkpoint in VARIANTS
+            .map(|variant| format!("variants/{variant}"))
+            .into_iter()
+            .chain(["tiny-shapes".to_owned()])
+        {
+            let folder = out.path().join(format!("{}-{name}", checkpoint.replace('/', "-")));
+            export_with(&folder, &checkpoint, Recipe::builtin(name).unwrap(), &Precision::ALL);
             command.arg(folder);
         }
     }

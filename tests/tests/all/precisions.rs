@@ -135,7 +135,8 @@ fn calibration_makes_up_for_larger_blocks() {
         let page = fs::read_to_string(&report).unwrap();
         assert!(page.contains("<svg") && page.contains("language_model.layers.0.conv.in_proj"));
         let report: Value =
-            serde_json::from_slice(&fs::read(report.with_extension("json")).unwrap()).unwrap();
+            serde_json::from_slice(&fs::read(out.path().join("report.html.json")).unwrap())
+                .unwrap();
         let decoder = report["graphs"].as_array().unwrap().last().unwrap();
         assert_eq!(decoder["graph"], "decoder_model_merged");
         assert!(decoder["next_token"]["same_first"].as_f64().unwrap() > 0.99, "{decoder}");

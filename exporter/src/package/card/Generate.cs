@@ -43,8 +43,10 @@ static class Generate
             inputs.Add(NamedOnnxValue.CreateFromTensor("attention_mask", mask));
             using var outputs = decoder.Run(inputs);
 
-            var logits = outputs.First(o => o.Name == "logits").AsEnumerable<float>().ToArray();
-            long token = Array.IndexOf(logits, logits.Max());
+            var logits = outputs.First(o => o.Name == "logits").AsTensor<float>();
+            int vocabulary = logits.Dimensions[2];
+            var last = logits.ToArray().AsSpan()[^vocabulary..].ToArray();
+            long token = Array.IndexOf(last, last.Max());
             if (endTokens.Contains(token)) break;
             tokens.Add(token);
             next = new[] { token };
