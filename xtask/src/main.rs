@@ -65,6 +65,9 @@ enum Task {
     /// Print what quantization loses and costs, beside onnxruntime-genai's model builder (installs
     /// it).
     MeasureQuantization {
+        /// Leave out what it loses.
+        #[arg(long)]
+        only_speed: bool,
         /// Runs to take the medians of.
         #[arg(long, default_value_t = 3)]
         repeat: usize,
@@ -87,7 +90,9 @@ fn main() -> ExitCode {
         Task::MeasureExport { checkpoint, precision, repeat } => {
             measure_export::run(&checkpoint, &precision, repeat)
         }
-        Task::MeasureQuantization { repeat } => measure_quantization::run(repeat),
+        Task::MeasureQuantization { only_speed, repeat } => {
+            measure_quantization::run(repeat, only_speed)
+        }
         Task::MeasureSettings { repeat } => measure_settings::run(repeat),
     };
     match result {

@@ -35,11 +35,13 @@ const THEIRS: [(&str, &[&str]); 4] = [
     ("genai k_quant 32", &["--method", "k_quant"]),
 ];
 
-pub(crate) fn run(repeat: usize) -> Result<()> {
+pub(crate) fn run(repeat: usize, only_speed: bool) -> Result<()> {
     let programs = setup::Programs::build()?;
     let folder = root().join("demo/quantized");
     fs::create_dir_all(&folder)?;
-    accuracy(&programs, &folder)?;
+    if !only_speed {
+        accuracy(&programs, &folder)?;
+    }
     speed(&programs, &folder, repeat)
 }
 

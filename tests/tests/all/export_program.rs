@@ -91,6 +91,46 @@ fn a_recipe_of_one_s_own() {
     assert!(folder.join("onnx/projector.onnx").is_file());
 }
 
+#[test]
+fn samples_are_a_list_or_just_images() {
+    let out = tempfile::tempdir().unwrap();
+    let recipe = out.path().join("gptq.yaml");
+    let text = "recipe: mine\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\nlast_hidden_state: false\nprecisions: [q4]\nquantization:\n  q4: {bits: 4, block_size: 32, symmetric: false, method: gptq, activations: int8}\n";
+    fs::write(&recipe, text).unwrap();
+    let photos = out.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    let command = |report: &str| {
+        let mut command = export(&testdata("tiny-shapes").canonicalize().unwrap(), Path::new("m"));
+        // A folder that is named from where the program is.
+        command.current_dir(out.path()).args(["--calibration", "photos", "--recipe"]).arg(&recipe);
+        command.args(["--force", "--report", report, "--samples", "photos"]);
+        command
+    };
+    assert!(fail(&mut command("r.html")).contains("no samples"));
+    for (list, expected) in [
+        ("[]", "no samples"),
+        (r#"[{"prompt": "Hello", "image": "tall.png"}]"#, "unknown field `image`"),
+        (r#"[{"prompt": "Hello"}]"#, "add samples with images"),
+        (r#"[{"prompt": "Hello", "images": ["none.png"]}]"#, "none.png"),
+    ] {
+        fs::write(photos.join("samples.json"), list).unwrap();
+        let message = fail(&mut command("r.html"));
+        assert!(message.contains(expected), "{message}");
+        let cause = message.split(": ").last().unwrap().trim_end();
+        assert_eq!(message.matches(cause).count(), 1, "{message}");
+    }
+    fs::remove_file(photos.join("samples.json")).unwrap();
+    fs::copy(testdata("tiny-shapes/samples/tall.png"), photos.join("tall.png")).unwrap();
+    for name in ["r.json", "photos", "no-such-folder/r.html"] {
+        assert!(fail(&mut command(name)).contains(name));
+    }
+    let left: Vec<_> = fs::read_dir(out.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    succeed(&mut command("r.html"));
+    assert!(out.path().join("m/lfm2vl.yaml").is_file());
+    assert!(out.path().join("r.html").is_file() && out.path().join("r.html.json").is_file());
+}
+
 /// A checkpoint that takes a moment to export.
 #[cfg(unix)]
 fn large_checkpoint(folder: &Path) -> std::path::PathBuf {

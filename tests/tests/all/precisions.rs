@@ -50,6 +50,17 @@ fn the_recommended_bundle_is_used_unless_another_is_asked_for() {
     assert!(printed.contains("recommended: vision q8, embedding q4, decoder q4"), "{printed}");
     let error = fail(&mut inspect(&["--precision", "fastest"]));
     assert!(error.contains("'fastest'") && error.contains("recommended, fp32"), "{error}");
+    // A bundle that is asked for by name must be whole.
+    let out = tempfile::tempdir().unwrap();
+    copy_folder(&folder, out.path());
+    fs::remove_file(out.path().join("onnx/decoder_model_merged_q4.onnx")).unwrap();
+    let mut run = program("lfm2vl");
+    run.arg("run").arg(out.path()).args(["--prompt", "Hello", "--precision", "recommended"]);
+    let error = fail(&mut run);
+    assert!(
+        error.contains("decoder_model_merged in fp32, fp16, q8, q4f16 and not in q4"),
+        "{error}"
+    );
     let only_fp32 = tiny_shapes("default");
     let mut run = program("lfm2vl");
     run.arg("run").arg(only_fp32).args(["--prompt", "Hello", "--precision", "q8"]);
@@ -79,7 +90,13 @@ fn a_file_that_was_changed_is_found_by_its_hash() {
     assert!(error.contains("decoder_model_merged_q4.onnx_data is not the file"), "{error}");
     fs::remove_file(&data).unwrap();
     assert!(fail(&mut check()).contains("cannot read onnx/decoder_model_merged_q4.onnx_data"));
-    fs::remove_file(folder.join("lfm2vl.yaml")).unwrap();
+    let manifest = folder.join("lfm2vl.yaml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    for path in ["/dev/zero", "../../../etc/passwd"] {
+        fs::write(&manifest, text.replacen("onnx/vision_encoder.onnx", path, 1)).unwrap();
+        assert!(fail(&mut check()).contains("no file of the folder"));
+    }
+    fs::remove_file(manifest).unwrap();
     assert!(fail(&mut check()).contains("no lfm2vl.yaml"));
 }
 
