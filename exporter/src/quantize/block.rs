@@ -156,8 +156,9 @@ impl Best {
         for &x in block {
             for lane in 0..CANDIDATES {
                 let steps = max(min(round(x * inverses[lane]), high[lane]), low[lane]);
-                products[lane] += x * steps;
-                squares[lane] += steps * steps;
+                // One rounding on every processor; those without the instruction are slow here.
+                products[lane] = x.mul_add(steps, products[lane]);
+                squares[lane] = steps.mul_add(steps, squares[lane]);
             }
         }
         // sum (x - s d)^2 is least for s = sum x d / sum d^2, and then sum x^2 - explained.

@@ -210,13 +210,13 @@ fn quantize_row(
     zero_points: &mut [u8],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the processor has AVX-512.
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has AVX-512 and FMA.
         return unsafe { quantize_row_avx512(format, row, packed, scales, zero_points) };
     }
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has AVX2 and FMA.
         return unsafe { quantize_row_avx2(format, row, packed, scales, zero_points) };
     }
     quantize_row_on(format, row, packed, scales, zero_points);
@@ -224,7 +224,7 @@ fn quantize_row(
 
 /// The same code, compiled for wider registers.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn quantize_row_avx2(
     format: BlockFormat,
     row: &[f32],
@@ -237,7 +237,7 @@ fn quantize_row_avx2(
 
 /// And for the widest ones.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,fma")]
 fn quantize_row_avx512(
     format: BlockFormat,
     row: &[f32],
