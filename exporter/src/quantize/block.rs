@@ -62,38 +62,30 @@ impl Levels {
     #[inline(always)]
     fn search(self, block: &[f32]) -> Fit {
         let (low, high) = range(block);
-        // Ranges from a little wider than the block's own to much narrower. With many integers
-        // narrower ones only lose.
+        // With many integers narrower ranges only lose.
         let step = if self.max > 15.0 { 0.004 } else { 0.033 };
-        let width = |index: usize| 1.0 + step * (1.0 - index as f32);
-        let mut fits = [Fit { scale: 0.0, zero: self.middle() }; CANDIDATES];
+        let mut fits = Fits { scales: [0.0; CANDIDATES], zeros: [self.middle(); CANDIDATES] };
         if self.symmetric {
-            // Either end may be the one that has an integer more.
-            let size = 1.1 * low.abs().max(high) / self.middle();
-            for (index, fit) in fits.iter_mut().enumerate() {
-                let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
-                fit.scale = sign * size * width(index / 2);
+            let size = 1.1 * max(-low, high) / self.middle();
+            for lane in 0..CANDIDATES {
+                fits.scales[lane] = size * SIGN[lane] * (1.0 + step * PAIRED_WIDTH[lane]);
             }
         } else {
             let nearest = round(-low * inverse((high - low) / self.max));
-            for (index, fit) in fits.iter_mut().enumerate() {
-                // Eight widths around the nearest zero point, four around each of its neighbours.
-                let (offset, width) = match index {
-                    0..8 => (0.0, width(index)),
-                    8..12 => (-1.0, width(2 * (index - 8))),
-                    _ => (1.0, width(2 * (index - 12))),
-                };
-                fit.zero = (nearest + offset).clamp(0.0, self.max);
-                let below = if fit.zero > 0.0 { -low / fit.zero } else { 0.0 };
-                let above = if fit.zero < self.max { high / (self.max - fit.zero) } else { 0.0 };
-                fit.scale = below.max(above) * width;
+            for lane in 0..CANDIDATES {
+                let zero = max(min(nearest + OFFSET[lane], self.max), 0.0);
+                let below = if zero > 0.0 { -low / zero } else { 0.0 };
+                let above = if zero < self.max { high / (self.max - zero) } else { 0.0 };
+                fits.zeros[lane] = zero;
+                fits.scales[lane] = max(below, above) * (1.0 + step * WIDTH[lane]);
             }
         }
         let mut best = Best { explained: 0.0, fit: Fit { scale: 0.0, zero: self.middle() } };
         best.try_fits(block, self, &fits);
         // The best scale may move values to other integers, which have a better scale again.
-        for (index, fit) in fits.iter_mut().enumerate() {
-            *fit = Fit { scale: best.fit.scale * (1.0 + 0.006 * (index as f32 - 8.0)), ..best.fit };
+        for lane in 0..CANDIDATES {
+            fits.scales[lane] = best.fit.scale * (1.0 + 0.006 * (lane as f32 - 8.0));
+            fits.zeros[lane] = best.fit.zero;
         }
         best.try_fits(block, self, &fits);
         best.fit
@@ -135,6 +127,25 @@ impl Levels {
     }
 }
 
+/// Eight widths of the range around the nearest zero point, four around each of its neighbours: zero
+/// points away from the nearest, and steps of the width from a little wider to much narrower.
+const OFFSET: [f32; CANDIDATES] =
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0];
+const WIDTH: [f32; CANDIDATES] =
+    [1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, 1.0, -1.0, -3.0, -5.0, 1.0, -1.0, -3.0, -5.0];
+/// The same eight widths with either sign of the scale: either end may be the one that has an integer
+/// more.
+const SIGN: [f32; CANDIDATES] =
+    [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0];
+const PAIRED_WIDTH: [f32; CANDIDATES] =
+    [1.0, 1.0, 0.0, 0.0, -1.0, -1.0, -2.0, -2.0, -3.0, -3.0, -4.0, -4.0, -5.0, -5.0, -6.0, -6.0];
+
+/// Fits that are tried side by side, a lane for each.
+struct Fits {
+    scales: [f32; CANDIDATES],
+    zeros: [f32; CANDIDATES],
+}
+
 struct Best {
     /// How much of the block's sum of squares the fit explains.
     explained: f32,
@@ -145,12 +156,13 @@ impl Best {
     /// Takes one of several fits, if it is better: the integers that it gives, with the scale that
     /// is best for these. All are tried side by side, a lane for each.
     #[inline(always)]
-    fn try_fits(&mut self, block: &[f32], levels: Levels, fits: &[Fit; CANDIDATES]) {
+    fn try_fits(&mut self, block: &[f32], levels: Levels, fits: &Fits) {
         let (mut inverses, mut low, mut high) =
             ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
-        for (lane, fit) in fits.iter().enumerate() {
-            inverses[lane] = inverse(fit.scale);
-            (low[lane], high[lane]) = (-fit.zero, levels.max - fit.zero);
+        for lane in 0..CANDIDATES {
+            inverses[lane] = inverse(fits.scales[lane]);
+            low[lane] = -fits.zeros[lane];
+            high[lane] = levels.max - fits.zeros[lane];
         }
         let (mut products, mut squares) = ([0.0_f32; CANDIDATES], [0.0_f32; CANDIDATES]);
         for &x in block {
@@ -174,7 +186,7 @@ impl Best {
             }
         }
         if let Some(lane) = first {
-            self.fit = Fit { scale: scales[lane], zero: fits[lane].zero };
+            self.fit = Fit { scale: scales[lane], zero: fits.zeros[lane] };
         }
     }
 }
@@ -201,9 +213,8 @@ fn range(block: &[f32]) -> (f32, f32) {
 
 #[inline(always)]
 fn inverse(scale: f32) -> f32 {
-    let inverse = 1.0 / scale;
     // A block of zeros, or of values so small that nothing is left of them.
-    if inverse.is_finite() { inverse } else { 0.0 }
+    if scale.abs() >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
 }
 
 /// Nearest integer, ties to even, of numbers below 2^22: adding a number that has no bits for
