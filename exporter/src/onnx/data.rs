@@ -1,4 +1,5 @@
-//! A data file: written front to back, and hashed meanwhile on another thread.
+//! A data file: written front to back on a thread of its own, and hashed on another one, so that who
+//! makes the bytes waits for neither.
 
 use std::{
     fs::File,
@@ -26,11 +27,12 @@ pub(super) struct DataFile {
 }
 
 struct OpenFile {
-    file: File,
     position: u64,
-    /// Filled buffers to the hasher; empty ones come back.
+    /// Filled buffers to the writer, and from there to the hasher; empty ones come back.
     filled: mpsc::SyncSender<Vec<u8>>,
     emptied: mpsc::Receiver<Vec<u8>>,
+    /// Gone once its failure has been told.
+    writer: Option<thread::JoinHandle<io::Result<()>>>,
     hasher: thread::JoinHandle<Sha256>,
 }
 
@@ -70,34 +72,59 @@ impl DataFile {
 
 impl OpenFile {
     fn create(path: &Path) -> io::Result<Self> {
-        let (filled, to_hash) = mpsc::sync_channel::<Vec<u8>>(4);
+        let mut file = File::create(path)?;
+        let (filled, to_write) = mpsc::sync_channel::<Vec<u8>>(4);
+        let (written, to_hash) = mpsc::sync_channel::<Vec<u8>>(4);
         let (give_back, emptied) = mpsc::channel();
+        let writer = thread::spawn(move || {
+            for buffer in to_write {
+                file.write_all(&buffer)?;
+                written.send(buffer).map_err(|_| io::Error::other("the hashing thread stopped"))?;
+            }
+            Ok(())
+        });
         let hasher = thread::spawn(move || {
             let mut sha = Sha256::new();
             for buffer in to_hash {
                 sha.update(&buffer);
-                // The writer may be gone; then nobody needs the buffer.
+                // Who makes the bytes may be gone; then nobody needs the buffer.
                 let _ = give_back.send(buffer);
             }
             sha
         });
-        Ok(OpenFile { file: File::create(path)?, position: 0, filled, emptied, hasher })
+        Ok(OpenFile { position: 0, filled, emptied, writer: Some(writer), hasher })
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
         self.position += bytes.len() as u64;
         let mut buffer = self.emptied.try_recv().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        self.filled.send(buffer).map_err(|_| io::Error::other("the hashing thread stopped"))
+        match self.filled.send(buffer) {
+            Ok(()) => Ok(()),
+            // The writer stops at its first error.
+            Err(_) => Err(failure(self.writer.take())),
+        }
     }
 
     /// The file's size and sha256.
     fn finish(self) -> io::Result<(u64, String)> {
         drop(self.filled);
-        let sha = self.hasher.join().map_err(|_| io::Error::other("the hashing thread stopped"))?;
+        match self.writer.map(thread::JoinHandle::join) {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return Err(error),
+            _ => return Err(failure(None)),
+        }
+        let sha = self.hasher.join().map_err(|_| failure(None))?;
         Ok((self.position, hex(&sha.finalize())))
+    }
+}
+
+/// Why a writer stopped.
+fn failure(writer: Option<thread::JoinHandle<io::Result<()>>>) -> io::Error {
+    match writer.map(thread::JoinHandle::join) {
+        Some(Ok(Err(error))) => error,
+        _ => io::Error::other("the writing thread stopped"),
     }
 }
 
