@@ -62,6 +62,7 @@ fn report(engine: &Engine) -> Result<Value> {
         .map(|info| {
             json!({
                 "graph": info.graph,
+                "loaded": info.precision,
                 "files": files(info.graph),
                 "inputs": info.inputs,
                 "outputs": info.outputs,
@@ -117,7 +118,7 @@ fn to_text(report: &Value) -> String {
             text +=
                 &format!("  {} {megabytes:.1} MB", file["precision"].as_str().unwrap_or_default());
         }
-        text.push('\n');
+        text += &format!("  (loaded: {})\n", graph["loaded"].as_str().unwrap_or_default());
         for (key, label) in [("inputs", "in "), ("outputs", "out")] {
             for tensor in items(&graph[key]) {
                 let of = |key: &str| tensor[key].as_str().unwrap_or_default().to_owned();

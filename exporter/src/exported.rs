@@ -11,6 +11,7 @@ use std::{
 use half::f16;
 use ndarray::Array2;
 use prost::Message;
+use rayon::prelude::*;
 
 use crate::onnx::{DataType, ModelProto, NodeProto, TensorProto};
 
@@ -80,7 +81,8 @@ impl ExportedWeights {
                 Layout::Blocks { bits, block_size, padded, padded_zero_points: true }
             }
         };
-        let scales = &self.initializers[&format!("{name}.scales")];
+        let scales = self.initializers.get(&format!("{name}.scales"));
+        let scales = scales.ok_or_else(|| io::Error::other(format!("{name} has no scales")))?;
         let scale_bytes = self.bytes(scales)?;
         let scales = match scales.data_type == DataType::Float16 as i32 {
             true => chunks(&scale_bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
@@ -89,7 +91,11 @@ impl ExportedWeights {
         let zero_points = self.initializers.get(&format!("{name}.zero_points"));
         let zero_points = zero_points.map(|tensor| self.bytes(tensor)).transpose()?;
         let integers = self.bytes(integers)?;
-        Ok(Some(ExportedWeight { integers, scales, zero_points, layout, rows, columns }))
+        let weight = ExportedWeight { integers, scales, zero_points, layout, rows, columns };
+        match weight.is_whole() {
+            true => Ok(Some(weight)),
+            false => Err(io::Error::other(format!("{name} does not have the bytes of its shape"))),
+        }
     }
 
     fn bytes(&self, tensor: &TensorProto) -> io::Result<Vec<u8>> {
@@ -142,36 +148,58 @@ impl ExportedWeight {
         }
     }
 
-    /// One value.
-    fn value(&self, row: usize, column: usize) -> f32 {
+    /// Whether there are as many bytes as the shape needs.
+    fn is_whole(&self) -> bool {
         let Layout::Blocks { bits, block_size, padded, padded_zero_points } = self.layout else {
-            return f32::from(self.integers[column * self.rows + row] as i8) * self.scales[row];
+            return self.integers.len() == self.rows * self.columns
+                && self.scales.len() == self.rows;
+        };
+        if ![4, 8].contains(&bits) || block_size == 0 {
+            return false;
+        }
+        let blocks = self.columns.div_ceil(block_size);
+        let stored = if padded { blocks * block_size } else { self.columns };
+        let per_row = zero_points_of_row(blocks, bits, padded_zero_points);
+        let bytes = |count: usize| (self.rows * count * bits).div_ceil(8);
+        self.integers.len() == bytes(stored)
+            && self.scales.len() == self.rows * blocks
+            && self.zero_points.as_ref().is_none_or(|points| points.len() == bytes(per_row))
+    }
+
+    /// Row `row`.
+    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
+        let Layout::Blocks { bits, block_size, padded, padded_zero_points } = self.layout else {
+            let integers = self.integers.iter().skip(row).step_by(self.rows);
+            return integers.map(|&q| f32::from(q as i8) * self.scales[row]).collect();
         };
         let blocks = self.columns.div_ceil(block_size);
         let integer = |bytes: &[u8], index: usize| match bits {
             4 => (bytes[index / 2] >> (4 * (index % 2))) & 15,
             _ => bytes[index],
         };
-        let stored = if padded { blocks * block_size } else { self.columns };
-        let block = column / block_size;
-        let zero_point = self.zero_points.as_ref().map_or(1 << (bits - 1), |bytes| {
-            let per_row = match padded_zero_points {
-                true => blocks.next_multiple_of(8 / bits),
-                false => blocks,
-            };
-            integer(bytes, row * per_row + block)
-        });
-        let quantized = integer(&self.integers, row * stored + column);
-        (f32::from(quantized) - f32::from(zero_point)) * self.scales[row * blocks + block]
-    }
-
-    /// Row `row`.
-    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
-        (0..self.columns).map(|column| self.value(row, column)).collect()
+        let first = row * if padded { blocks * block_size } else { self.columns };
+        let first_zero_point = row * zero_points_of_row(blocks, bits, padded_zero_points);
+        (0..self.columns)
+            .map(|column| {
+                let block = column / block_size;
+                let zero_point = self
+                    .zero_points
+                    .as_ref()
+                    .map_or(1 << (bits - 1), |bytes| integer(bytes, first_zero_point + block));
+                let quantized = integer(&self.integers, first + column);
+                (f32::from(quantized) - f32::from(zero_point)) * self.scales[row * blocks + block]
+            })
+            .collect()
     }
 
     /// All values [rows, columns].
     pub(crate) fn matrix(&self) -> Array2<f32> {
-        Array2::from_shape_fn((self.rows, self.columns), |(row, column)| self.value(row, column))
+        let values = (0..self.rows).into_par_iter().flat_map_iter(|row| self.row(row)).collect();
+        Array2::from_shape_vec((self.rows, self.columns), values).unwrap_or_default()
     }
+}
+
+/// Zero points that a row has room for.
+fn zero_points_of_row(blocks: usize, bits: usize, padded: bool) -> usize {
+    if padded { blocks.next_multiple_of(8 / bits) } else { blocks }
 }

@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod error;
 mod exported;
 pub mod hub;
+mod metrics;
 mod models;
 mod onnx;
 mod package;

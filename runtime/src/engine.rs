@@ -51,6 +51,8 @@ pub struct TensorInfo {
 pub struct GraphInfo {
     /// Which graph.
     pub graph: Graph,
+    /// The precision that was loaded.
+    pub precision: Precision,
     /// Its inputs.
     pub inputs: Vec<TensorInfo>,
     /// Its outputs.
@@ -108,10 +110,9 @@ impl EngineBuilder {
         let options = SessionOptions { provider: self.provider, threads: self.threads };
         let bundle = folder.bundle(self.bundle.as_deref())?;
         let open = |graph| {
-            // A bundle that was asked for by name has to be there.
-            let named = bundle.filter(|_| self.bundle.is_some()).map(|b| b.precision(graph));
-            let precision = folder.choose(graph, self.precision.or(named), bundle)?;
-            GraphSession::open(graph, &folder.graph_file(graph, precision), options)
+            let wanted = self.precision.or(bundle.map(|bundle| bundle.precision(graph)));
+            let precision = folder.choose(graph, wanted)?;
+            GraphSession::open(graph, precision, &folder.graph_file(graph, precision), options)
         };
 
         let decoder = open(Graph::Decoder)?;
@@ -235,6 +236,7 @@ impl Engine {
             .into_iter()
             .map(|session| GraphInfo {
                 graph: session.graph(),
+                precision: session.precision(),
                 inputs: infos(session.inputs()),
                 outputs: infos(session.outputs()),
             })

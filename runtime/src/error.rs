@@ -28,7 +28,7 @@ pub enum Error {
         /// The graph.
         graph: Graph,
     },
-    /// A graph is not there in the precision that was asked for.
+    /// A graph is not there in the precision that was asked for, or that the folder recommends.
     #[error("{folder} has {graph} in {available} and not in {wanted}; ask for one of these")]
     NoPrecision {
         /// The folder.

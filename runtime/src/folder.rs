@@ -97,29 +97,22 @@ impl ModelFolder {
         })
     }
 
-    /// The precision in which to open a graph: the one that was asked for; else that of the
-    /// recommended bundle, and where there is none, or it lacks the graph, the most exact one.
+    /// The precision in which to open a graph: the one that is wanted, or else the most exact one.
     pub(crate) fn choose(
         &self,
         graph: Graph,
         wanted: Option<Precision>,
-        bundle: Option<&Bundle>,
     ) -> Result<Precision, Error> {
         let available = self.precisions(graph);
         let folder = self.root.clone();
         let first = *available.first().ok_or(Error::NoGraph { folder, graph })?;
-        let Some(wanted) = wanted else {
-            let bundled = bundle.map(|bundle| bundle.precision(graph));
-            return Ok(bundled.filter(|p| available.contains(p)).unwrap_or(first));
-        };
-        match available.contains(&wanted) {
-            true => Ok(wanted),
-            false => {
-                let names: Vec<String> = available.iter().map(Precision::to_string).collect();
-                let folder = self.root.clone();
-                Err(Error::NoPrecision { folder, graph, wanted, available: names.join(", ") })
-            }
+        let wanted = wanted.unwrap_or(first);
+        if available.contains(&wanted) {
+            return Ok(wanted);
         }
+        let names: Vec<String> = available.iter().map(Precision::to_string).collect();
+        let folder = self.root.clone();
+        Err(Error::NoPrecision { folder, graph, wanted, available: names.join(", ") })
     }
 
     /// Most tokens of a conversation.

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -61,10 +61,7 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
         decoders.push(format!("ours{suffix}={}", file.display()));
     }
     for (name, keys) in OURS {
-        let recipe = folder.join("recipe.yaml");
-        let start = "recipe: measured\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\nlast_hidden_state: false\n";
-        let q4 = format!("quantization:\n  q4: {{bits: 4, {keys}, activations: int8}}\n");
-        fs::write(&recipe, format!("{start}{q4}"))?;
+        let recipe = recipe(folder, keys)?;
         let out = folder.join(name.replace(' ', "-"));
         let mut export = programs.command("lfm2vl-export")?;
         export.arg(&checkpoint).arg("-o").arg(&out).args(["--force", "--precision", "q4"]);
@@ -91,13 +88,29 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
         setup::run(compare.arg("--program").arg(&program))?;
     }
 
+    let small_vision = folder.join("4-bit-vision");
+    let mut export = programs.command("lfm2vl-export")?;
+    export.arg(&checkpoint).arg("-o").arg(&small_vision).args(["--force", "--precision", "q4"]);
+    let keys = "block_size: 32, symmetric: false, method: search";
+    quietly(export.arg("--recipe").arg(recipe(folder, keys)?))?;
     println!("\nanswers that stay what they are in float32 (samples, all questions)");
-    for precision in ["fp16", "q8", "q4", "q4f16", "recommended"] {
-        let same = |list: &Path| unchanged(programs, &all, precision, list, &samples);
+    let precisions = ["fp16", "q8", "q4", "q4f16", "recommended"].map(|p| (p, &all, p));
+    let others = [("q4, 4-bit vision", &small_vision, "q4")];
+    for (name, model, precision) in precisions.into_iter().chain(others) {
+        let same = |list: &Path| unchanged(programs, model, precision, list, &samples);
         let ((same, of), (same_all, of_all)) = (same(&list)?, same(&questions)?);
-        println!("{precision:<12} {same:>4} of {of}   {same_all:>4} of {of_all}");
+        println!("{name:<17} {same:>4} of {of}   {same_all:>4} of {of_all}");
     }
     Ok(())
+}
+
+/// A recipe in which everything of the precision q4 is quantized so, vision too.
+fn recipe(folder: &Path, keys: &str) -> Result<PathBuf> {
+    let start = "recipe: measured\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\nlast_hidden_state: false\n";
+    let q4 = format!("quantization:\n  q4: {{bits: 4, {keys}, activations: int8}}\n");
+    let file = folder.join("recipe.yaml");
+    fs::write(&file, format!("{start}{q4}"))?;
+    Ok(file)
 }
 
 /// How many questions of a list are answered as the list says, of how many.
@@ -143,27 +156,24 @@ fn speed(programs: &setup::Programs, folder: &Path, repeat: usize) -> Result<()>
     for _ in 0..repeat.max(1) {
         let start = Instant::now();
         let peak = measure_export::export(&program, &checkpoint, &ours, &arguments)?;
-        our_seconds.push(start.elapsed().as_secs_f64());
+        our_seconds.push(start.elapsed());
         our_peak = our_peak.max(peak as f64 / 1e6);
         let mut builder = setup::peer("genai_builder.py")?;
         builder.arg(&checkpoint).arg(&theirs).args(["--symmetric", "--input-ids"]);
         let output = builder.stderr(Stdio::null()).output()?;
         ensure!(output.status.success(), "the builder failed ({})", output.status);
         let report: Value = serde_json::from_slice(&output.stdout)?;
-        their_seconds.push(report["seconds"].as_f64().context("no seconds")?);
+        let seconds = report["seconds"].as_f64().context("no seconds")?;
+        their_seconds.push(Duration::from_secs_f64(seconds));
         their_peak = their_peak.max(report["peak_mb"].as_f64().context("no peak_mb")?);
     }
-    let (ours, theirs) = (median(our_seconds), median(their_seconds));
+    let [ours, theirs] =
+        [our_seconds, their_seconds].map(|times| measure_export::median(times).as_secs_f64());
     println!("\n450M text model to 4 bits, medians of {}", repeat.max(1));
     println!("ours (search)      {ours:>7.2} s {our_peak:>8.0} MB");
     println!("genai's builder    {theirs:>7.2} s {their_peak:>8.0} MB");
     println!("builder / ours     {:>7.1}   {:>8.1}", theirs / ours, their_peak / our_peak);
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Runs a command whose output is of interest only if it fails.

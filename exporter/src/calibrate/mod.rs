@@ -22,51 +22,79 @@ use crate::{
     quantize::{BlockFormat, Quantizer, gptq},
 };
 
-/// Quantizes every weight of one precision whose method is calibrated; the results go into
-/// `quantizer`. Files of a layer are in `folder` while it is run.
+/// Which sides of the model have weights to calibrate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sides {
+    pub(crate) vision: bool,
+    pub(crate) decoder: bool,
+}
+
+impl Sides {
+    /// Those of `self` for which a precision asks for a calibrated method.
+    pub(crate) fn calibrated(self, build: Build<'_>) -> Self {
+        let any = |stages: Vec<Stage>| {
+            let modules = stages.into_iter().flat_map(|stage| stage.modules(build.config));
+            modules.into_iter().any(|module| Target::of(&module, build).is_some())
+        };
+        let (vision, decoder) = Stage::all(build.config);
+        Sides { vision: self.vision && any(vision), decoder: self.decoder && any(decoder) }
+    }
+
+    pub(crate) fn any(self) -> bool {
+        self.vision || self.decoder
+    }
+}
+
+/// Quantizes every weight of one precision whose method is calibrated, on the given sides; the
+/// results go into `quantizer`. Files of a layer are in `folder` while it is run.
 ///
 /// `on_stage` is told of each layer, and may stop.
 ///
 /// # Errors
-/// [`ExportError::Calibration`] when ONNX Runtime is not available or cannot run a layer.
+/// [`ExportError::Session`] when ONNX Runtime is not available or cannot run a layer;
+/// [`ExportError::Samples`] when no sample reaches a weight.
 pub(crate) fn calibrate(
     checkpoint: &Checkpoint,
     build: Build<'_>,
+    sides: Sides,
     samples: &[Sample],
     quantizer: &mut Quantizer,
     folder: &Path,
     on_stage: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<(), ExportError> {
-    let float = Build { quantization: None, floats: &Floats::Single, ..build };
-    let mut run = StageRun { checkpoint, folder };
+    let run = StageRun { checkpoint, folder };
+    let mut quantize = |stages: Vec<Stage>, activations: &mut Activations, solve: bool| {
+        for stage in stages {
+            if solve {
+                solve_stage(&run, stage, build, activations, quantizer)?;
+            }
+            // What the stage gives as it will be shipped is what the next one is given.
+            let (session, _) = run.open(stage, build, quantizer, false)?;
+            activations.advance(stage, session)?;
+            if on_stage().is_break() {
+                return Err(ExportError::Interrupted);
+            }
+        }
+        Ok(())
+    };
     let (vision, decoder) = Stage::all(checkpoint.config());
-
     let mut activations = Activations::of_patches(samples);
-    for stage in vision {
-        quantize_stage(&mut run, stage, float, build, &mut activations, quantizer)?;
-        if on_stage().is_break() {
-            return Err(ExportError::Interrupted);
-        }
-    }
-    let mut activations = activations.into_prompts(checkpoint, samples)?;
-    for stage in decoder {
-        quantize_stage(&mut run, stage, float, build, &mut activations, quantizer)?;
-        if on_stage().is_break() {
-            return Err(ExportError::Interrupted);
-        }
+    quantize(vision, &mut activations, sides.vision)?;
+    if sides.decoder {
+        quantize(decoder, &mut activations.into_prompts(checkpoint, samples)?, true)?;
     }
     Ok(())
 }
 
-/// Quantizes the weights of a stage, and moves the activations on to the next one.
-fn quantize_stage(
-    run: &mut StageRun<'_>,
+/// Quantizes the weights of a stage for what it is given.
+fn solve_stage(
+    run: &StageRun<'_>,
     stage: Stage,
-    float: Build<'_>,
     build: Build<'_>,
-    activations: &mut Activations,
+    activations: &Activations,
     quantizer: &mut Quantizer,
 ) -> Result<(), ExportError> {
+    let float = Build { quantization: None, floats: &Floats::Single, ..build };
     let (session, taps) = run.open(stage, float, quantizer, true)?;
     let calibrated: Vec<(String, Vec<Target>)> = taps
         .into_iter()
@@ -76,29 +104,28 @@ fn quantize_stage(
         })
         .filter(|(_, targets): &(String, Vec<Target>)| !targets.is_empty())
         .collect();
-    if !calibrated.is_empty() {
-        let mut hessians: Vec<Option<Array2<f32>>> = vec![None; calibrated.len()];
-        activations.run(stage, session, |outputs| {
-            for ((output, _), hessian) in calibrated.iter().zip(&mut hessians) {
-                let Some(inputs) = outputs.remove(output) else { continue };
-                let columns = inputs.ncols();
-                let hessian = hessian.get_or_insert_with(|| Array2::zeros((columns, columns)));
-                gptq::accumulate(hessian, inputs.view());
-            }
-        })?;
-        for ((_, targets), hessian) in calibrated.into_iter().zip(hessians) {
-            let Some(hessian) = hessian else {
-                return Err(SamplesError::Unused(targets[0].tensor.clone()).into());
-            };
-            for Target { tensor, format } in targets {
-                let weight = run.matrix(&tensor)?;
-                let parts = gptq::solve(weight, hessian.clone(), format);
-                quantizer.keep(&tensor, Encoding::Blocks(format), parts)?;
-            }
+    if calibrated.is_empty() {
+        return Ok(());
+    }
+    let mut hessians: Vec<Option<Array2<f32>>> = vec![None; calibrated.len()];
+    activations.run(stage, session, |outputs| {
+        for ((output, _), hessian) in calibrated.iter().zip(&mut hessians) {
+            let Some(inputs) = outputs.remove(output) else { continue };
+            let columns = inputs.ncols();
+            let hessian = hessian.get_or_insert_with(|| Array2::zeros((columns, columns)));
+            gptq::accumulate(hessian, inputs.view());
+        }
+    })?;
+    for ((_, targets), hessian) in calibrated.into_iter().zip(hessians) {
+        let Some(hessian) = hessian else {
+            return Err(SamplesError::Unused(targets[0].tensor.clone()).into());
+        };
+        for Target { tensor, format } in targets {
+            let parts = gptq::solve(run.matrix(&tensor)?, hessian.clone(), format);
+            quantizer.keep(&tensor, Encoding::Blocks(format), parts)?;
         }
     }
-    let (session, _) = run.open(stage, build, quantizer, false)?;
-    activations.advance(stage, session)
+    Ok(())
 }
 
 /// A weight that is to be calibrated.

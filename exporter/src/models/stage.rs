@@ -12,7 +12,7 @@ use crate::{
     onnx::{Floats, GraphBuilder, Tap},
 };
 
-/// A piece of the model. Each has an output `hidden`, which is the next one's input.
+/// A piece of the model. Each has an output `hidden_out`, which is the next one's input `hidden`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Patches to embeddings [patches, vision hidden].
@@ -34,6 +34,20 @@ impl Stage {
         let vision = [Stage::PatchEmbeddings].into_iter().chain(layers).chain([Stage::Projector]);
         let layers = (0..config.text.layer_types.len()).map(Stage::DecoderLayer);
         (vision.collect(), layers.chain([Stage::Head]).collect())
+    }
+
+    /// The linear layers of a stage, by canonical name.
+    pub(crate) fn modules(self, config: &Config) -> Vec<String> {
+        let prefix = match self {
+            Stage::PatchEmbeddings => "vision_tower.embeddings.".to_owned(),
+            Stage::VisionLayer(layer) => format!("vision_tower.encoder.layers.{layer}."),
+            Stage::Projector => "multi_modal_projector.".to_owned(),
+            Stage::DecoderLayer(layer) => format!("language_model.layers.{layer}."),
+            Stage::Head => "lm_head".to_owned(),
+        };
+        let modules = config.quantizable_modules().into_iter();
+        let names = modules.map(|module| module.name().to_owned());
+        names.filter(|name| name.starts_with(&prefix)).collect()
     }
 
     fn spec(self, config: &Config, state: Dtype) -> GraphSpec {

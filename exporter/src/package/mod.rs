@@ -5,6 +5,7 @@ mod card;
 mod files;
 mod folder;
 mod genai;
+mod graphs;
 mod reference;
 
 use std::{
@@ -14,21 +15,16 @@ use std::{
 };
 
 use lfm2vl_graphs::{
-    Contract, Graph, GraphFiles, GraphSpec, MANIFEST, Manifest, ManifestFile, Method, Module,
-    Precision, Recipe, TiedWeights, YamlError,
+    Contract, Graph, GraphFiles, MANIFEST, Manifest, ManifestFile, Precision, Recipe, YamlError,
 };
 
 use crate::{
-    calibrate::{calibrate, read_samples},
     checkpoint::Checkpoint,
     error::ExportError,
-    models::{self, Build},
-    onnx::{Floats, Model, Plan, WrittenFile, write_file},
-    quantize::Quantizer,
+    onnx::{Plan, WrittenFile, write_file},
 };
 
 use folder::NewFolder;
-use serde_json::{Map, Value, json};
 
 /// A part of the model that `--graphs` can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -146,17 +142,17 @@ pub fn export(
     }
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
-    let graphs = wanted_graphs(options);
+    let wanted = graphs::wanted_graphs(options);
     let built: Vec<(Graph, Precision)> = options
         .precisions
         .iter()
-        .flat_map(|&precision| graphs.iter().map(move |&graph| (graph, precision)))
+        .flat_map(|&precision| wanted.iter().map(move |&graph| (graph, precision)))
         .collect();
-    let plan = Plan::new(models(&contract, checkpoint, options, &built)?);
+    let plan = Plan::new(graphs::models(&contract, checkpoint, options, &built)?);
 
     let config = checkpoint.config();
     let folder = NewFolder::create(out, options.force)?;
-    let external = external_data(options, &built);
+    let external = graphs::external_data(options, &built);
     let mut files =
         files::write_client_files(checkpoint.folder(), config, external, folder.path())?;
     let has = |graph| built.iter().any(|(built, _)| *built == graph);
@@ -175,7 +171,7 @@ pub fn export(
         written += bytes;
         on_progress(Progress { written, total })
     };
-    let quantizer = quantizer(checkpoint, options, &built, folder.path(), &mut || on_bytes(0))?;
+    let quantizer = graphs::quantizer(checkpoint, options, folder.path(), &mut || on_bytes(0))?;
     let graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
     let built = built.into_iter().zip(graph_files);
     let graph_files = built
@@ -199,9 +195,9 @@ pub fn export(
             .chain(links.into_iter().map(|f| manifest_file("onnx/", f)))
             .collect(),
     };
-    let specs = graphs
+    let specs = wanted
         .into_iter()
-        .map(|graph| spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
+        .map(|graph| graphs::spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
         .collect::<Result<Vec<_>, _>>()?;
     let generation = files::read_settings(folder.path(), "generation_config.json")?;
     let card = card::card(&manifest, &specs, &generation);
@@ -214,150 +210,6 @@ pub fn export(
     let bytes = manifest.all_files().map(|file| file.bytes).sum::<u64>() - linked;
     let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64() };
     Ok(Draft { folder, report })
-}
-
-/// The graphs that the options ask for.
-fn wanted_graphs(options: &ExportOptions) -> Vec<Graph> {
-    let is_wanted = |graph: &Graph| {
-        options.parts.is_empty() || options.parts.iter().any(|part| part.includes(*graph))
-    };
-    Contract::graphs(&options.recipe).into_iter().filter(is_wanted).collect()
-}
-
-/// The graphs, built.
-fn models(
-    contract: &Contract,
-    checkpoint: &Checkpoint,
-    options: &ExportOptions,
-    wanted: &[(Graph, Precision)],
-) -> Result<Vec<Model>, ExportError> {
-    let recipe = &options.recipe;
-    let has_decoder = wanted.iter().any(|(graph, _)| *graph == Graph::Decoder);
-    wanted
-        .iter()
-        .map(|&(graph, precision)| {
-            let floats = match options.weights {
-                Weights::Written => floats(precision),
-                Weights::Reference => Floats::InPlace(checkpoint.dtypes()),
-            };
-            let spec = spec(contract, checkpoint, recipe, graph, precision)?;
-            let shares = recipe.tied_weights == TiedWeights::Shared
-                && graph.weights() == Graph::EmbedTokens
-                && has_decoder;
-            let data_graph = if shares { Graph::Decoder } else { graph.weights() };
-            Ok(Model {
-                stem: format!("{graph}{}", precision.suffix()),
-                data: format!("{data_graph}{}.onnx_data", precision.suffix()),
-                graph: models::build(spec, build(checkpoint, recipe, precision, &floats)).finish(),
-                metadata: metadata(checkpoint, contract, recipe, precision),
-            })
-        })
-        .collect()
-}
-
-/// Which graphs have a data file beside them, as Transformers.js wants to be told; `None` where
-/// their weights are elsewhere.
-fn external_data(options: &ExportOptions, built: &[(Graph, Precision)]) -> Option<Value> {
-    match (options.weights, options.recipe.tied_weights) {
-        (Weights::Reference, _) => None,
-        (Weights::Written, TiedWeights::Separate) => Some(json!(1)),
-        (Weights::Written, TiedWeights::Shared) => {
-            let graphs = built.iter().map(|(graph, _)| *graph);
-            let has_decoder = graphs.clone().any(|graph| graph == Graph::Decoder);
-            let own =
-                graphs.filter(|&g| g == g.weights() && !(has_decoder && g == Graph::EmbedTokens));
-            Some(own.map(|graph| (graph.to_string(), json!(1))).collect::<Map<_, _>>().into())
-        }
-    }
-}
-
-fn floats(precision: Precision) -> Floats {
-    if precision.is_half() { Floats::Half } else { Floats::Single }
-}
-
-fn build<'a>(
-    checkpoint: &'a Checkpoint,
-    recipe: &'a Recipe,
-    precision: Precision,
-    floats: &'a Floats,
-) -> Build<'a> {
-    Build {
-        config: checkpoint.config(),
-        recipe,
-        quantization: recipe.quantization.get(&precision),
-        floats,
-        tied_head: !checkpoint.has_lm_head(),
-    }
-}
-
-/// Calibrates what the recipe wants calibrated; `folder` is that of the export.
-fn quantizer(
-    checkpoint: &Checkpoint,
-    options: &ExportOptions,
-    wanted: &[(Graph, Precision)],
-    folder: &Path,
-    on_stage: &mut dyn FnMut() -> ControlFlow<()>,
-) -> Result<Quantizer, ExportError> {
-    let mut quantizer = Quantizer::default();
-    for &precision in &options.precisions {
-        let floats = floats(precision);
-        let build = build(checkpoint, &options.recipe, precision, &floats);
-        let modules = checkpoint.config().quantizable_modules();
-        let is_calibrated = |vision: bool| {
-            let linear = modules.iter().filter(|module| !module.name().ends_with("embed_tokens"));
-            let of_side = linear.filter(|module| is_vision(module) == vision);
-            let formats = of_side.filter_map(|module| build.block_format(module.name()));
-            formats.into_iter().any(|(_, format)| format.method == Method::Gptq)
-        };
-        let wants = |graph| wanted.iter().any(|(wanted, _)| *wanted == graph);
-        let vision = wants(Graph::VisionEncoder) || wants(Graph::VisionTower);
-        if !(vision && is_calibrated(true) || wants(Graph::Decoder) && is_calibrated(false)) {
-            continue;
-        }
-        let samples = options.calibration.as_ref().ok_or(ExportError::NoCalibration(precision))?;
-        let samples = read_samples(samples, folder)?;
-        let write_error = |source| ExportError::Write { path: folder.to_owned(), source };
-        let stage = tempfile::tempdir_in(folder).map_err(write_error)?;
-        calibrate(checkpoint, build, &samples, &mut quantizer, stage.path(), on_stage)?;
-    }
-    Ok(quantizer)
-}
-
-/// Whether a linear layer is one of the vision graphs. (The token embedding is never calibrated.)
-fn is_vision(module: &Module) -> bool {
-    !module.name().starts_with("language_model.") && module.name() != "lm_head"
-}
-
-/// Inputs and outputs of a graph.
-fn spec(
-    contract: &Contract,
-    checkpoint: &Checkpoint,
-    recipe: &Recipe,
-    graph: Graph,
-    precision: Precision,
-) -> Result<GraphSpec, ExportError> {
-    contract
-        .resolve(graph, &checkpoint.config().dims(), recipe, precision.state_dtype())
-        .ok_or_else(|| ExportError::NotInContract { contract: contract.name.clone(), graph })
-}
-
-/// What each `.onnx` file says of itself.
-fn metadata(
-    checkpoint: &Checkpoint,
-    contract: &Contract,
-    recipe: &Recipe,
-    precision: Precision,
-) -> Vec<(String, String)> {
-    [
-        ("source_model_type", "lfm2_vl".to_owned()),
-        ("source_fingerprint", checkpoint.fingerprint().to_owned()),
-        ("exporter_version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("contract", format!("{} {}", contract.name, contract.version)),
-        ("recipe", recipe.name.clone()),
-        ("precision", precision.to_string()),
-    ]
-    .map(|(key, value)| (format!("lfm2vl.{key}"), value))
-    .to_vec()
 }
 
 fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {

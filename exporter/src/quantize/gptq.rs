@@ -7,7 +7,11 @@ use ndarray::{
 };
 use rayon::prelude::*;
 
-use super::{BlockFormat, Fit, RowWriter, write_row};
+use super::{
+    BlockFormat,
+    block::Fit,
+    rows::{RowWriter, write_row},
+};
 
 /// Part of the mean of the inputs' squares that is added to all of them: it keeps the problem
 /// solvable, and the weights near what they were. The paper's value.

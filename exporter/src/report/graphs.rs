@@ -1,9 +1,9 @@
 //! What each graph loses, on the inputs that it has when all others are float32.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{collections::HashMap, ops::ControlFlow, path::Path};
 
 use lfm2vl_graphs::{Contract, Graph, Manifest, Precision};
-use ndarray::{Array2, Axis, Ix2, Ix3, concatenate, s};
+use ndarray::{Array2, ArrayD, Axis, Ix2, concatenate, s};
 
 use super::{GraphQuality, NextToken};
 use crate::{
@@ -11,8 +11,8 @@ use crate::{
     calibrate::{Sample, View},
     checkpoint::Checkpoint,
     error::ExportError,
+    metrics::{Comparison, argmax, divergence},
     session::{DecoderSession, GraphSession, Tensor},
-    verify::argmax,
 };
 
 /// Positions that are compared for a sample without an answer.
@@ -40,8 +40,12 @@ pub(super) fn measure(
         let session = exported.open(files.graph, files.precision)?;
         let (rows, expected) = match files.graph {
             Graph::EmbedTokens => (embeddings(session, samples)?, &reference.embeddings),
-            Graph::VisionEncoder => (vision(session, samples)?, &reference.features),
-            Graph::VisionTower => (vision(session, samples)?, &reference.hidden),
+            Graph::VisionEncoder => {
+                (vision(session, samples, "image_features")?, &reference.features)
+            }
+            Graph::VisionTower => {
+                (vision(session, samples, "last_hidden_state")?, &reference.hidden)
+            }
             Graph::Projector => {
                 (projector(session, samples, &reference.hidden)?, &reference.features)
             }
@@ -51,7 +55,11 @@ pub(super) fn measure(
             .iter()
             .flat_map(|matrix| matrix.rows())
             .zip(expected.iter().flat_map(|matrix| matrix.rows()))
-            .map(|(ours, float)| cosine(&ours.to_vec(), &float.to_vec()))
+            .map(|(ours, float)| {
+                let mut comparison = Comparison::default();
+                comparison.add(ours, float);
+                comparison.cosine()
+            })
             .collect();
         let bytes = |manifest: &Manifest, precision| -> u64 {
             let graphs = manifest.graphs.iter();
@@ -119,9 +127,13 @@ impl Reference {
         let fp32 = Precision::Fp32;
         let embeddings = embeddings(graphs.open(Graph::EmbedTokens, fp32)?, samples)?;
         let (hidden, features) = match graphs.has(Graph::VisionEncoder) {
-            true => (Vec::new(), vision(graphs.open(Graph::VisionEncoder, fp32)?, samples)?),
+            true => (
+                Vec::new(),
+                vision(graphs.open(Graph::VisionEncoder, fp32)?, samples, "image_features")?,
+            ),
             false => {
-                let hidden = vision(graphs.open(Graph::VisionTower, fp32)?, samples)?;
+                let hidden =
+                    vision(graphs.open(Graph::VisionTower, fp32)?, samples, "last_hidden_state")?;
                 let session = graphs.open(Graph::Projector, fp32)?;
                 let features = projector(session, samples, &hidden)?;
                 (hidden, features)
@@ -177,10 +189,8 @@ fn continued(
 
 fn embedded(session: &mut GraphSession, ids: &[u32]) -> Result<Array2<f32>, ExportError> {
     let row = Array2::from_shape_fn((1, ids.len()), |(_, i)| i64::from(ids[i]));
-    let mut outputs = session.run(vec![("input_ids".into(), Tensor::ints(&row.view()))])?;
-    let embeddings = outputs.remove("inputs_embeds").unwrap_or_default();
-    let embeddings = embeddings.into_dimensionality::<Ix3>().unwrap_or_default();
-    Ok(embeddings.index_axis_move(Axis(0), 0))
+    let outputs = session.run(vec![("input_ids".into(), Tensor::ints(&row.view()))])?;
+    Ok(matrix(outputs, "inputs_embeds"))
 }
 
 fn embeddings(mut session: GraphSession, samples: &[Sample]) -> Result<Rows, ExportError> {
@@ -195,28 +205,28 @@ fn shapes(view: &View) -> Tensor {
     Tensor::ints(&ndarray::arr2(&[[view.rows as i64, view.cols as i64]]).view())
 }
 
-/// The first output, as a matrix.
-fn matrix(
-    mut session_outputs: std::collections::HashMap<String, ndarray::ArrayD<f32>>,
-) -> Array2<f32> {
-    let first = session_outputs.drain().next().map(|(_, array)| array).unwrap_or_default();
-    match first.ndim() {
-        3 => first.index_axis_move(Axis(0), 0).into_dimensionality::<Ix2>().unwrap_or_default(),
-        _ => first.into_dimensionality::<Ix2>().unwrap_or_default(),
+/// An output [rows, size], or [1, rows, size], as a matrix.
+fn matrix(mut outputs: HashMap<String, ArrayD<f32>>, name: &str) -> Array2<f32> {
+    let output = outputs.remove(name).unwrap_or_default();
+    match output.ndim() {
+        3 => output.index_axis_move(Axis(0), 0).into_dimensionality::<Ix2>().unwrap_or_default(),
+        _ => output.into_dimensionality::<Ix2>().unwrap_or_default(),
     }
 }
 
-/// Image features, or the hidden states of the tower, of every view.
-fn vision(mut session: GraphSession, samples: &[Sample]) -> Result<Rows, ExportError> {
+/// The output `name` of a graph that is given patches: image features, or the hidden states of the
+/// tower, of every view.
+fn vision(mut session: GraphSession, samples: &[Sample], name: &str) -> Result<Rows, ExportError> {
     views(samples)
         .map(|view| {
             let mask = Array2::<i64>::ones((1, view.patches.nrows()));
             let patches = view.patches.view().insert_axis(Axis(0));
-            Ok(matrix(session.run(vec![
+            let outputs = session.run(vec![
                 ("pixel_values".into(), Tensor::floats(&patches)),
                 ("pixel_attention_mask".into(), Tensor::ints(&mask.view())),
                 ("spatial_shapes".into(), shapes(view)),
-            ])?))
+            ])?;
+            Ok(matrix(outputs, name))
         })
         .collect()
 }
@@ -230,10 +240,11 @@ fn projector(
         .zip(hidden)
         .map(|(view, hidden)| {
             let hidden = hidden.view().insert_axis(Axis(0));
-            Ok(matrix(session.run(vec![
+            let outputs = session.run(vec![
                 ("last_hidden_state".into(), Tensor::floats(&hidden)),
                 ("spatial_shapes".into(), shapes(view)),
-            ])?))
+            ])?;
+            Ok(matrix(outputs, "image_features"))
         })
         .collect()
 }
@@ -273,38 +284,4 @@ fn next_token(ours: &Rows, float: &Rows) -> NextToken {
     }
     let count = positions.max(1) as f64;
     NextToken { positions, mean_kl: sum / count, max_kl: max, same_first: same as f64 / count }
-}
-
-/// Kullback-Leibler divergence of the distribution of `theirs` from that of `reference`, in nats.
-fn divergence(reference: &[f32], theirs: &[f32]) -> f64 {
-    let log_probabilities = |logits: &[f32]| -> Vec<f64> {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let shifted: Vec<f64> = logits.iter().map(|l| f64::from(l - largest)).collect();
-        let normaliser = shifted.iter().map(|l| l.exp()).sum::<f64>().ln();
-        shifted.into_iter().map(|l| l - normaliser).collect()
-    };
-    let (p, q) = (log_probabilities(reference), log_probabilities(theirs));
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
-    };
-    let scale = (dot(a, a) * dot(b, b)).sqrt();
-    if scale > 0.0 { dot(a, b) / scale } else { 1.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn divergence_of_known_distributions() {
-        let logits = |p: [f32; 2]| p.map(f32::ln).to_vec();
-        assert_eq!(divergence(&logits([0.5, 0.5]), &logits([0.5, 0.5])), 0.0);
-        // 0.5 ln(0.5 / 0.9) + 0.5 ln(0.5 / 0.1)
-        let kl = divergence(&logits([0.5, 0.5]), &logits([0.9, 0.1]));
-        approx::assert_abs_diff_eq!(kl, 0.510_826, epsilon = 1e-5);
-    }
 }

@@ -12,10 +12,10 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     error::ExportError,
     exported::ExportedWeights,
+    metrics::Comparison,
     models::{Build, Stage},
     onnx::Floats,
     quantize::Quantizer,
-    verify::Comparison,
 };
 
 /// Rows of inputs that a module is compared on at most.

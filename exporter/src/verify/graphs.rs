@@ -2,11 +2,13 @@
 
 use ndarray::{Array2, Array3, Axis, concatenate};
 
-use crate::session::{DecoderSession, GraphSession, Tensor};
+use crate::{
+    metrics::{Comparison, argmax},
+    session::{DecoderSession, GraphSession, Tensor},
+};
 
 use super::{
     DECODE_STEPS, VerifyError,
-    metrics::{Comparison, argmax},
     reference::{ReferenceModel, ReferenceState},
     sample::Sample,
 };

@@ -2,19 +2,21 @@
 //! in [`reference`], on the same inputs.
 
 mod graphs;
-mod metrics;
 pub mod reference;
 mod sample;
 
-use std::{fmt, ops::ControlFlow, path::Path};
+use std::{
+    fmt, io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     exported::ExportedWeights,
     session::{GraphSession, SessionError},
 };
-use lfm2vl_graphs::{Contract, Graph, Manifest, Precision, YamlError};
-pub(crate) use metrics::{Comparison, argmax};
+use lfm2vl_graphs::{Contract, Graph, GraphFiles, Manifest, Precision, YamlError};
 use reference::ReferenceModel;
 use sample::Sample;
 
@@ -61,6 +63,14 @@ pub enum VerifyError {
     /// The contract is not valid.
     #[error(transparent)]
     Contract(#[from] YamlError),
+    /// An exported file cannot be read, or is damaged.
+    #[error("cannot read {path}: {source}; export again")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// Stopped by the user.
     #[error("the verification was interrupted; nothing was written, run it again to export")]
     Interrupted,
@@ -182,12 +192,11 @@ const MAX_WEIGHT_ERROR: [(u32, f64); 2] = [(4, 0.35), (8, 0.03)];
 fn check_weights(
     checkpoint: &Checkpoint,
     weights: &ExportedWeights,
-    graph: Graph,
-    precision: Precision,
+    path: &Path,
+    files: &GraphFiles,
 ) -> Result<(), VerifyError> {
     for (name, shape) in checkpoint.matrices() {
-        let read_error =
-            |source| CheckpointError::Read { path: "the exported graph".into(), source };
+        let read_error = |source| VerifyError::Read { path: path.to_owned(), source };
         let Some(exported) = weights.quantized(&name, shape).map_err(read_error)? else { continue };
         let stored = checkpoint.load(&name)?;
         let square = |x: f32| f64::from(x).powi(2);
@@ -199,6 +208,7 @@ fn check_weights(
         // Written so that NaN fails.
         let close = error <= bound.map_or(0.0, |(_, bound)| bound);
         if !close {
+            let (graph, precision) = (files.graph, files.precision);
             return Err(VerifyError::Weight { graph, precision, tensor: name, error });
         }
     }
@@ -238,12 +248,12 @@ pub fn verify(
         let weights = match manifest.recipe.quantization.get(&files.precision) {
             Some(_) => Some(
                 ExportedWeights::open(&path)
-                    .map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
+                    .map_err(|source| VerifyError::Read { path: path.clone(), source })?,
             ),
             None => None,
         };
         if let Some(weights) = &weights {
-            check_weights(checkpoint, weights, files.graph, files.precision)?;
+            check_weights(checkpoint, weights, &path, files)?;
         }
         let model = ReferenceModel::with_quantized(checkpoint, weights.as_ref());
         let (model, sample) = (&model, &sample);

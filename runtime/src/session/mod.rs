@@ -8,7 +8,7 @@ mod vision;
 
 use std::{path::Path, sync::Mutex};
 
-use lfm2vl_graphs::{Graph, environment};
+use lfm2vl_graphs::{Graph, Precision, environment};
 use ort::{session::Session, value::Outlet};
 
 use crate::{Error, Provider};
@@ -22,6 +22,7 @@ pub(crate) use vision::Vision;
 /// One graph in ONNX Runtime.
 pub(crate) struct GraphSession {
     graph: Graph,
+    precision: Precision,
     /// Running needs exclusive access; a model is shared by its conversations.
     session: Mutex<Session>,
     inputs: Vec<Outlet>,
@@ -37,7 +38,12 @@ pub(crate) struct SessionOptions {
 }
 
 impl GraphSession {
-    pub(crate) fn open(graph: Graph, path: &Path, options: SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn open(
+        graph: Graph,
+        precision: Precision,
+        path: &Path,
+        options: SessionOptions,
+    ) -> Result<Self, Error> {
         let environment = environment()?;
         let run_error = |error: ort::Error| Error::Run { graph, message: error.to_string() };
         let mut builder = Session::builder(environment).map_err(run_error)?;
@@ -58,11 +64,15 @@ impl GraphSession {
                 .collect()
         };
         let (inputs, outputs) = (copied(session.inputs()), copied(session.outputs()));
-        Ok(GraphSession { graph, session: Mutex::new(session), inputs, outputs })
+        Ok(GraphSession { graph, precision, session: Mutex::new(session), inputs, outputs })
     }
 
     pub(crate) fn graph(&self) -> Graph {
         self.graph
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     pub(crate) fn inputs(&self) -> &[Outlet] {

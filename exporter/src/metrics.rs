@@ -47,8 +47,11 @@ impl Comparison {
         self.max_abs_error / self.max_reference.max(1.0)
     }
 
-    /// Cosine of the angle between all values and the reference's.
+    /// Cosine of the angle between all values and the reference's; 1 where all are zero.
     pub(crate) fn cosine(&self) -> f64 {
+        if self.square == 0.0 && self.reference_square == 0.0 {
+            return 1.0;
+        }
         self.dot / (self.square * self.reference_square).sqrt()
     }
 }
@@ -62,6 +65,19 @@ pub(crate) fn argmax(values: &[f32]) -> usize {
         }
     }
     best
+}
+
+/// Kullback-Leibler divergence of the distribution of the logits `theirs` from that of `reference`, in
+/// nats.
+pub(crate) fn divergence(reference: &[f32], theirs: &[f32]) -> f64 {
+    let log_probabilities = |logits: &[f32]| -> Vec<f64> {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let shifted: Vec<f64> = logits.iter().map(|l| f64::from(l - largest)).collect();
+        let normaliser = shifted.iter().map(|l| l.exp()).sum::<f64>().ln();
+        shifted.into_iter().map(|l| l - normaliser).collect()
+    };
+    let (p, q) = (log_probabilities(reference), log_probabilities(theirs));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
 #[cfg(test)]
@@ -85,5 +101,14 @@ mod tests {
             comparison.add(values, reference);
             assert!(comparison.scaled_error().is_nan());
         }
+    }
+
+    #[test]
+    fn divergence_of_known_distributions() {
+        let logits = |p: [f32; 2]| p.map(f32::ln).to_vec();
+        assert_eq!(divergence(&logits([0.5, 0.5]), &logits([0.5, 0.5])), 0.0);
+        // 0.5 ln(0.5 / 0.9) + 0.5 ln(0.5 / 0.1)
+        let kl = divergence(&logits([0.5, 0.5]), &logits([0.9, 0.1]));
+        approx::assert_abs_diff_eq!(kl, 0.510_826, epsilon = 1e-5);
     }
 }
