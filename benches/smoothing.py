@@ -1,60 +1,81 @@
 """Would folding outliers out of the inputs help 8-bit inputs with one scale (`activations: tensor`)?
 
-    python3 smoothing.py FP32_FOLDER TENSORS.safetensors...
+    python3 smoothing.py CHECKPOINT SAMPLES OUT [--alpha 0.5]
 
-FP32_FOLDER is an exported folder in float32, TENSORS what `lfm2vl preprocess --tensors` writes for images.
-For each linear layer of the vision encoder that follows a norm, into whose weights the factors could be
-folded: the relative error of its outputs with inputs and weights rounded to 8 bits, as it is, and with
-SmoothQuant's factors max|x|^a / max|w|^(1-a) for some a (Xiao et al., 2023). Needs numpy, onnx, onnxruntime
-and safetensors.
+Writes CHECKPOINT to OUT as the same function with smaller outliers: each norm is divided by, and the linear
+layers that read it are multiplied by, SmoothQuant's factors max|x|^alpha / max|w|^(1-alpha) (Xiao et al.,
+2023), where x is what the layers are given on SAMPLES, a folder with a samples.json. Export CHECKPOINT and OUT
+with the same recipe and `--report`, and compare. Prints how far the largest input of each norm is from the
+median one. Needs torch, transformers, pillow.
 """
 
+import argparse
+import json
 import pathlib
-import sys
+import shutil
 
-import numpy as np
-import onnx
-import onnxruntime
-from onnx import numpy_helper
-from safetensors.numpy import load_file
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-path = pathlib.Path(sys.argv[1]) / "onnx" / "vision_encoder.onnx"
-model = onnx.load(path)
-weights = {i.name: i for i in model.graph.initializer}
-norms = {o for n in model.graph.node if "LayerNorm" in n.op_type for o in n.output}
-layers = [n for n in model.graph.node if n.op_type == "Gemm" and n.input[0] in norms]
-for name in {n.input[0] for n in layers}:
-    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-session = onnxruntime.InferenceSession(model.SerializeToString())
+# Norms of a layer, and who reads them.
+READERS = [
+    ("layer_norm1", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    ("layer_norm2", ["mlp.fc1"]),
+    ("operator_norm", ["conv.in_proj"]),
+    ("operator_norm", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    ("ffn_norm", ["feed_forward.w1", "feed_forward.w3"]),
+]
 
-inputs = {name: [] for name in {n.input[0] for n in layers}}
-for file in sys.argv[2:]:
-    tensors = load_file(file)
-    names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
-    for name, value in zip(inputs, session.run(list(inputs), {n: tensors[n] for n in names})):
-        inputs[name].append(value)
+parser = argparse.ArgumentParser()
+parser.add_argument("checkpoint", type=pathlib.Path)
+parser.add_argument("samples", type=pathlib.Path)
+parser.add_argument("out", type=pathlib.Path)
+parser.add_argument("--alpha", type=float, default=0.5)
+arguments = parser.parse_args()
 
+model = AutoModelForImageTextToText.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
+processor = AutoProcessor.from_pretrained(arguments.checkpoint)
 
-def rounded(x, scale):
-    return np.clip(np.round(x / scale), -127, 127) * scale
+modules = dict(model.named_modules())
+groups = {}
+for name, layer in modules.items():
+    for norm, readers in READERS:
+        if hasattr(layer, norm) and all(f"{name}.{reader}" in modules for reader in readers):
+            groups[f"{name}.{norm}"] = [modules[f"{name}.{reader}"] for reader in readers]
 
-
-def error(x, w, factors):
-    y = x @ w.T
-    x, w = x / factors, w * factors
-    x = rounded(x, np.abs(x).max() / 127)
-    w = rounded(w, np.abs(w).max(1, keepdims=True) / 127)
-    return np.linalg.norm(x @ w.T - y) / np.linalg.norm(y)
+largest = {}
 
 
-alphas = [0.25, 0.5, 0.75]
-table = []
-for node in layers:
-    x = np.concatenate(inputs[node.input[0]])
-    w = numpy_helper.to_array(weights[node.input[1]])
-    largest_x, largest_w = np.abs(x).max(0) + 1e-6, np.abs(w).max(0) + 1e-6
-    factors = [np.ones_like(largest_x)] + [largest_x**a / largest_w ** (1 - a) for a in alphas]
-    table.append([error(x, w, f) for f in factors])
-for what, row in [("median", np.median(table, 0)), ("worst", np.max(table, 0))]:
-    figures = "  ".join(f"a={a} {e:.4f}" for a, e in zip(alphas, row[1:]))
-    print(f"{what} of {len(table)} layers: as it is {row[0]:.4f}  {figures}")
+def watch(name):
+    def hook(_, inputs):
+        seen = inputs[0].flatten(0, -2).abs().amax(0)
+        largest[name] = torch.maximum(largest.get(name, seen), seen)
+
+    return hook
+
+
+for name, readers in groups.items():
+    readers[0].register_forward_pre_hook(watch(name))
+for sample in json.loads((arguments.samples / "samples.json").read_text()):
+    images = [{"type": "image", "image": Image.open(arguments.samples / i)} for i in sample.get("images", [])]
+    messages = [{"role": "user", "content": [*images, {"type": "text", "text": sample["prompt"]}]}]
+    if "answer" in sample:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample["answer"]}]})
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        model(**inputs)
+
+with torch.no_grad():
+    for name, readers in groups.items():
+        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0) + 1e-6
+        inputs = largest[name] + 1e-6
+        factors = inputs**arguments.alpha / weights ** (1 - arguments.alpha)
+        for parameter in modules[name].parameters():
+            parameter /= factors
+        for reader in readers:
+            reader.weight *= factors
+        print(f"{name}: largest input {float(inputs.max() / inputs.median()):.1f} times the median")
+
+shutil.copytree(arguments.checkpoint, arguments.out, ignore=shutil.ignore_patterns("*.safetensors*"))
+model.save_pretrained(arguments.out)
