@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Runs to take the medians of.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
+    /// Without a short run before the first one.
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     load: LoadArguments,
     #[command(flatten)]
@@ -37,6 +40,8 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+const SECOND_QUESTION: &str = "And how many of them are red?";
+
 /// Figures of one run.
 struct Run {
     preprocess: f64,
@@ -45,11 +50,17 @@ struct Run {
     prompt_tokens: usize,
     first_token: f64,
     decode_per_token: f64,
+    total: f64,
+    /// Time to the first token of another question in the same conversation.
+    second_first_token: f64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let prompt = filler(&engine, arguments.prompt_tokens)?;
+    if !arguments.cold {
+        warm_up(&engine)?;
+    }
     let runs = (0..arguments.repeat.max(1))
         .map(|_| measure(&engine, arguments, &prompt))
         .collect::<Result<Vec<_>>>()?;
@@ -66,6 +77,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "prefill_tokens_per_second": prompt_tokens as f64 / prefill,
             "time_to_first_token_ms": 1e3 * of(|r| r.first_token),
             "decode_tokens_per_second": 1.0 / decode,
+            "total_ms": 1e3 * of(|r| r.total),
+            "second_question_ms": 1e3 * of(|r| r.second_first_token),
             "repeat": runs.len(),
         });
         return print(&format!("{report:#}\n"));
@@ -86,8 +99,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         1e3 * decode,
         1.0 / decode
     );
+    text += &format!("in all                {:>9.1} ms\n", 1e3 * of(|r| r.total));
+    text += &format!(
+        "a second question     {:>9.1} ms   to its first token\n",
+        1e3 * of(|r| r.second_first_token)
+    );
     text += &format!("medians of {} runs\n", runs.len());
     print(&text)
+}
+
+/// The first run of each graph makes its memory.
+fn warm_up(engine: &Engine) -> Result<()> {
+    let mut conversation = engine.conversation();
+    conversation.push(Message::user("Hello"));
+    let options = GenerationOptions { max_new_tokens: 2, ..GenerationOptions::default() };
+    conversation.generate(&options)?.finish()?;
+    Ok(())
 }
 
 fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> {
@@ -104,6 +131,12 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     let answer = conversation.generate(&options)?;
     let first_token = start.elapsed().as_secs_f64();
     let completion = answer.finish()?;
+    let total = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    conversation.push(Message::user(SECOND_QUESTION));
+    drop(conversation.generate(&options)?);
+    let second_first_token = start.elapsed().as_secs_f64();
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
     Ok(Run {
         preprocess,
@@ -112,6 +145,8 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
         prompt_tokens: completion.prompt_tokens,
         first_token,
         decode_per_token: completion.timings.decode / steps as f64,
+        total,
+        second_first_token,
     })
 }
 

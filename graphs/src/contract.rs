@@ -169,6 +169,11 @@ pub struct Tensor {
     pub shape: Vec<Dim>,
 }
 
+/// Key in the metadata of a decoder file whose attention can write new keys and values into the
+/// buffers of the old ones, with the value `true`. Such buffers have place for more tokens than there
+/// are; `attention_mask` tells how many.
+pub const IN_PLACE: &str = "lfm2vl.state_in_place";
+
 /// All inputs and outputs of one graph, resolved for a model, in contract order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphSpec {

@@ -12,7 +12,9 @@ mod manifest;
 mod quantization;
 mod recipe;
 
-pub use contract::{Contract, Dim, Dtype, Graph, GraphSpec, LayerKind, ModelDims, Tensor};
+pub use contract::{
+    Contract, Dim, Dtype, Graph, GraphSpec, IN_PLACE, LayerKind, ModelDims, Tensor,
+};
 pub use library::{LibraryError, environment, library_path};
 pub use manifest::{
     Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,

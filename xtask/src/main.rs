@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask setup | demo | test | bench-images | make-checkpoint | ...`.
 
+mod bench;
 mod bench_images;
 mod demo;
 mod make_checkpoint;
@@ -33,6 +34,16 @@ enum Task {
     Demo,
     /// Set up and run all tests.
     Test,
+    /// Time a random 450M model on the CPU beside each peer that is installed, and print, write and
+    /// draw it.
+    Bench {
+        /// Rounds to take the medians of.
+        #[arg(long, default_value_t = 3)]
+        repeat: usize,
+        /// Only these: cold, prefill, decode, long, tile, small, photo.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
     /// Time image processing beside transformers' (installs it), and print both.
     BenchImages {
         /// Runs to take the medians of.
@@ -85,6 +96,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::onnxruntime().map(|library| eprintln!("{}", library.display())),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::Bench { repeat, only } => bench::run(repeat, &only),
         Task::BenchImages { repeat } => bench_images::run(repeat),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
         Task::MeasureExport { checkpoint, precision, repeat } => {

@@ -27,7 +27,7 @@ const PYTHON_PACKAGES: [&str; 6] = [
 
 /// Where a thing that is set up lies: in the project's root, or in the folder that the variable
 /// `LFM2VL_SETUP` names.
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     std::env::var_os("LFM2VL_SETUP").map_or_else(|| root().to_owned(), PathBuf::from).join(name)
 }
 
@@ -47,6 +47,7 @@ pub(crate) fn build_release(what: &[&str]) -> Result<()> {
 }
 
 /// The programs, built for release, and the ONNX Runtime library that they load.
+#[derive(Clone)]
 pub(crate) struct Programs {
     library: PathBuf,
 }

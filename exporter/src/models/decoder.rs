@@ -7,7 +7,10 @@ use super::{
     blocks::{Norm, Residual},
     embedding::EMBEDDING,
 };
-use crate::onnx::{Attribute, Op, Value};
+use crate::{
+    checkpoint::Config,
+    onnx::{Attribute, Op, Value},
+};
 
 /// What the layers of one run share.
 #[derive(Clone, Copy)]
@@ -126,13 +129,8 @@ impl<'g> Model<'g> {
         Step { shape, attention }
     }
 
-    /// `GroupQueryAttention` rotates heads whose size is a multiple of 16 only.
     fn attention_operators(self) -> Operators {
-        if self.config.text.head_dim.is_multiple_of(16) {
-            self.operators
-        } else {
-            Operators::Standard
-        }
+        attention_operators(self.config, self.operators)
     }
 
     /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.
@@ -316,6 +314,11 @@ impl<'g> Model<'g> {
         };
         self.linear(gate * up, "w2", inner, size, false)
     }
+}
+
+/// `GroupQueryAttention` rotates heads whose size is a multiple of 16 only.
+pub(super) fn attention_operators(config: &Config, operators: Operators) -> Operators {
+    if config.text.head_dim.is_multiple_of(16) { operators } else { Operators::Standard }
 }
 
 /// Rotary embedding on x [batch, heads, sequence, head_dim], halves rotated against each other.

@@ -42,6 +42,11 @@ pub(crate) struct Build<'a> {
 }
 
 impl Build<'_> {
+    /// Whether the decoder can write keys and values into the buffers of the old ones.
+    pub(crate) fn is_in_place(&self) -> bool {
+        decoder::attention_operators(self.config, self.recipe.operators) == Operators::OnnxRuntime
+    }
+
     /// The stored tensor and the blocks of a linear layer, where it has any.
     pub(crate) fn block_format(&self, module: &str) -> Option<(String, BlockFormat)> {
         let format = self.quantization?.format_of(&self.config.module(module))?;

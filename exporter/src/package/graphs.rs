@@ -3,7 +3,7 @@
 
 use std::{ops::ControlFlow, path::Path};
 
-use lfm2vl_graphs::{Contract, Graph, GraphSpec, Precision, Recipe, TiedWeights};
+use lfm2vl_graphs::{Contract, Graph, GraphSpec, IN_PLACE, Precision, Recipe, TiedWeights};
 use serde_json::{Map, Value, json};
 
 use super::{ExportOptions, Weights};
@@ -45,11 +45,16 @@ pub(super) fn models(
                 && graph.weights() == Graph::EmbedTokens
                 && has_decoder;
             let data_graph = if shares { Graph::Decoder } else { graph.weights() };
+            let build = build(checkpoint, recipe, precision, &floats);
+            let mut metadata = metadata(checkpoint, contract, recipe, precision);
+            if graph.weights() == Graph::Decoder && build.is_in_place() {
+                metadata.push((IN_PLACE.to_owned(), "true".to_owned()));
+            }
             Ok(Model {
                 stem: format!("{graph}{}", precision.suffix()),
                 data: format!("{data_graph}{}.onnx_data", precision.suffix()),
-                graph: models::build(spec, build(checkpoint, recipe, precision, &floats)).finish(),
-                metadata: metadata(checkpoint, contract, recipe, precision),
+                graph: models::build(spec, build).finish(),
+                metadata,
             })
         })
         .collect()

@@ -1,11 +1,9 @@
 //! The decoder: a prompt or one token at a time.
 
-use std::borrow::Cow;
-
-use lfm2vl_graphs::GraphSpec;
-use ndarray::{Array0, Array2, Array3, Axis, Ix3};
+use lfm2vl_graphs::{GraphSpec, IN_PLACE};
+use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3};
 use ort::{
-    session::SessionInputValue,
+    session::SessionOutputs,
     value::{DynValue, Value},
 };
 
@@ -14,6 +12,9 @@ use super::{
     check::{NUM_LOGITS, POSITION_IDS},
 };
 use crate::Error;
+
+const LOGITS: &str = "logits";
+const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
 /// The decoder graph.
 pub(crate) struct Decoder {
@@ -32,7 +33,10 @@ pub(crate) struct Step {
 impl Decoder {
     /// The state before any token.
     pub(crate) fn new_state(&self) -> Result<DecoderState, Error> {
-        self.session.with(|_| DecoderState::new(&self.spec))
+        self.session.with(|session| {
+            let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
+            DecoderState::new(session, &self.spec, in_place)
+        })
     }
 
     /// Remembers a state.
@@ -59,40 +63,37 @@ impl Decoder {
         let (past, total) = (state.tokens(), state.tokens() + tokens);
         let mask = Array2::<i64>::ones((1, total));
         self.session.with(|session| {
-            let embeddings: DynValue = Value::from_array(embeddings)?.into_dyn();
-            let mask: DynValue = Value::from_array(mask)?.into_dyn();
-            let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = vec![
-                ("inputs_embeds".into(), embeddings.into()),
-                ("attention_mask".into(), mask.into()),
+            let mut inputs: Vec<(&str, DynValue)> = vec![
+                ("inputs_embeds", Value::from_array(embeddings)?.into_dyn()),
+                ("attention_mask", Value::from_array(mask)?.into_dyn()),
             ];
             if self.session.has_input(POSITION_IDS) {
                 let positions = Array2::from_shape_fn((1, tokens), |(_, i)| (past + i) as i64);
-                inputs.push((POSITION_IDS.into(), Value::from_array(positions)?.into_dyn().into()));
+                inputs.push((POSITION_IDS, Value::from_array(positions)?.into_dyn()));
             }
             if self.session.has_input(NUM_LOGITS) {
-                let one = Value::from_array(Array0::from_elem((), 1_i64))?;
-                inputs.push((NUM_LOGITS.into(), one.into_dyn().into()));
+                let one = Array0::from_elem((), 1_i64);
+                inputs.push((NUM_LOGITS, Value::from_array(one)?.into_dyn()));
             }
-            inputs.extend(state.inputs().map(|(name, value)| (name.into(), value.into())));
-            let mut outputs = session.run(inputs)?;
-
-            let logits = outputs["logits"].try_extract_array::<f32>()?;
-            let rank_error = |_| ort::Error::new("logits are not [batch, positions, vocab]");
-            let logits = logits.into_dimensionality::<Ix3>().map_err(rank_error)?;
-            let last = logits.len_of(Axis(1)).checked_sub(1);
-            let last = last.ok_or_else(|| ort::Error::new("logits have no position"))?;
-            let logits = logits.index_axis(Axis(1), last).iter().copied().collect();
-
-            let last_hidden_state = match outputs.get("last_hidden_state") {
-                Some(hidden) => {
-                    let hidden = hidden.try_extract_array::<f32>()?;
-                    let hidden = hidden.into_dimensionality::<Ix3>().map_err(rank_error)?;
-                    Some(hidden.index_axis(Axis(0), 0).to_owned())
-                }
-                None => None,
-            };
-            state.update(&mut outputs, tokens)?;
-            Ok(Step { logits, last_hidden_state })
+            let gives_hidden = self.session.has_output(LAST_HIDDEN_STATE);
+            let outputs = [LOGITS, LAST_HIDDEN_STATE];
+            let outputs = if gives_hidden { &outputs[..] } else { &outputs[..1] };
+            state.run(session, tokens, inputs, outputs, |outputs| {
+                let logits = batch_of(outputs, LOGITS)?;
+                let logits = logits.index_axis(Axis(0), 0);
+                let last = logits.rows().into_iter().next_back();
+                let last = last.ok_or_else(|| ort::Error::new("logits have no position"))?;
+                let hidden = gives_hidden.then(|| batch_of(outputs, LAST_HIDDEN_STATE));
+                let hidden = hidden.transpose()?.map(|h| h.index_axis(Axis(0), 0).to_owned());
+                Ok(Step { logits: last.to_vec(), last_hidden_state: hidden })
+            })
         })
     }
+}
+
+/// An output [batch, positions, size].
+fn batch_of<'o>(outputs: &'o SessionOutputs<'_>, name: &str) -> ort::Result<ArrayView3<'o, f32>> {
+    let value = outputs.get(name).ok_or_else(|| ort::Error::new(format!("no output {name}")))?;
+    let array = value.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
+    array.map_err(|_| ort::Error::new(format!("{name} is not [batch, positions, size]")))
 }

@@ -83,6 +83,10 @@ impl GraphSession {
         self.inputs.iter().any(|input| input.name() == name)
     }
 
+    fn has_output(&self, name: &str) -> bool {
+        self.outputs.iter().any(|output| output.name() == name)
+    }
+
     pub(crate) fn outputs(&self) -> &[Outlet] {
         &self.outputs
     }

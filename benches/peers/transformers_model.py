@@ -1,0 +1,88 @@
+"""transformers on the CPU: where the time of an answer goes, as one line of JSON.
+
+    python3 transformers_model.py CHECKPOINT [--image FILE] [--prompt-tokens N] [--new-tokens N] [--repeat N]
+        [--threads N] [--cold] [--dtype float32|bfloat16]
+
+The keys are those of `lfm2vl bench --json`. Needs transformers, torch, torchvision and pillow.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.image_utils import load_image
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("checkpoint")
+parser.add_argument("--image")
+parser.add_argument("--prompt-tokens", type=int, default=512)
+parser.add_argument("--new-tokens", type=int, default=64)
+parser.add_argument("--repeat", type=int, default=3)
+parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+parser.add_argument("--cold", action="store_true", help="without a run before the first one")
+parser.add_argument("--dtype", default="float32")
+args = parser.parse_args()
+
+torch.set_num_threads(args.threads)
+start = time.perf_counter()
+dtype = getattr(torch, args.dtype)
+model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, dtype=dtype).eval()
+processor = AutoProcessor.from_pretrained(args.checkpoint)
+load = time.perf_counter() - start
+
+
+def filler(tokens):
+    words = "The image shows a red square and a blue circle. "
+    each = len(processor.tokenizer.encode(words, add_special_tokens=False))
+    return words * -(-tokens // each)
+
+
+def measure(prompt):
+    times = {}
+    start = time.perf_counter()
+    content = [{"type": "image", "image": load_image(args.image)}] if args.image else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    if args.image:
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    times["preprocess_ms"] = time.perf_counter() - start
+
+    prompt_start = time.perf_counter()
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    token = output.logits[:, -1].argmax(-1, keepdim=True)
+    first = time.perf_counter()
+    for _ in range(args.new_tokens - 1):
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+    end = time.perf_counter()
+    times["time_to_first_token_ms"] = first - start
+    times["total_ms"] = end - start
+    if args.new_tokens > 1:
+        times["decode"] = (end - first) / (args.new_tokens - 1)
+    if args.image:
+        names = ["pixel_values", "spatial_shapes", "pixel_attention_mask"]
+        vision = time.perf_counter()
+        model.get_image_features(**{name: inputs[name] for name in names})
+        times["vision_ms"] = time.perf_counter() - vision
+    else:
+        times["prefill"] = (first - prompt_start) / inputs["input_ids"].shape[1]
+    return times
+
+
+with torch.no_grad():
+    if not args.cold:
+        measure("Hello")
+    runs = [measure(filler(args.prompt_tokens)) for _ in range(args.repeat)]
+report = {"load_ms": 1e3 * load}
+for key in runs[0]:
+    median = statistics.median(run[key] for run in runs)
+    if key.endswith("_ms"):
+        report[key] = 1e3 * median
+    else:
+        report[f"{key}_tokens_per_second"] = 1 / median
+print(json.dumps(report))
