@@ -1,7 +1,7 @@
 //! The decoder: a prompt or one token at a time.
 
 use lfm2vl_graphs::{GraphSpec, IN_PLACE};
-use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3};
+use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, concatenate};
 use ort::{
     session::SessionOutputs,
     value::{DynValue, Value},
@@ -15,6 +15,9 @@ use crate::Error;
 
 const LOGITS: &str = "logits";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
+
+/// Tokens that go through the decoder in one run at most. More make it no faster.
+const MAX_TOKENS: usize = 256;
 
 /// The decoder graph.
 pub(crate) struct Decoder {
@@ -54,11 +57,27 @@ impl Decoder {
     }
 
     /// Runs over embeddings [1, tokens, hidden] that follow `state`, and moves the state on.
+    ///
+    /// Long prompts go through in pieces, so that memory does not grow with them.
     pub(crate) fn run(
         &self,
         embeddings: Array3<f32>,
         state: &mut DecoderState,
     ) -> Result<Step, Error> {
+        if embeddings.len_of(Axis(1)) <= MAX_TOKENS {
+            return self.run_piece(embeddings, state);
+        }
+        let (mut logits, mut hidden_states) = (Vec::new(), Vec::new());
+        for piece in embeddings.axis_chunks_iter(Axis(1), MAX_TOKENS) {
+            let step = self.run_piece(piece.to_owned(), state)?;
+            logits = step.logits;
+            hidden_states.extend(step.last_hidden_state);
+        }
+        let views: Vec<_> = hidden_states.iter().map(|hidden| hidden.view()).collect();
+        Ok(Step { logits, last_hidden_state: concatenate(Axis(0), &views).ok() })
+    }
+
+    fn run_piece(&self, embeddings: Array3<f32>, state: &mut DecoderState) -> Result<Step, Error> {
         let tokens = embeddings.len_of(Axis(1));
         let (past, total) = (state.tokens(), state.tokens() + tokens);
         let mask = Array2::<i64>::ones((1, total));
