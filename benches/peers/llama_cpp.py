@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -144,4 +145,6 @@ elif args.cold:
     subprocess.run(list(map(str, [*command, "-r", 1, "--no-warmup"])), check=True, stdout=subprocess.DEVNULL)
     print("{}")
 else:
-    print(json.dumps(image() if args.image else text()))
+    report = image() if args.image else text()
+    report["peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    print(json.dumps(report))

@@ -18,15 +18,15 @@ const STEPS: usize = 24;
 /// A question that every client is asked.
 struct Question {
     image: Option<PathBuf>,
-    prompt: &'static str,
+    prompt: String,
     /// Whether the image is split into tiles.
     tiled: bool,
 }
 
 fn questions() -> Vec<Question> {
-    let question = |image: Option<&str>, prompt, tiled| Question {
+    let question = |image: Option<&str>, prompt: &str, tiled| Question {
         image: image.map(|file| testdata("tiny-shapes/samples").join(file)),
-        prompt,
+        prompt: prompt.to_owned(),
         tiled,
     };
     vec![
@@ -38,7 +38,7 @@ fn questions() -> Vec<Question> {
 
 impl Question {
     fn arguments(&self, command: &mut Command) {
-        command.args(["--prompt", self.prompt]);
+        command.args(["--prompt", &self.prompt]);
         if let Some(image) = &self.image {
             command.arg("--image").arg(image);
         }
@@ -70,11 +70,14 @@ fn tokens(command: &mut Command) -> Vec<u32> {
     serde_json::from_slice(&succeed(command).stdout).unwrap()
 }
 
-/// The script of the folder's README.
+/// The script of the folder's README. The long prompt goes through our decoder in pieces, in buffers
+/// that grow, and through theirs at once.
 #[test]
 fn plain_onnxruntime() {
     let (folder, out) = (tiny_shapes_in_all_precisions(), tempfile::tempdir().unwrap());
-    for question in questions() {
+    let prompt = "Is there a red square, or a blue circle? ".repeat(120);
+    let long = Question { image: None, prompt, tiled: false };
+    for question in questions().into_iter().chain([long]) {
         let tensors = question.tensors(&folder, out.path());
         for precision in Precision::ALL {
             let mut script = python("../../exporter/src/package/card/generate.py");
@@ -107,7 +110,7 @@ fn onnxruntime_genai() {
                 continue;
             }
             let mut own = python("generate_genai.py");
-            own.arg(&folder).arg(question.prompt).args([&STEPS.to_string(), "--precision", &name]);
+            own.arg(&folder).arg(&question.prompt).args([&STEPS.to_string(), "--precision", &name]);
             if let Some(image) = &question.image {
                 own.arg("--image").arg(image);
             }
@@ -117,7 +120,7 @@ fn onnxruntime_genai() {
     // Without a precision it takes the one that genai_config.json names: the recommended bundle.
     let question = &questions()[0];
     let mut own = python("generate_genai.py");
-    own.arg(&folder).arg(question.prompt).arg(STEPS.to_string());
+    own.arg(&folder).arg(&question.prompt).arg(STEPS.to_string());
     assert_eq!(tokens(&mut own), question.ours(&folder, Precision::Q4));
 }
 
@@ -144,7 +147,7 @@ fn transformers_js() {
         for precision in Precision::ALL {
             let Some(mut script) = node("exporter/src/package/card/generate.mjs") else { return };
             let image = question.image.as_deref().unwrap_or(Path::new(""));
-            script.arg(&folder).arg(image).arg(question.prompt);
+            script.arg(&folder).arg(image).arg(&question.prompt);
             script.args([precision.to_string(), STEPS.to_string()]);
             let answer: Value = serde_json::from_slice(&succeed(&mut script).stdout).unwrap();
             let mut theirs: Vec<u32> = serde_json::from_value(answer["token_ids"].clone()).unwrap();
@@ -208,9 +211,13 @@ fn lfm() {
 
     let image = testdata("tiny-shapes/samples/number-tiled.png");
     for (precision, image) in precisions.into_iter().flat_map(|p| [(p, None), (p, Some(&image))]) {
-        let question = Question { image: image.cloned(), prompt: "What is shown?", tiled: false };
+        let question =
+            Question { image: image.cloned(), prompt: "What is shown?".to_owned(), tiled: false };
         let mut client = Command::new(target.join("debug/lfm-client"));
-        client.arg(&folder).arg(precision.to_string()).args([question.prompt, &TOKENS.to_string()]);
+        client
+            .arg(&folder)
+            .arg(precision.to_string())
+            .args([question.prompt.as_str(), &TOKENS.to_string()]);
         let theirs = tokens(client.args(image).env("LD_LIBRARY_PATH", &libraries));
         assert_eq!(theirs.len(), TOKENS);
         let ours = question.ours(&folder, precision);

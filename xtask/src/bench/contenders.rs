@@ -30,23 +30,14 @@ impl Contender {
 
 /// Our exports: name, and how their `q4` is quantized. The first is what peers are compared with.
 const OURS: [(&str, &str); 4] = [
-    (
-        "ours, 4-bit block 32",
-        "{bits: 4, block_size: 32, symmetric: false, method: search, activations: int8, exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, {modules: multi_modal_projector.*, bits: 8, symmetric: true}]}",
-    ),
-    (
-        "ours, 4-bit block 64",
-        "{bits: 4, block_size: 64, symmetric: false, method: search, activations: int8, exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, {modules: multi_modal_projector.*, bits: 8, symmetric: true}]}",
-    ),
-    (
-        "ours, 4-bit block 128",
-        "{bits: 4, block_size: 128, symmetric: false, method: search, activations: int8, exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, {modules: multi_modal_projector.*, bits: 8, symmetric: true}]}",
-    ),
-    (
-        "ours, 8-bit inputs",
-        "{bits: 8, block_size: 32, symmetric: true, method: nearest, activations: tensor}",
-    ),
+    ("ours, 4-bit block 32", "bits: 4, block_size: 32, symmetric: false, activations: int8"),
+    ("ours, 4-bit block 64", "bits: 4, block_size: 64, symmetric: false, activations: int8"),
+    ("ours, 4-bit block 128", "bits: 4, block_size: 128, symmetric: false, activations: int8"),
+    ("ours, 8-bit inputs", "bits: 8, block_size: 32, symmetric: true, activations: tensor"),
 ];
+/// Of vision in all of them.
+const VISION: &str = "exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, \
+                      {modules: multi_modal_projector.*, bits: 8, symmetric: true}]";
 
 pub(super) fn all(checkpoint: &Path, folder: &Path, threads: usize) -> Result<Vec<Contender>> {
     let programs = setup::Programs::build()?;
@@ -86,7 +77,7 @@ fn ours(
     let (recipe, model) = (folder.join(format!("{stem}.yaml")), folder.join(stem));
     let text = format!(
         "recipe: bench\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\n\
-         last_hidden_state: false\nquantization:\n  q4: {quantization}\n"
+         last_hidden_state: false\nquantization:\n  q4: {{{quantization}, method: search, {VISION}}}\n"
     );
     fs::write(&recipe, text)?;
     let mut export = programs.command("lfm2vl-export")?;
