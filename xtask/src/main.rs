@@ -7,6 +7,7 @@ mod make_checkpoint;
 mod measure_export;
 mod measure_quantization;
 mod measure_settings;
+mod peak;
 mod setup;
 mod test;
 

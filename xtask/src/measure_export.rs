@@ -3,15 +3,14 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 
-use crate::{root, setup};
+use crate::{peak, root, setup};
 
 pub(crate) fn run(checkpoint: &Path, precision: &str, repeat: usize) -> Result<()> {
     setup::build_release(&["--package", "lfm2vl-exporter"])?;
@@ -70,30 +69,10 @@ pub(crate) fn export(
     out: &Path,
     arguments: &[&str],
 ) -> Result<u64> {
-    let mut child = Command::new(program)
-        .arg(checkpoint)
-        .arg("-o")
-        .arg(out)
-        .args(["--force", "--json"])
-        .args(arguments)
-        .stdout(Stdio::null())
-        .spawn()?;
-    let status_file = PathBuf::from(format!("/proc/{}/status", child.id()));
-    let mut peak = 0;
-    let status = loop {
-        // The system keeps the highest value so far, so looking now and then is enough.
-        let status = fs::read_to_string(&status_file).unwrap_or_default();
-        let kilobytes = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
-        peak = peak.max(1024 * kilobytes.unwrap_or(0_u64));
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        thread::sleep(Duration::from_millis(2));
-    };
-    ensure!(status.success(), "the export failed ({status})");
-    ensure!(peak > 0, "the memory could not be read from {}", status_file.display());
+    let mut command = Command::new(program);
+    command.arg(checkpoint).arg("-o").arg(out).args(["--force", "--json"]).args(arguments);
+    let (_, peak) = peak::run(&mut command)?;
+    ensure!(peak > 0, "this system does not tell how much memory a program takes");
     Ok(peak)
 }
 

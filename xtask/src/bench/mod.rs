@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::{make_checkpoint, root, setup};
+use crate::{make_checkpoint, peak, root, setup};
 use contenders::Contender;
 
 /// What is run, with the arguments that every contender takes.
@@ -174,7 +174,7 @@ fn measure(
                 command.arg("--cold");
             }
             let start = Instant::now();
-            let (output, peak) = memory::run(&mut command)?;
+            let (output, peak) = peak::run(&mut command)?;
             let mut report: Value = serde_json::from_slice(&output)?;
             report[WALL] = json!(1e3 * start.elapsed().as_secs_f64());
             // Scripts that start other programs say themselves what these took.
