@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment};
-use ndarray::{Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension};
+use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension};
 use ort::{
     session::{Session, SessionInputValue},
     value::Value,
@@ -27,6 +27,9 @@ pub enum SessionError {
         message: String,
     },
 }
+
+/// Of how many of the last positions a decoder gives logits and conv states, int64 scalar.
+const NUM_LOGITS: &str = "num_logits_to_keep";
 
 /// An input of a graph.
 pub(crate) enum Tensor {
@@ -59,6 +62,19 @@ impl GraphSession {
             .and_then(|mut builder| builder.commit_from_file(path))
             .map_err(run_error(spec.graph))?;
         Ok(GraphSession { spec, session })
+    }
+
+    fn has_input(&self, name: &str) -> bool {
+        self.spec.inputs.iter().any(|tensor| tensor.name == name)
+    }
+
+    /// The size of one axis of an input, where the model fixes it.
+    fn fixed_size(&self, input: &str, axis: usize) -> Option<usize> {
+        let tensor = self.spec.inputs.iter().find(|tensor| tensor.name == input)?;
+        match tensor.shape.get(axis) {
+            Some(Dim::Fixed(size)) => Some(*size),
+            _ => None,
+        }
     }
 
     /// Zero conv states, and keys and values of length 0.
@@ -151,18 +167,24 @@ impl DecoderSession {
             ("attention_mask".to_owned(), Tensor::ints(&mask.view())),
         ];
         inputs.append(&mut self.state);
-        let outputs = self.session.run(inputs)?;
-        self.state = outputs
-            .iter()
-            .filter_map(|(name, array)| {
-                let past = match name.split_once('.')? {
-                    ("present_conv", layer) => format!("past_conv.{layer}"),
-                    ("present", rest) => format!("past_key_values.{rest}"),
-                    _ => return None,
-                };
-                Some((past, Tensor::Floats(array.clone())))
-            })
-            .collect();
+        if self.session.has_input(NUM_LOGITS) {
+            let all = Array0::from_elem((), embeddings.nrows() as i64);
+            inputs.push((NUM_LOGITS.to_owned(), Tensor::ints(&all.view())));
+        }
+        let mut outputs = self.session.run(inputs)?;
+        for (name, array) in &mut outputs {
+            let past = match name.split_once('.') {
+                Some(("present_conv", layer)) => format!("past_conv.{layer}"),
+                Some(("present", rest)) => format!("past_key_values.{rest}"),
+                _ => continue,
+            };
+            if let Some(width) = self.session.fixed_size(&past, 2) {
+                // Where states of all positions are given, that of the last one counts.
+                let columns = array.len_of(Axis(2));
+                array.slice_axis_inplace(Axis(2), (columns - width..).into());
+            }
+            self.state.push((past, Tensor::Floats(array.clone())));
+        }
         Ok(outputs)
     }
 

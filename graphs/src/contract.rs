@@ -32,6 +32,10 @@ pub enum Graph {
     /// The decoder as onnxruntime-genai wants it.
     #[serde(rename = "decoder_genai")]
     GenaiDecoder,
+    /// The decoder that gives logits and conv states of several of the last positions, so that
+    /// drafted tokens can be checked and dropped.
+    #[serde(rename = "decoder_speculative")]
+    SpeculativeDecoder,
 }
 
 impl Graph {
@@ -45,14 +49,15 @@ impl Graph {
             Graph::Decoder => "decoder_model_merged",
             Graph::GenaiEmbeddings => "embeddings",
             Graph::GenaiDecoder => "decoder_genai",
+            Graph::SpeculativeDecoder => "decoder_speculative",
         }
     }
 
-    /// The graph whose weights this one uses: itself, but for those of onnxruntime-genai.
+    /// The graph whose weights this one uses: itself, or the one that it is another form of.
     pub fn weights(self) -> Graph {
         match self {
             Graph::GenaiEmbeddings => Graph::EmbedTokens,
-            Graph::GenaiDecoder => Graph::Decoder,
+            Graph::GenaiDecoder | Graph::SpeculativeDecoder => Graph::Decoder,
             other => other,
         }
     }
@@ -274,6 +279,9 @@ impl Contract {
         graphs.extend([Graph::EmbedTokens, Graph::Decoder]);
         if recipe.genai {
             graphs.extend([Graph::GenaiEmbeddings, Graph::GenaiDecoder]);
+        }
+        if recipe.speculation {
+            graphs.push(Graph::SpeculativeDecoder);
         }
         graphs
     }

@@ -134,6 +134,10 @@ pub struct Recipe {
     /// fused vision encoder only.
     #[serde(default)]
     pub genai: bool,
+    /// Whether to write a decoder that can check drafted tokens: one graph more, on the same
+    /// weights.
+    #[serde(default)]
+    pub speculation: bool,
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,

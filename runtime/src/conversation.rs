@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     Answer, Engine, Error, GenerationOptions, PromptOptions, Timings,
-    answer::Prepared,
+    answer::{Generation, Prepared},
     chat::{ChatError, Message, RenderOptions, Tool},
     image::{ImageLayout, ProcessedImage},
     session::{Checkpoint, DecoderState},
@@ -43,6 +43,7 @@ enum ImageContent {
 }
 
 /// The tokens so far, and the state after the first `state.tokens()` of them.
+#[derive(Default)]
 pub(crate) struct Computed {
     /// Prompt and answers as covered text; a later prompt that starts with it goes on from here,
     /// with the tokens that the model wrote.
@@ -148,17 +149,22 @@ impl<'e> Conversation<'e> {
         self.computed = computed;
     }
 
-    pub(crate) fn options(&self) -> &PromptOptions {
-        &self.options
-    }
-
     /// Starts the answer to the messages. The iterator gives its text piece by piece; an answer
     /// that is dropped early becomes part of the conversation as far as it went.
     ///
     /// # Errors
     /// [`Error`] when the prompt cannot be made, is too long, or a graph fails.
     pub fn generate(&mut self, options: &GenerationOptions) -> Result<Answer<'_, 'e>, Error> {
+        let generation = self.start(options)?;
+        Ok(Answer::new(self, generation))
+    }
+
+    /// Runs the prompt.
+    pub(crate) fn start(&mut self, options: &GenerationOptions) -> Result<Generation<'e>, Error> {
         let options = options.clone().validated()?;
+        if options.prompt_lookup_num_tokens.is_some() && !self.engine.decoder().is_speculative() {
+            return Err(Error::NoSpeculation);
+        }
         if self.messages.is_empty() {
             return Err(Error::NoMessage);
         }
@@ -192,14 +198,15 @@ impl<'e> Conversation<'e> {
         let reused_images = computed.tokens[..reused_tokens].iter().filter(is_image).count();
         let features = features_from(&self.images, reused_images);
         let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
-        let logits = self.engine.decoder().run(embeddings, &mut computed.state)?.logits;
-        computed.checkpoints.push(self.engine.decoder().checkpoint(&computed.state)?);
+        let decoder = self.engine.decoder();
+        let logits = decoder.run(embeddings, &mut computed.state)?.logits.concat();
+        computed.checkpoints.push(decoder.checked(computed.state.checkpoint())?);
         timings.prefill = prompt_seconds + start.elapsed().as_secs_f64();
 
         let image_tokens = computed.tokens.iter().filter(is_image).count();
         let prepared =
             Prepared { computed, logits, prompt_tokens, reused_tokens, image_tokens, timings };
-        Ok(Answer::new(self.engine, self, &options, prepared))
+        Ok(Generation::new(self.engine, &self.options, &options, prepared))
     }
 
     /// The tokens of the prompt `text`, going on from what was computed as far as it is the same.
@@ -222,7 +229,7 @@ impl<'e> Conversation<'e> {
             let reusable = same.min(tokens.len().saturating_sub(1));
             computed.checkpoints.retain(|checkpoint| checkpoint.tokens() <= reusable);
             match computed.checkpoints.last() {
-                Some(checkpoint) => decoder.rewind(&mut computed.state, checkpoint)?,
+                Some(checkpoint) => decoder.checked(computed.state.rewind(checkpoint))?,
                 None => computed.state = decoder.new_state()?,
             }
             computed.tokens = tokens;

@@ -6,7 +6,7 @@ use lfm2vl_graphs::{Contract, Graph, ModelDims, Precision, Recipe};
 use ndarray::{Array2, Array3, Axis, concatenate};
 
 use crate::{
-    Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
+    Batch, Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{
@@ -35,6 +35,7 @@ pub struct EngineBuilder {
     provider: Provider,
     threads: Option<usize>,
     overrides: Overrides,
+    speculation: bool,
 }
 
 /// One input or output of a loaded graph.
@@ -89,6 +90,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Loads the decoder that can check drafted tokens, for
+    /// [`prompt_lookup_num_tokens`](GenerationOptions::prompt_lookup_num_tokens).
+    #[must_use]
+    pub fn speculation(mut self, speculation: bool) -> Self {
+        self.speculation = speculation;
+        self
+    }
+
     /// Processes images with some settings replaced.
     #[must_use]
     pub fn image_overrides(mut self, overrides: Overrides) -> Self {
@@ -115,7 +124,10 @@ impl EngineBuilder {
             GraphSession::open(graph, precision, &folder.graph_file(graph, precision), options)
         };
 
-        let decoder = open(Graph::Decoder)?;
+        let decoder = match self.speculation {
+            true => open(Graph::SpeculativeDecoder)?,
+            false => open(Graph::Decoder)?,
+        };
         let dims = dims_of(&decoder);
         let checker = Checker { contract: &contract, recipe: &recipe, dims: &dims };
         let decoder = Decoder { spec: checker.check(&decoder)?, session: decoder };
@@ -182,6 +194,11 @@ impl Engine {
     /// start of an answer, and never continue a message.
     pub fn conversation_with(&self, options: PromptOptions) -> Conversation<'_> {
         Conversation::new(self, options)
+    }
+
+    /// An empty batch, for conversations of this engine.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
     }
 
     /// The folder it was loaded from.

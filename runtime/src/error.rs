@@ -58,6 +58,16 @@ pub enum Error {
         /// The input or output that differs, and how.
         difference: String,
     },
+    /// Drafts need another decoder than the one that is loaded.
+    #[error(
+        "the engine was loaded without speculation, which prompt_lookup_num_tokens needs; load it with EngineBuilder::speculation"
+    )]
+    NoSpeculation,
+    /// Conversations cannot be run together.
+    #[error(
+        "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators, as in the recipe 'default'"
+    )]
+    NoBatch,
     /// ONNX Runtime is not available.
     #[error(transparent)]
     Library(#[from] LibraryError),

@@ -34,6 +34,8 @@ mod prompter;
 #[cfg(feature = "onnxruntime")]
 mod answer;
 #[cfg(feature = "onnxruntime")]
+mod batch;
+#[cfg(feature = "onnxruntime")]
 mod conversation;
 #[cfg(feature = "onnxruntime")]
 mod engine;
@@ -53,6 +55,7 @@ pub use prompter::{Prompt, PromptError, PromptOptions, Prompter};
 #[cfg(feature = "onnxruntime")]
 pub use {
     answer::{Answer, Completion, Timings},
+    batch::{Batch, Finished, Refused, RowId, RowStep},
     conversation::Conversation,
     engine::{Engine, EngineBuilder, GraphInfo, TensorInfo},
     error::Error,

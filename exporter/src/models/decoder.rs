@@ -17,7 +17,17 @@ use crate::{
 pub(super) struct Step<'g> {
     /// [batch, sequence, -1] as a shape vector.
     shape: Value<'g>,
+    kept: Kept<'g>,
     attention: AttentionInputs<'g>,
+}
+
+/// Where in the sequence the outputs begin, counted from its end; int64 [1].
+#[derive(Clone, Copy)]
+struct Kept<'g> {
+    /// The first position whose logits are computed.
+    logits: Value<'g>,
+    /// The first column of the conv states.
+    conv: Value<'g>,
 }
 
 /// The inputs of attention besides queries, keys and values, for each set of operators.
@@ -34,13 +44,13 @@ pub(super) enum AttentionInputs<'g> {
 
 impl<'g> Model<'g> {
     /// Builds the whole decoder graph: embeddings and state in; logits and new state out.
-    /// Logits are of the last position or of all; the last hidden state is an output if asked for.
+    /// Logits are of the last positions or of all; the last hidden state is an output if asked for.
     pub(super) fn decoder(self, logits: Logits, last_hidden_state: bool, tied_head: bool) {
         let text = &self.config.text;
         let size = text.hidden_size;
         let embeds = self.g.input("inputs_embeds").to_graph_floats();
 
-        let hidden = {
+        let (hidden, kept) = {
             let _scope = self.g.enter("language_model");
             let step = self.step(embeds, self.g.input("attention_mask"));
             let mut x = Residual::new(embeds.reshape(&[-1, size as i64])); // [tokens, hidden]
@@ -48,11 +58,11 @@ impl<'g> Model<'g> {
                 x = self.decoder_layer(x, layer, step);
             }
             let (normed, _) = self.norm(x, Norm::Rms, "embedding_norm", size, text.norm_eps);
-            normed.reshape_to(step.shape) // [batch, sequence, hidden]
+            (normed.reshape_to(step.shape), step.kept) // [batch, sequence, hidden]
         };
 
         let scored = match logits {
-            Logits::Last => hidden.slice_from(1, -1),
+            Logits::Last => hidden.slice_at(1, kept.logits),
             Logits::All => hidden,
         };
         self.g.output("logits", self.head(scored, tied_head).to_exact());
@@ -126,7 +136,20 @@ impl<'g> Model<'g> {
                 }
             }
         };
-        Step { shape, attention }
+        Step { shape, kept: self.kept(), attention }
+    }
+
+    /// What is kept: as much as the graph is asked to, or that of the last position.
+    fn kept(self) -> Kept<'g> {
+        let width = self.config.text.conv_l_cache as i64;
+        let starts = |starts: &[i64]| self.g.int_vector(starts);
+        match self.g.find_input("num_logits_to_keep") {
+            Some(count) => {
+                let count = count.unsqueeze(&[0]);
+                Kept { logits: starts(&[0]) - count, conv: starts(&[1 - width]) - count }
+            }
+            None => Kept { logits: starts(&[-1]), conv: starts(&[-width]) },
+        }
     }
 
     fn attention_operators(self) -> Operators {
@@ -244,8 +267,8 @@ impl<'g> Model<'g> {
             let weight = self.g.weight("weight", &[size, 1, width]);
             let bias = bias.then(|| self.g.weight("bias", &[size]));
             match self.operators {
-                Operators::OnnxRuntime => self.causal_conv(x, past, weight, bias),
-                Operators::Standard => self.depthwise_conv(x, past, weight, bias),
+                Operators::OnnxRuntime => self.causal_conv(x, past, weight, bias, step.kept),
+                Operators::Standard => self.depthwise_conv(x, past, weight, bias, step.kept),
             }
         };
         self.g.output(&format!("present_conv.{layer}"), present);
@@ -260,8 +283,8 @@ impl<'g> Model<'g> {
         past: Value<'g>,
         weight: Value<'g>,
         bias: Option<Value<'g>>,
+        kept: Kept<'g>,
     ) -> (Value<'g>, Value<'g>) {
-        let width = self.config.text.conv_l_cache as i64;
         let past = past.transpose(&[0, 2, 1]); // [batch, width, hidden]
         let [convolved, _state] = self.g.node_with_outputs(
             Op::microsoft("CausalConvWithState"),
@@ -269,8 +292,8 @@ impl<'g> Model<'g> {
             &[("channels_last", Attribute::Int(1))],
         );
         // The operator keeps one column less than the contract, so the state is joined here.
-        let recent = past.concat(&[x.slice_from(1, -width)], 1);
-        (convolved, recent.slice_from(1, -width).transpose(&[0, 2, 1]))
+        let recent = past.concat(&[x.slice_at(1, kept.conv)], 1);
+        (convolved, recent.slice_at(1, kept.conv).transpose(&[0, 2, 1]))
     }
 
     /// The same as a plain depthwise convolution over state and x.
@@ -280,6 +303,7 @@ impl<'g> Model<'g> {
         past: Value<'g>,
         weight: Value<'g>,
         bias: Option<Value<'g>>,
+        kept: Kept<'g>,
     ) -> (Value<'g>, Value<'g>) {
         let text = &self.config.text;
         let history = past.concat(&[x.transpose(&[0, 2, 1])], 2); // [batch, hidden, width + seq]
@@ -292,7 +316,7 @@ impl<'g> Model<'g> {
                 ("kernel_shape", Attribute::Ints(vec![text.conv_l_cache as i64])),
             ],
         );
-        let present = history.slice_from(2, -(text.conv_l_cache as i64));
+        let present = history.slice_at(2, kept.conv);
         (convolved.transpose(&[0, 2, 1]), present)
     }
 

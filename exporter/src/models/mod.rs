@@ -100,7 +100,9 @@ pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
             g.output("image_features", features);
         }
         Graph::Decoder => model.decoder(recipe.logits, recipe.last_hidden_state, tied_head),
-        Graph::GenaiDecoder => model.decoder(Logits::Last, false, tied_head),
+        Graph::GenaiDecoder | Graph::SpeculativeDecoder => {
+            model.decoder(Logits::Last, false, tied_head)
+        }
         Graph::GenaiEmbeddings => {
             let ids = g.input("input_ids");
             let image_token = g.ints(&[config.image_token_id.into()], &[]);

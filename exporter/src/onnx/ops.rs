@@ -218,6 +218,12 @@ impl<'g> Value<'g> {
         self.slice(axis, start, i64::MAX)
     }
 
+    /// Elements from a computed start, int64 [1], to the end of one axis.
+    pub(crate) fn slice_at(self, axis: i64, start: Self) -> Self {
+        let [end, axis] = [i64::MAX, axis].map(|i| self.graph.int_vector(&[i]));
+        self.graph.node(Op::onnx("Slice"), &[self, start, end, axis], &[])
+    }
+
     /// Joins self and `others` along an axis.
     pub(crate) fn concat(self, others: &[Self], axis: i64) -> Self {
         let inputs: Vec<_> = [self].into_iter().chain(others.iter().copied()).collect();

@@ -1,9 +1,11 @@
 //! Choosing tokens, and knowing when to stop.
 
+mod lookup;
 mod options;
 mod sampler;
 mod stop;
 
+pub(crate) use lookup::DraftLength;
 pub use options::GenerationOptions;
 pub use sampler::Sampler;
 pub(crate) use stop::{Passed, StopText};

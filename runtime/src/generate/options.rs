@@ -25,6 +25,10 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// Goes on after the model's own end, for measurements.
     pub ignore_eos: bool,
+    /// Drafts so many tokens at most where the last ones have come before, and checks them in one
+    /// run: faster on text that repeats its prompt, and the same tokens. Needs an engine with
+    /// [`speculation`](crate::EngineBuilder::speculation).
+    pub prompt_lookup_num_tokens: Option<usize>,
 }
 
 impl Default for GenerationOptions {
@@ -40,6 +44,7 @@ impl Default for GenerationOptions {
             seed: None,
             stop: Vec::new(),
             ignore_eos: false,
+            prompt_lookup_num_tokens: None,
         }
     }
 }

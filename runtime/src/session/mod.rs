@@ -95,7 +95,11 @@ impl GraphSession {
     fn with<T>(&self, run: impl FnOnce(&mut Session) -> ort::Result<T>) -> Result<T, Error> {
         // A panic while a session ran does not make it unusable.
         let mut session = self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        run(&mut session).map_err(|e| Error::Run { graph: self.graph, message: e.to_string() })
+        run(&mut session).map_err(|error| self.run_error(&error))
+    }
+
+    fn run_error(&self, error: &ort::Error) -> Error {
+        Error::Run { graph: self.graph, message: error.to_string() }
     }
 
     fn contract_error(&self, difference: impl Into<String>) -> Error {

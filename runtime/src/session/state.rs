@@ -1,13 +1,13 @@
 //! The decoder's hybrid state: conv states, keys and values, as the last run left them.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, ops::Range};
 
 use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec, Tensor as Input};
 use ndarray::{ArrayD, Axis, Slice};
 use ort::{
     memory::{Allocator, MemoryInfo},
-    session::{IoBinding, Session, SessionOutputs},
+    session::{Session, SessionOutputs},
     value::{DynTensor, DynValue, PrimitiveTensorElementType, TensorElementType, Value},
 };
 
@@ -15,12 +15,12 @@ use ort::{
 /// taken from the system, so this costs nothing.
 const GROWTH: usize = 1024;
 
-/// State after some tokens, bound to a session.
+/// State after some tokens: of one conversation, or of several as the rows of a batch.
+#[derive(Default)]
 pub(crate) struct DecoderState {
-    binding: IoBinding,
     tensors: Vec<StateTensor>,
-    /// Tokens that the state covers.
-    tokens: usize,
+    /// Tokens that the state covers, of each row.
+    tokens: Vec<usize>,
     /// Tokens that the buffers of keys and values have place for; `None` where each run makes new
     /// ones.
     capacity: Option<usize>,
@@ -29,15 +29,12 @@ pub(crate) struct DecoderState {
 struct StateTensor {
     past: String,
     present: String,
-    /// Conv states [batch, hidden, width], or keys or values [batch, kv_heads, tokens, head_dim].
+    /// Conv states [batch, hidden, columns], or keys or values [batch, kv_heads, tokens, head_dim].
     /// Where ONNX Runtime made it, a run takes it without a copy.
     value: DynValue,
-}
-
-impl StateTensor {
-    fn is_conv(&self) -> bool {
-        self.past.starts_with("past_conv.")
-    }
+    /// Columns that a run takes of conv states; `None` for keys and values. After a run that kept
+    /// several positions there are more, the last position's at the end.
+    conv_width: Option<usize>,
 }
 
 /// What it takes to go back to an earlier state: keys and values of a longer state begin with
@@ -57,31 +54,43 @@ impl Checkpoint {
 impl DecoderState {
     /// The state before any token: zero conv states, no keys and values. With `in_place` the graph
     /// writes new keys and values into the buffers of the old ones.
-    pub(crate) fn new(session: &Session, decoder: &GraphSpec, in_place: bool) -> ort::Result<Self> {
+    pub(crate) fn new(decoder: &GraphSpec, in_place: bool) -> ort::Result<Self> {
         let tensors = decoder.inputs.iter().filter_map(|input| {
-            let present = match input.name.split_once('.')? {
-                ("past_conv", layer) => format!("present_conv.{layer}"),
-                ("past_key_values", rest) => format!("present.{rest}"),
+            let (present, is_conv) = match input.name.split_once('.')? {
+                ("past_conv", layer) => (format!("present_conv.{layer}"), true),
+                ("past_key_values", rest) => (format!("present.{rest}"), false),
                 _ => return None,
             };
+            let conv_width = is_conv.then(|| size(&input.shape[2]));
             let value = zeros(input);
-            Some(value.map(|value| StateTensor { past: input.name.clone(), present, value }))
+            let past = input.name.clone();
+            Some(value.map(|value| StateTensor { past, present, value, conv_width }))
         });
         Ok(DecoderState {
-            binding: session.create_binding()?,
             tensors: tensors.collect::<ort::Result<_>>()?,
-            tokens: 0,
+            tokens: vec![0],
             capacity: in_place.then_some(0),
         })
     }
 
-    /// Tokens that the state covers.
+    /// Tokens that the state covers, of the longest row.
     pub(crate) fn tokens(&self) -> usize {
-        self.tokens
+        self.tokens.iter().copied().max().unwrap_or_default()
     }
 
-    /// Runs the session over `tokens` more tokens with these inputs besides the state, moves the
-    /// state on, and gives the other outputs to `read`.
+    /// Tokens that the state covers, of each row.
+    pub(crate) fn rows(&self) -> &[usize] {
+        &self.tokens
+    }
+
+    /// Whether rows of different lengths can be run together: keys and values then lie in buffers
+    /// of one length.
+    pub(crate) fn can_be_batched(&self) -> bool {
+        self.capacity.is_some()
+    }
+
+    /// Runs the session over `tokens` more tokens of each row with these inputs besides the state,
+    /// moves the state on, and gives the other outputs to `read`.
     pub(crate) fn run<T>(
         &mut self,
         session: &mut Session,
@@ -90,32 +99,32 @@ impl DecoderState {
         outputs: &[&str],
         read: impl FnOnce(&SessionOutputs<'_>) -> ort::Result<T>,
     ) -> ort::Result<T> {
-        self.reserve(self.tokens + tokens)?;
+        self.reserve(self.tokens() + tokens)?;
+        self.drop_columns(0)?;
         let in_place = self.capacity.is_some();
-        let (binding, tensors) = (&mut self.binding, &mut self.tensors);
+        let mut binding = session.create_binding()?;
         let memory = MemoryInfo::default();
         for (name, value) in &inputs {
             binding.bind_input(*name, value)?;
         }
-        for tensor in tensors.iter_mut() {
+        for tensor in &mut self.tensors {
             binding.bind_input(&tensor.past, &tensor.value)?;
-            match in_place && !tensor.is_conv() {
+            match in_place && tensor.conv_width.is_none() {
                 true => binding.bind_output(&tensor.present, &mut tensor.value)?,
-                // Without this the run would write into what the last one gave.
                 false => binding.bind_output_to_device(&tensor.present, &memory)?,
             }
         }
         for name in outputs {
             binding.bind_output_to_device(*name, &memory)?;
         }
-        let mut made = session.run_binding(binding)?;
-        for tensor in tensors.iter_mut().filter(|tensor| !in_place || tensor.is_conv()) {
+        let mut made = session.run_binding(&binding)?;
+        for tensor in self.tensors.iter_mut().filter(|t| !in_place || t.conv_width.is_some()) {
             tensor.value = made
                 .remove(&tensor.present)
                 .ok_or_else(|| ort::Error::new(format!("no output {}", tensor.present)))?;
         }
         let result = read(&made);
-        self.tokens += tokens;
+        self.tokens.iter_mut().for_each(|row| *row += tokens);
         result
     }
 
@@ -125,46 +134,136 @@ impl DecoderState {
             return Ok(());
         };
         let capacity = tokens.max(capacity * 3 / 2).next_multiple_of(GROWTH);
-        for tensor in self.tensors.iter_mut().filter(|tensor| !tensor.is_conv()) {
-            tensor.value = match is_half(&tensor.value) {
-                true => with_place_for::<f16>(&tensor.value, self.tokens, capacity)?,
-                false => with_place_for::<f32>(&tensor.value, self.tokens, capacity)?,
-            };
+        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_none()) {
+            let rows = self.tokens.iter().enumerate();
+            let parts: Vec<_> =
+                rows.map(|(row, &tokens)| Part { of: &tensor.value, row, at: 0..tokens }).collect();
+            tensor.value = assemble(&parts, capacity)?;
         }
         self.capacity = Some(capacity);
         Ok(())
     }
 
+    /// Drops the last `count` tokens, which the last run must have kept with one more.
+    pub(crate) fn drop_last(&mut self, count: usize) -> ort::Result<()> {
+        self.drop_columns(count)?;
+        self.tokens.iter_mut().for_each(|row| *row -= count);
+        let tokens = self.tokens();
+        self.shorten(tokens)
+    }
+
+    /// Leaves one conv state of those that the last run kept, the one before the last `count`.
+    fn drop_columns(&mut self, count: usize) -> ort::Result<()> {
+        for tensor in &mut self.tensors {
+            let Some(width) = tensor.conv_width else { continue };
+            let columns = axis_2(&tensor.value);
+            if columns == width && count == 0 {
+                continue;
+            }
+            let end = columns.checked_sub(count).filter(|&end| end >= width);
+            let end = end.ok_or_else(|| ort::Error::new("a conv state was not kept"))?;
+            let parts: Vec<_> = (0..self.tokens.len())
+                .map(|row| Part { of: &tensor.value, row, at: end - width..end })
+                .collect();
+            tensor.value = assemble(&parts, width)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the keys and values of the first tokens, where their number is told by their shape.
+    fn shorten(&mut self, tokens: usize) -> ort::Result<()> {
+        if self.capacity.is_some() {
+            return Ok(());
+        }
+        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_none()) {
+            tensor.value = assemble(&[Part { of: &tensor.value, row: 0, at: 0..tokens }], tokens)?;
+        }
+        Ok(())
+    }
+
     /// Remembers this state.
     pub(crate) fn checkpoint(&self) -> ort::Result<Checkpoint> {
-        let conv = self.tensors.iter().filter(|tensor| tensor.is_conv());
-        let conv = conv.map(|tensor| copy(&tensor.value, None)).collect::<ort::Result<_>>()?;
-        Ok(Checkpoint { tokens: self.tokens, conv })
+        let conv = self.tensors.iter().filter(|tensor| tensor.conv_width.is_some());
+        let conv = conv.map(|tensor| copy(&tensor.value)).collect::<ort::Result<_>>()?;
+        Ok(Checkpoint { tokens: self.tokens(), conv })
     }
 
     /// Goes back to an earlier state of the same tokens.
     pub(crate) fn rewind(&mut self, checkpoint: &Checkpoint) -> ort::Result<()> {
-        let mut conv = checkpoint.conv.iter();
-        for tensor in &mut self.tensors {
-            if tensor.is_conv() {
-                let earlier = conv.next();
-                let missing = || ort::Error::new("a conv state is missing");
-                tensor.value = copy(earlier.ok_or_else(missing)?, None)?;
-            } else if self.capacity.is_none() {
-                tensor.value = copy(&tensor.value, Some(checkpoint.tokens))?;
-            }
+        let conv = self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_some());
+        for (tensor, earlier) in conv.zip(&checkpoint.conv) {
+            tensor.value = copy(earlier)?;
         }
-        self.tokens = checkpoint.tokens;
+        self.tokens = vec![checkpoint.tokens];
+        self.shorten(checkpoint.tokens)
+    }
+
+    /// A copy of the state, with no more memory than it needs.
+    pub(crate) fn snapshot(&self) -> ort::Result<DecoderState> {
+        self.select(&[(self, 0)], self.tokens())
+    }
+
+    /// Bytes of the state's buffers.
+    pub(crate) fn bytes(&self) -> usize {
+        let bytes = |tensor: &StateTensor| {
+            let size = if is_half(&tensor.value) { 2 } else { 4 };
+            size * shape(&tensor.value).iter().product::<usize>()
+        };
+        self.tensors.iter().map(bytes).sum()
+    }
+
+    /// Adds the row of another state.
+    pub(crate) fn join(&mut self, row: DecoderState) -> ort::Result<()> {
+        if self.tokens.is_empty() {
+            *self = row;
+            return self.drop_columns(0);
+        }
+        let mut rows: Vec<_> = (0..self.tokens.len()).map(|row| (&*self, row)).collect();
+        rows.push((&row, 0));
+        let capacity = self.capacity.max(row.capacity).unwrap_or_default();
+        *self = self.select(&rows, capacity)?;
         Ok(())
+    }
+
+    /// Takes out a row; those after it move up.
+    pub(crate) fn leave(&mut self, row: usize) -> ort::Result<DecoderState> {
+        let capacity = self.capacity.unwrap_or_default();
+        let left = self.select(&[(self, row)], capacity)?;
+        let rest: Vec<_> =
+            (0..self.tokens.len()).filter(|&r| r != row).map(|row| (&*self, row)).collect();
+        *self = match rest.is_empty() {
+            true => DecoderState::default(),
+            false => self.select(&rest, capacity)?,
+        };
+        Ok(left)
+    }
+
+    /// A state of these rows of states that are like this one.
+    fn select<'s>(&self, rows: &[(&'s DecoderState, usize)], capacity: usize) -> ort::Result<Self> {
+        let tensors = self.tensors.iter().enumerate().map(|(index, tensor)| {
+            let part = |&(state, row): &(&'s DecoderState, usize)| {
+                let of = &state.tensors[index].value;
+                let at = match tensor.conv_width {
+                    Some(width) => axis_2(of) - width..axis_2(of),
+                    None => 0..state.tokens[row],
+                };
+                Part { of, row, at }
+            };
+            let parts: Vec<_> = rows.iter().map(part).collect();
+            let value = assemble(&parts, tensor.conv_width.unwrap_or(capacity))?;
+            let (past, present) = (tensor.past.clone(), tensor.present.clone());
+            Ok(StateTensor { past, present, value, conv_width: tensor.conv_width })
+        });
+        Ok(DecoderState {
+            tensors: tensors.collect::<ort::Result<_>>()?,
+            tokens: rows.iter().map(|(state, row)| state.tokens[*row]).collect(),
+            capacity: self.capacity.map(|_| capacity),
+        })
     }
 }
 
 /// The first value of an input for a batch of one; sizes that grow are 0.
 fn zeros(input: &Input) -> ort::Result<DynValue> {
-    let size = |dim: &Dim| match dim {
-        Dim::Fixed(size) => *size,
-        Dim::Free(name) => usize::from(name == "batch_size"),
-    };
     let shape: Vec<usize> = input.shape.iter().map(size).collect();
     match input.dtype {
         Dtype::Float16 => {
@@ -174,43 +273,64 @@ fn zeros(input: &Input) -> ort::Result<DynValue> {
     }
 }
 
+fn size(dim: &Dim) -> usize {
+    match dim {
+        Dim::Fixed(size) => *size,
+        Dim::Free(name) => usize::from(name == "batch_size"),
+    }
+}
+
 fn is_half(value: &DynValue) -> bool {
     value.dtype().tensor_type() == Some(TensorElementType::Float16)
 }
 
-/// The first `tokens` of keys or values [batch, kv_heads, tokens, head_dim] in a buffer for
-/// `capacity` of them. What is in the other places is never read.
-fn with_place_for<T>(value: &DynValue, tokens: usize, capacity: usize) -> ort::Result<DynValue>
+fn shape(value: &DynValue) -> Vec<usize> {
+    let shape = value.shape().iter();
+    shape.map(|&size| size.max(0) as usize).collect()
+}
+
+/// Columns of conv states; tokens that keys or values have place for.
+fn axis_2(value: &DynValue) -> usize {
+    shape(value).get(2).copied().unwrap_or_default()
+}
+
+/// Places `at` on the third axis of one row of a state's tensor.
+struct Part<'v> {
+    of: &'v DynValue,
+    row: usize,
+    at: Range<usize>,
+}
+
+/// A new tensor of which each row begins with a part, and has `capacity` places on its third axis.
+/// What is in the other places is never read.
+fn assemble(parts: &[Part<'_>], capacity: usize) -> ort::Result<DynValue> {
+    match parts.iter().any(|part| is_half(part.of)) {
+        true => assemble_of::<f16>(parts, capacity),
+        false => assemble_of::<f32>(parts, capacity),
+    }
+}
+
+fn assemble_of<T>(parts: &[Part<'_>], capacity: usize) -> ort::Result<DynValue>
 where
     T: PrimitiveTensorElementType + Clone + Debug + 'static,
 {
-    let old = value.try_extract_array::<T>()?;
-    let mut shape = old.shape().to_vec();
-    shape[2] = capacity;
+    let mut shape = parts.first().map_or_else(Vec::new, |part| shape(part.of));
+    let no_rows = || ort::Error::new("a state needs a row");
+    *shape.first_mut().ok_or_else(no_rows)? = parts.len();
+    *shape.get_mut(2).ok_or_else(no_rows)? = capacity;
     let mut new = DynTensor::new(&Allocator::default(), T::into_tensor_element_type(), shape)?;
-    let kept = Slice::from(..tokens);
-    new.try_extract_array_mut::<T>()?
-        .slice_axis_mut(Axis(2), kept)
-        .assign(&old.slice_axis(Axis(2), kept));
+    let mut rows = new.try_extract_array_mut::<T>()?;
+    for (mut row, part) in rows.outer_iter_mut().zip(parts) {
+        let from = part.of.try_extract_array::<T>()?;
+        let from = from.index_axis(Axis(0), part.row);
+        row.slice_axis_mut(Axis(1), Slice::from(..part.at.len()))
+            .assign(&from.slice_axis(Axis(1), Slice::from(part.at.clone())));
+    }
     Ok(new.into_dyn())
 }
 
-/// A copy of a state, or of the first `tokens` of keys or values.
-fn copy(value: &DynValue, tokens: Option<usize>) -> ort::Result<DynValue> {
-    match is_half(value) {
-        true => copy_of::<f16>(value, tokens),
-        false => copy_of::<f32>(value, tokens),
-    }
-}
-
-fn copy_of<T>(value: &DynValue, tokens: Option<usize>) -> ort::Result<DynValue>
-where
-    T: PrimitiveTensorElementType + Clone + Debug + 'static,
-{
-    let mut array = value.try_extract_array::<T>()?;
-    if let Some(tokens) = tokens {
-        array.slice_axis_inplace(Axis(2), Slice::from(..tokens));
-    }
-    // A slice keeps the strides of the whole.
-    Ok(Value::from_array(array.as_standard_layout().into_owned())?.into_dyn())
+/// A copy of a state of one row.
+fn copy(value: &DynValue) -> ort::Result<DynValue> {
+    let columns = axis_2(value);
+    assemble(&[Part { of: value, row: 0, at: 0..columns }], columns)
 }

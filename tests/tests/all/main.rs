@@ -9,3 +9,4 @@ mod precisions;
 mod released_prompts;
 mod run_program;
 mod samples;
+mod together;

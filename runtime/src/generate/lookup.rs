@@ -1,0 +1,68 @@
+//! Prompt lookup: a draft of the next tokens from what followed the last ones before.
+
+/// Last tokens that must have come before, at most and at least.
+const NGRAM: std::ops::RangeInclusive<usize> = 2..=3;
+
+/// How long drafts are: longer after one that was right, shorter after one that was not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DraftLength {
+    next: usize,
+    most: usize,
+}
+
+impl DraftLength {
+    pub(crate) fn new(most: usize) -> Self {
+        DraftLength { next: most, most }
+    }
+
+    /// Takes in how many tokens of a draft were right.
+    pub(crate) fn learn(&mut self, right: usize) {
+        self.next = (2 * right + 1).min(self.most);
+    }
+
+    /// The tokens that followed the latest earlier occurrence of the last three or two of `tokens`;
+    /// none where there is no such place.
+    pub(crate) fn draft<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
+        NGRAM
+            .rev()
+            .find_map(|n| following(tokens, n))
+            .map_or(&[], |rest| &rest[..rest.len().min(self.next)])
+    }
+}
+
+/// What follows the latest earlier occurrence of the last `n` of `tokens`.
+fn following(tokens: &[u32], n: usize) -> Option<&[u32]> {
+    let start = tokens.len().checked_sub(n)?;
+    let last = &tokens[start..];
+    let at = (0..start).rev().find(|&at| &tokens[at..at + n] == last)?;
+    Some(&tokens[at + n..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_follow_the_longest_and_latest_match() {
+        let length = DraftLength::new(4);
+        assert_eq!(length.draft(&[1, 2, 3, 4, 5, 6, 7, 1, 2]), [3, 4, 5, 6]);
+        // The latest of two matches; where it overlaps what is drafted, it goes on to the end.
+        assert_eq!(length.draft(&[1, 2, 3, 8, 1, 2, 4, 8, 1, 2]), [4, 8, 1, 2]);
+        // Three tokens count for more than two.
+        assert_eq!(length.draft(&[0, 1, 2, 3, 7, 1, 2, 4, 0, 1, 2])[0], 3);
+        assert_eq!(length.draft(&[5, 5, 5, 5]), [5]);
+        assert!(length.draft(&[1, 2, 3]).is_empty() && length.draft(&[]).is_empty());
+    }
+
+    #[test]
+    fn drafts_grow_when_they_are_right() {
+        let mut length = DraftLength::new(6);
+        let tokens: Vec<u32> = (0..20).chain(0..2).collect();
+        length.learn(0);
+        assert_eq!(length.draft(&tokens).len(), 1);
+        length.learn(1);
+        assert_eq!(length.draft(&tokens).len(), 3);
+        length.learn(3);
+        assert_eq!(length.draft(&tokens).len(), 6);
+    }
+}

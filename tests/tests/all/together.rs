@@ -1,0 +1,191 @@
+//! Answers that are made in other ways than token by token alone: drafted, or in batches. The tokens
+//! must be the same.
+
+use std::collections::HashMap;
+
+use lfm2vl::{Completion, Conversation, Engine, Error, GenerationOptions, RowId, chat::Message};
+use lfm2vl_tests::{sample_images, sample_questions, tiny_shapes};
+use serde_json::{Value, json};
+
+fn ask<'e>(engine: &'e Engine, question: &Value) -> Conversation<'e> {
+    let mut conversation = engine.conversation();
+    let prompt = Message::user(question["prompt"].as_str().unwrap());
+    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+    conversation
+}
+
+fn options(index: usize) -> GenerationOptions {
+    match index % 3 {
+        // Goes on beyond the end, where the model repeats itself.
+        1 => GenerationOptions {
+            ignore_eos: true,
+            max_new_tokens: 60,
+            ..GenerationOptions::default()
+        },
+        // Random choices: the same seed must lead to the same ones.
+        2 => GenerationOptions {
+            temperature: 1.5,
+            seed: Some(index as u64),
+            max_new_tokens: 30,
+            ..GenerationOptions::default()
+        },
+        _ => GenerationOptions { max_new_tokens: 20 + index, ..GenerationOptions::default() },
+    }
+}
+
+/// What a conversation says to a question, and to the same question once more.
+fn alone(engine: &Engine, question: &Value, index: usize) -> (Completion, Completion) {
+    let mut conversation = ask(engine, question);
+    let first = conversation.generate(&options(index)).unwrap().finish().unwrap();
+    (first, again(conversation, question, &GenerationOptions::default()))
+}
+
+/// The answer to the same question once more, which goes on from the state.
+fn again(
+    mut conversation: Conversation<'_>,
+    question: &Value,
+    options: &GenerationOptions,
+) -> Completion {
+    conversation.push(Message::user(question["prompt"].as_str().unwrap()));
+    let second = conversation.generate(options).unwrap().finish().unwrap();
+    assert!(second.reused_tokens > 0);
+    second
+}
+
+#[test]
+fn drafts_do_not_change_the_tokens() {
+    let folder = tiny_shapes("default");
+    let plain = Engine::builder(&folder).build().unwrap();
+    let speculative = Engine::builder(&folder).speculation(true).build().unwrap();
+    let (mut drafted, mut accepted, mut tokens) = (0, 0, 0);
+    for (index, question) in sample_questions().iter().enumerate().step_by(3) {
+        let (expected, expected_second) = alone(&plain, question, index);
+        for most in [1, 4, 9] {
+            let mut conversation = ask(&speculative, question);
+            let options =
+                GenerationOptions { prompt_lookup_num_tokens: Some(most), ..options(index) };
+            let answer = conversation.generate(&options).unwrap().finish().unwrap();
+            assert_eq!(answer.token_ids, expected.token_ids, "{question:?} {most}");
+            assert_eq!(
+                (&answer.text, answer.finish_reason),
+                (&expected.text, expected.finish_reason)
+            );
+            let drafting = GenerationOptions {
+                ignore_eos: false,
+                temperature: 0.0,
+                max_new_tokens: 512,
+                ..options
+            };
+            let second = again(conversation, question, &drafting);
+            assert_eq!(second.token_ids, expected_second.token_ids, "{question:?} {most}");
+            for answer in [answer, second] {
+                drafted += answer.drafted_tokens;
+                accepted += answer.accepted_tokens;
+                tokens += answer.token_ids.len();
+            }
+        }
+    }
+    println!("{tokens} tokens, {drafted} drafted, {accepted} of them right");
+    // Drafts of both kinds have been there, or the comparison says nothing.
+    assert!(accepted > 20 && drafted > accepted + 20, "{drafted} {accepted}");
+}
+
+#[test]
+fn drafts_need_their_decoder() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let mut conversation = engine.conversation();
+    conversation.push(Message::user("Hello"));
+    let options =
+        GenerationOptions { prompt_lookup_num_tokens: Some(4), ..GenerationOptions::default() };
+    let error = conversation.generate(&options).map(drop).unwrap_err();
+    assert!(matches!(error, Error::NoSpeculation), "{error}");
+    let error = Engine::builder(tiny_shapes("portable")).speculation(true).build().map(drop);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("decoder_speculative"), "{error}");
+}
+
+/// Runs the questions in a batch of at most `rows`, each joining as soon as there is place.
+fn in_a_batch(engine: &Engine, rows: usize) -> Vec<(Completion, String, Completion)> {
+    let questions = sample_questions();
+    let mut waiting = questions.iter().enumerate().step_by(3);
+    let mut indices: HashMap<RowId, usize> = HashMap::new();
+    let mut texts: HashMap<RowId, String> = HashMap::new();
+    let mut answers = Vec::new();
+    let mut batch = engine.batch();
+    loop {
+        while batch.len() < rows
+            && let Some((index, question)) = waiting.next()
+        {
+            let row = batch.join(ask(engine, question), &options(index)).unwrap();
+            indices.insert(row, index);
+        }
+        if batch.is_empty() {
+            break;
+        }
+        for step in batch.step().unwrap() {
+            texts.entry(step.row).or_default().push_str(&step.text);
+            if let Some(finished) = step.finished {
+                let question = &questions[indices[&step.row]];
+                let second = again(finished.conversation, question, &GenerationOptions::default());
+                let text = texts.remove(&step.row).unwrap();
+                answers.push((indices[&step.row], (finished.completion, text, second)));
+            }
+        }
+    }
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+#[test]
+fn batches_do_not_change_the_tokens() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let answers = in_a_batch(&engine, 5);
+    let questions = sample_questions();
+    let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
+    assert_eq!(answers.len(), asked.len());
+    for ((index, question), (answer, text, second)) in asked.into_iter().zip(answers) {
+        let (expected, expected_second) = alone(&engine, question, index);
+        assert_eq!(answer.token_ids, expected.token_ids, "{question:?}");
+        assert_eq!((&answer.text, &text), (&expected.text, &expected.text));
+        assert_eq!(
+            (answer.finish_reason, answer.prompt_tokens),
+            (expected.finish_reason, expected.prompt_tokens)
+        );
+        assert_eq!(second.token_ids, expected_second.token_ids, "{question:?}");
+    }
+}
+
+#[test]
+fn a_row_can_leave_early_and_a_conversation_can_be_refused() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let options = GenerationOptions::default();
+    let mut batch = engine.batch();
+    let question = json!({"prompt": "Tell me a story.", "images": []});
+    let first = batch.join(ask(&engine, &question), &options).unwrap();
+    let second = batch.join(ask(&engine, &question), &options).unwrap();
+    let mut text = String::new();
+    for _ in 0..4 {
+        let steps = batch.step().unwrap();
+        text += &steps.iter().find(|step| step.row == first).unwrap().text;
+    }
+    let left = batch.leave(first).unwrap().unwrap();
+    assert_eq!(left.messages().last(), Some(&Message::assistant(text)));
+    assert!(!again(left, &question, &options).text.is_empty());
+    assert!(batch.leave(first).unwrap().is_none());
+
+    let refused = batch.join(engine.conversation(), &options).unwrap_err();
+    assert!(matches!(refused.error, Error::NoMessage) && batch.len() == 1);
+    while !batch.is_empty() {
+        for step in batch.step().unwrap() {
+            assert_eq!(step.row, second);
+            if let Some(finished) = step.finished {
+                let mut alone = ask(&engine, &question);
+                let expected = alone.generate(&options).unwrap().finish().unwrap();
+                assert_eq!(finished.completion.token_ids, expected.token_ids);
+            }
+        }
+    }
+    let portable = Engine::builder(tiny_shapes("portable")).build().unwrap();
+    let refused = portable.batch().join(ask(&portable, &question), &options).unwrap_err();
+    assert!(matches!(refused.error, Error::NoBatch), "{refused}");
+}
