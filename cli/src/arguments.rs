@@ -28,6 +28,10 @@ pub(crate) struct LoadArguments {
     /// Threads of the CPU; by default one for each core.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Draft up to N tokens where the text repeats itself, and check them in one run: faster when
+    /// transcribing or filling in forms, and the same answers.
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt_lookup: Option<usize>,
 }
 
 impl LoadArguments {
@@ -39,6 +43,7 @@ impl LoadArguments {
             .bundle(bundle)
             .provider(self.provider)
             .threads(self.threads)
+            .speculation(self.prompt_lookup.is_some())
             .image_overrides(images.overrides()?);
         Ok(builder.build()?)
     }
@@ -157,7 +162,11 @@ pub(crate) struct GenerationArguments {
 }
 
 impl GenerationArguments {
-    pub(crate) fn options(&self, engine: &Engine) -> Result<GenerationOptions> {
+    pub(crate) fn options(
+        &self,
+        engine: &Engine,
+        load: &LoadArguments,
+    ) -> Result<GenerationOptions> {
         let model = engine.generation_options()?;
         let options = GenerationOptions {
             max_new_tokens: self.max_new_tokens.unwrap_or(model.max_new_tokens),
@@ -168,7 +177,8 @@ impl GenerationArguments {
             repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
             seed: self.seed,
             stop: self.stop.clone(),
-            ignore_eos: false,
+            prompt_lookup_num_tokens: load.prompt_lookup,
+            ..model
         };
         Ok(options.validated()?)
     }

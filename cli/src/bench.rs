@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{Engine, GenerationOptions, chat::Message};
+use lfm2vl::{Engine, Error, GenerationOptions, chat::Message};
 use serde_json::json;
 
 use crate::{
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Runs to take the medians of.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
+    /// Conversations that are answered together.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
     /// Without a short run before the first one.
     #[arg(long)]
     cold: bool,
@@ -49,7 +52,10 @@ struct Run {
     prefill: f64,
     prompt_tokens: usize,
     first_token: f64,
-    decode_per_token: f64,
+    /// Tokens of all answers a second.
+    decode_speed: f64,
+    /// Tokens that came out of a run, on average: more than one where drafts were right.
+    tokens_per_run: f64,
     total: f64,
     /// Time to the first token of another question in the same conversation.
     second_first_token: f64,
@@ -66,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
     let prompt_tokens = runs[0].prompt_tokens;
-    let (prefill, decode) = (of(|r| r.prefill), of(|r| r.decode_per_token));
+    let (prefill, decode_speed) = (of(|r| r.prefill), of(|r| r.decode_speed));
     if arguments.json {
         let report = json!({
             "load_ms": 1e3 * engine.load_seconds(),
@@ -76,7 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "prefill_ms": 1e3 * prefill,
             "prefill_tokens_per_second": prompt_tokens as f64 / prefill,
             "time_to_first_token_ms": 1e3 * of(|r| r.first_token),
-            "decode_tokens_per_second": 1.0 / decode,
+            "decode_tokens_per_second": decode_speed,
+            "tokens_per_run": of(|r| r.tokens_per_run),
             "total_ms": 1e3 * of(|r| r.total),
             "second_question_ms": 1e3 * of(|r| r.second_first_token),
             "repeat": runs.len(),
@@ -95,10 +102,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     );
     text += &format!("time to first token   {:>9.1} ms\n", 1e3 * of(|r| r.first_token));
     text += &format!(
-        "decode                {:>9.2} ms   a token, {:.1} a second\n",
-        1e3 * decode,
-        1.0 / decode
+        "decode                {:>9.2} ms   a token, {decode_speed:.1} a second\n",
+        1e3 / decode_speed,
     );
+    if arguments.load.prompt_lookup.is_some() {
+        text += &format!("tokens of a run       {:>9.2}\n", of(|r| r.tokens_per_run));
+    }
     text += &format!("in all                {:>9.1} ms\n", 1e3 * of(|r| r.total));
     text += &format!(
         "a second question     {:>9.1} ms   to its first token\n",
@@ -126,6 +135,7 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     let options = GenerationOptions {
         max_new_tokens: arguments.new_tokens,
         ignore_eos: true,
+        prompt_lookup_num_tokens: arguments.load.prompt_lookup,
         ..GenerationOptions::default()
     };
     let answer = conversation.generate(&options)?;
@@ -138,16 +148,45 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     drop(conversation.generate(&options)?);
     let second_first_token = start.elapsed().as_secs_f64();
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
+    let decode_speed = match arguments.batch {
+        0 | 1 => steps as f64 / completion.timings.decode,
+        rows => batch_speed(engine, &options, prompt, rows)?,
+    };
     Ok(Run {
         preprocess,
         vision: completion.timings.vision,
         prefill: completion.timings.prefill,
         prompt_tokens: completion.prompt_tokens,
         first_token,
-        decode_per_token: completion.timings.decode / steps as f64,
+        decode_speed,
+        tokens_per_run: steps as f64
+            / steps.saturating_sub(completion.accepted_tokens).max(1) as f64,
         total,
         second_first_token,
     })
+}
+
+/// Tokens a second of all answers, when so many conversations are answered together.
+fn batch_speed(
+    engine: &Engine,
+    options: &GenerationOptions,
+    prompt: &str,
+    rows: usize,
+) -> Result<f64> {
+    let mut batch = engine.batch();
+    for _ in 0..rows {
+        let mut conversation = engine.conversation();
+        conversation.push(Message::user(prompt));
+        batch.join(conversation, options).map_err(Error::from)?;
+    }
+    let (start, mut tokens) = (Instant::now(), 0);
+    // The first tokens come from the prompts' own runs and are not counted.
+    batch.step()?;
+    while !batch.is_empty() {
+        tokens += batch.len();
+        batch.step()?;
+    }
+    Ok(tokens as f64 / start.elapsed().as_secs_f64())
 }
 
 /// Text of about so many tokens.

@@ -67,7 +67,7 @@ impl<'a> Line<'a> {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
-    let options = arguments.generation.options(&engine)?;
+    let options = arguments.generation.options(&engine, &arguments.load)?;
     let mut images = arguments.images.load(&arguments.image)?;
     let mut conversation = start(&engine, &arguments.chat)?;
     let is_terminal = io::stdin().is_terminal();

@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
-    let options = arguments.generation.options(&engine)?;
+    let options = arguments.generation.options(&engine, &arguments.load)?;
     let chat = &arguments.prompt.chat;
     let mut conversation = engine.conversation_with(chat.options()?);
     if let Some(system) = chat.system_message() {
@@ -71,6 +71,8 @@ fn to_json(completion: &Completion, load_seconds: f64) -> Value {
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "image_tokens": completion.image_tokens,
+        "drafted_tokens": completion.drafted_tokens,
+        "accepted_tokens": completion.accepted_tokens,
         "timings_ms": {
             "load": 1e3 * load_seconds,
             "preprocess": 1e3 * timings.preprocess,

@@ -1,5 +1,8 @@
 //! Writes a random bf16 checkpoint of any shape, for measurements:
-//! `make_checkpoint CONFIG.json OUT SEED TOKENIZER_FOLDER`.
+//! `make_checkpoint CONFIG.json OUT SEED TOKENIZER_FOLDER [DEVIATION]`.
+//!
+//! DEVIATION is that of the weights in the language model's layers. With a small one, what goes in
+//! comes out: the model says its last token again and again.
 //!
 //! Weights are named as in released checkpoints and the output head is left out, as it is tied.
 //! Tokenizer and template are those of TOKENIZER_FOLDER; the image settings are those of the
@@ -24,8 +27,13 @@ const TOKENIZER_FILES: [&str; 4] =
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, out, seed, tokenizer] = &arguments[..] else {
-        bail!("usage: make_checkpoint CONFIG.json OUT SEED TOKENIZER_FOLDER");
+    let (Some([config, out, seed, tokenizer]), 4..=5) = (arguments.first_chunk(), arguments.len())
+    else {
+        bail!("usage: make_checkpoint CONFIG.json OUT SEED TOKENIZER_FOLDER [DEVIATION]");
+    };
+    let layers: f32 = match arguments.get(4) {
+        Some(deviation) => deviation.parse().context("the deviation is no number")?,
+        None => DEVIATION,
     };
     let (out, tokenizer) = (Path::new(out), Path::new(tokenizer));
     let text = fs::read_to_string(config).with_context(|| format!("cannot read {config}"))?;
@@ -50,12 +58,14 @@ fn main() -> Result<()> {
     for (name, shape) in &tensors {
         let is_norm = name.contains("norm") && name.ends_with(".weight");
         let mean = if is_norm { 1.0 } else { 0.0 };
+        let is_layer = name.starts_with("language_model.layers.") && !is_norm;
+        let deviation = if is_layer { layers } else { DEVIATION };
         let mut left: usize = shape.iter().product();
         while left > 0 {
             let count = left.min(1 << 18);
             bytes.clear();
             for _ in 0..count {
-                let value = bf16::from_f32(mean + DEVIATION * normal(&mut random));
+                let value = bf16::from_f32(mean + deviation * normal(&mut random));
                 bytes.extend_from_slice(&value.to_le_bytes());
             }
             file.write_all(&bytes)?;

@@ -232,7 +232,7 @@ impl<'e> Generation<'e> {
                 length.learn(right);
             }
             let room = self.engine.context() - tokens.len();
-            self.ahead.drafted.extend(length.draft(tokens).iter().take(room));
+            self.ahead.drafted.extend(length.draft(tokens).into_iter().take(room));
         }
         self.ahead.right = (!self.ahead.drafted.is_empty()).then_some(0);
         self.completion.drafted_tokens += self.ahead.drafted.len();

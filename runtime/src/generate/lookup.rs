@@ -21,21 +21,20 @@ impl DraftLength {
     }
 
     /// The tokens that followed the latest earlier occurrence of the last three or two of `tokens`;
-    /// none where there is no such place.
-    pub(crate) fn draft<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
-        NGRAM
-            .rev()
-            .find_map(|n| following(tokens, n))
-            .map_or(&[], |rest| &rest[..rest.len().min(self.next)])
+    /// none where there is no such place. What follows up to the end is taken to go on as it does.
+    pub(crate) fn draft(&self, tokens: &[u32]) -> Vec<u32> {
+        let place = NGRAM.rev().find_map(|n| following(tokens, n));
+        place.map_or_else(Vec::new, |at| {
+            tokens[at..].iter().copied().cycle().take(self.next).collect()
+        })
     }
 }
 
-/// What follows the latest earlier occurrence of the last `n` of `tokens`.
-fn following(tokens: &[u32], n: usize) -> Option<&[u32]> {
+/// Where the latest earlier occurrence of the last `n` of `tokens` ends.
+fn following(tokens: &[u32], n: usize) -> Option<usize> {
     let start = tokens.len().checked_sub(n)?;
     let last = &tokens[start..];
-    let at = (0..start).rev().find(|&at| &tokens[at..at + n] == last)?;
-    Some(&tokens[at + n..])
+    (0..start).rev().find(|&at| &tokens[at..at + n] == last).map(|at| at + n)
 }
 
 #[cfg(test)]
@@ -46,11 +45,13 @@ mod tests {
     fn drafts_follow_the_longest_and_latest_match() {
         let length = DraftLength::new(4);
         assert_eq!(length.draft(&[1, 2, 3, 4, 5, 6, 7, 1, 2]), [3, 4, 5, 6]);
-        // The latest of two matches; where it overlaps what is drafted, it goes on to the end.
+        // The latest of two matches.
         assert_eq!(length.draft(&[1, 2, 3, 8, 1, 2, 4, 8, 1, 2]), [4, 8, 1, 2]);
         // Three tokens count for more than two.
         assert_eq!(length.draft(&[0, 1, 2, 3, 7, 1, 2, 4, 0, 1, 2])[0], 3);
-        assert_eq!(length.draft(&[5, 5, 5, 5]), [5]);
+        // What repeats itself goes on doing so.
+        assert_eq!(length.draft(&[5, 5, 5]), [5, 5, 5, 5]);
+        assert_eq!(length.draft(&[1, 2, 3, 1, 2, 3]), [1, 2, 3, 1]);
         assert!(length.draft(&[1, 2, 3]).is_empty() && length.draft(&[]).is_empty());
     }
 

@@ -23,6 +23,10 @@ pub(super) struct Contender {
 type Start = Box<dyn Fn() -> Result<Command>>;
 
 impl Contender {
+    pub(super) fn is_ours(&self) -> bool {
+        self.name.starts_with("ours")
+    }
+
     pub(super) fn command(&self) -> Result<Command> {
         (self.start)()
     }
@@ -39,12 +43,29 @@ const OURS: [(&str, &str); 4] = [
 const VISION: &str = "exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, \
                       {modules: multi_modal_projector.*, bits: 8, symmetric: true}]";
 
-pub(super) fn all(checkpoint: &Path, folder: &Path, threads: usize) -> Result<Vec<Contender>> {
-    let programs = setup::Programs::build()?;
-    let mut contenders = Vec::new();
-    for (name, quantization) in OURS {
-        contenders.push(ours(&programs, name, quantization, checkpoint, folder, threads)?);
-    }
+/// Our exports of a checkpoint, in `folder`.
+pub(super) fn ours(
+    programs: &setup::Programs,
+    checkpoint: &Path,
+    folder: &Path,
+    threads: usize,
+) -> Result<Vec<Contender>> {
+    fs::create_dir_all(folder)?;
+    OURS.into_iter()
+        .map(|(name, quantization)| {
+            export(programs, name, quantization, checkpoint, folder, threads)
+        })
+        .collect()
+}
+
+/// Our exports of a checkpoint, and its peers.
+pub(super) fn all(
+    programs: &setup::Programs,
+    checkpoint: &Path,
+    folder: &Path,
+    threads: usize,
+) -> Result<Vec<Contender>> {
+    let mut contenders = ours(programs, checkpoint, folder, threads)?;
     contenders.extend(llama_cpp(checkpoint, threads)?);
     contenders.push(genai(checkpoint, folder)?);
     for dtype in ["float32", "bfloat16"] {
@@ -65,7 +86,7 @@ pub(super) fn all(checkpoint: &Path, folder: &Path, threads: usize) -> Result<Ve
     Ok(contenders)
 }
 
-fn ours(
+fn export(
     programs: &setup::Programs,
     name: &str,
     quantization: &str,
@@ -77,12 +98,12 @@ fn ours(
     let (recipe, model) = (folder.join(format!("{stem}.yaml")), folder.join(stem));
     let text = format!(
         "recipe: bench\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\n\
-         last_hidden_state: false\nquantization:\n  q4: {{{quantization}, method: search, {VISION}}}\n"
+         last_hidden_state: false\nspeculation: true\nquantization:\n  q4: {{{quantization}, method: search, {VISION}}}\n"
     );
     fs::write(&recipe, text)?;
-    let mut export = programs.command("lfm2vl-export")?;
-    export.arg(checkpoint).arg("-o").arg(&model).args(["--force", "--precision", "q4", "--recipe"]);
-    let output = export.arg(&recipe).output()?;
+    let mut command = programs.command("lfm2vl-export")?;
+    command.arg(checkpoint).arg("-o").arg(&model).args(["--force", "--precision", "q4"]);
+    let output = command.arg("--recipe").arg(&recipe).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let weights = fs::metadata(model.join("onnx/decoder_model_merged_q4.onnx_data"))?.len();
     let (program, library) = (programs.path("lfm2vl")?, programs.clone());

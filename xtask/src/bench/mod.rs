@@ -5,7 +5,7 @@ mod chart;
 mod contenders;
 mod memory;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -20,6 +20,14 @@ struct Scenario {
     prompt_tokens: usize,
     new_tokens: usize,
     figures: &'static [Figure],
+    /// Other ways in which ours are run as well, without peers.
+    variants: &'static [Variant],
+}
+
+/// What is put behind a contender's name, and its arguments.
+struct Variant {
+    name: &'static str,
+    arguments: &'static [&'static str],
 }
 
 /// A figure of a run: what it is called, and its key in the report of the run.
@@ -42,16 +50,19 @@ const DECODE: &str = "decode_tokens_per_second";
 const FIRST: &str = "time_to_first_token_ms";
 /// Wall-clock time of the whole program, which it does not know itself.
 const WALL: &str = "wall_ms";
+/// The scenario of drafted tokens, which has a model of its own.
+const DRAFTS: &str = "drafts";
 /// Largest resident size of the program.
 const PEAK: &str = "peak_mb";
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "cold",
         image: None,
         prompt_tokens: 8,
         new_tokens: 1,
         figures: &[time("cold start to first token", WALL)],
+        variants: &[],
     },
     Scenario {
         name: "prefill",
@@ -59,6 +70,7 @@ const SCENARIOS: [Scenario; 7] = [
         prompt_tokens: 512,
         new_tokens: 1,
         figures: &[speed("prefill of 512 tokens", PREFILL)],
+        variants: &[],
     },
     Scenario {
         name: "decode",
@@ -66,6 +78,7 @@ const SCENARIOS: [Scenario; 7] = [
         prompt_tokens: 128,
         new_tokens: 64,
         figures: &[speed("decode after 128 tokens", DECODE)],
+        variants: &[],
     },
     Scenario {
         name: "long",
@@ -76,6 +89,37 @@ const SCENARIOS: [Scenario; 7] = [
             speed("prefill of 2,048 tokens", PREFILL),
             speed("decode after 2,048 tokens", DECODE),
         ],
+        variants: &[],
+    },
+    // With a model that only repeats itself: all drafts are right.
+    Scenario {
+        name: DRAFTS,
+        image: None,
+        prompt_tokens: 128,
+        new_tokens: 256,
+        figures: &[
+            speed("decode, 256 tokens after 128", DECODE),
+            Figure { name: "tokens that a run gives", key: "tokens_per_run", unit: "tokens" },
+        ],
+        variants: &[
+            Variant { name: "", arguments: &[] },
+            Variant { name: ", drafts of 1", arguments: &["--prompt-lookup", "1"] },
+            Variant { name: ", drafts of 3", arguments: &["--prompt-lookup", "3"] },
+            Variant { name: ", drafts of 7", arguments: &["--prompt-lookup", "7"] },
+        ],
+    },
+    Scenario {
+        name: "batch",
+        image: None,
+        prompt_tokens: 128,
+        new_tokens: 32,
+        figures: &[speed("decode of several conversations", DECODE)],
+        variants: &[
+            Variant { name: "", arguments: &[] },
+            Variant { name: ", batch of 2", arguments: &["--batch", "2"] },
+            Variant { name: ", batch of 4", arguments: &["--batch", "4"] },
+            Variant { name: ", batch of 8", arguments: &["--batch", "8"] },
+        ],
     },
     Scenario {
         name: "tile",
@@ -83,6 +127,7 @@ const SCENARIOS: [Scenario; 7] = [
         prompt_tokens: 20,
         new_tokens: 1,
         figures: &[time("vision, a 512x512 tile", "vision_ms")],
+        variants: &[],
     },
     Scenario {
         name: "small",
@@ -90,6 +135,7 @@ const SCENARIOS: [Scenario; 7] = [
         prompt_tokens: 20,
         new_tokens: 1,
         figures: &[time("vision, a 256x256 image", "vision_ms")],
+        variants: &[],
     },
     Scenario {
         name: "photo",
@@ -104,6 +150,7 @@ const SCENARIOS: [Scenario; 7] = [
             time("another question: first token", "second_question_ms"),
             Figure { name: "peak memory", key: PEAK, unit: "MB" },
         ],
+        variants: &[],
     },
 ];
 
@@ -111,21 +158,29 @@ const SCENARIOS: [Scenario; 7] = [
 pub(crate) fn run(repeat: usize, only: &[String]) -> Result<()> {
     let folder = root().join("demo/bench");
     fs::create_dir_all(&folder)?;
-    let checkpoint = root().join("demo/450m");
+    let (checkpoint, repeating) = (root().join("demo/450m"), root().join("demo/450m-repeating"));
+    let config = root().join("testdata/configs/lfm2-vl-450m.json");
     if !checkpoint.is_dir() {
-        let config = root().join("testdata/configs/lfm2-vl-450m.json");
         make_checkpoint::run(&config, &checkpoint, 0)?;
+    }
+    if !repeating.is_dir() {
+        make_checkpoint::repeating(&config, &repeating)?;
     }
     let photos = setup::photos()?;
     let threads = std::thread::available_parallelism()?.get();
-    let contenders = contenders::all(&checkpoint, &folder, threads)?;
+    let programs = setup::Programs::build()?;
+    let contenders = contenders::all(&programs, &checkpoint, &folder, threads)?;
     let weights = contenders.iter().filter_map(|c| c.decoder_bytes).min().unwrap_or(1 << 28);
     let bandwidth = memory::bandwidth(threads, weights);
 
     let mut rows = Vec::new();
     for scenario in SCENARIOS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name))
     {
-        let measured = measure(scenario, &contenders, &photos, repeat)?;
+        let contenders = match scenario.name == DRAFTS {
+            true => &contenders::ours(&programs, &repeating, &folder.join("repeating"), threads)?,
+            false => &contenders,
+        };
+        let measured = measure(scenario, contenders, &photos, repeat)?;
         for figure in scenario.figures {
             let values: Vec<_> = measured
                 .iter()
@@ -133,8 +188,8 @@ pub(crate) fn run(repeat: usize, only: &[String]) -> Result<()> {
                 .collect();
             let row = Row { name: figure.name, unit: figure.unit, values };
             row.print();
-            if figure.key == DECODE {
-                print_roofline(&row, &contenders, bandwidth);
+            if figure.key == DECODE && scenario.variants.is_empty() {
+                print_roofline(&row, contenders, bandwidth);
             }
             rows.push(row);
         }
@@ -158,15 +213,21 @@ fn measure(
     photos: &Path,
     repeat: usize,
 ) -> Result<Vec<(String, Vec<Value>)>> {
-    let mut reports: BTreeMap<usize, Vec<Value>> = BTreeMap::new();
+    let alone = [Variant { name: "", arguments: &[] }];
+    let variants = if scenario.variants.is_empty() { &alone } else { scenario.variants };
+    let taking_part: Vec<(&Contender, &Variant)> = contenders
+        .iter()
+        .filter(|contender| scenario.image.is_none() || contender.sees)
+        .filter(|contender| scenario.variants.is_empty() || contender.is_ours())
+        .flat_map(|contender| variants.iter().map(move |variant| (contender, variant)))
+        .collect();
+    let mut reports = vec![Vec::new(); taking_part.len()];
     for _ in 0..repeat.max(1) {
-        for (index, contender) in contenders.iter().enumerate() {
-            if scenario.image.is_some() && !contender.sees {
-                continue;
-            }
+        for ((contender, variant), reports) in taking_part.iter().zip(&mut reports) {
             let mut command = contender.command()?;
             command.args(["--prompt-tokens", &scenario.prompt_tokens.to_string()]);
             command.args(["--new-tokens", &scenario.new_tokens.to_string(), "--repeat", "1"]);
+            command.args(variant.arguments);
             if let Some(image) = scenario.image {
                 command.arg("--image").arg(photos.join(image));
             }
@@ -181,10 +242,11 @@ fn measure(
             if report[PEAK].is_null() {
                 report[PEAK] = json!(peak as f64 / 1e6);
             }
-            reports.entry(index).or_default().push(report);
+            reports.push(report);
         }
     }
-    Ok(reports.into_iter().map(|(i, reports)| (contenders[i].name.clone(), reports)).collect())
+    let names = taking_part.iter().map(|(c, variant)| format!("{}{}", c.name, variant.name));
+    Ok(names.zip(reports).collect())
 }
 
 fn median(reports: &[Value], key: &str) -> Option<f64> {
