@@ -36,7 +36,7 @@ pub struct Completion {
     pub finish_reason: FinishReason,
     /// Tokens of the whole prompt, earlier turns included.
     pub prompt_tokens: usize,
-    /// Tokens of the prompt that an earlier turn had computed already.
+    /// Tokens of the prompt that an earlier turn, or another conversation, had computed already.
     pub reused_tokens: usize,
     /// Image tokens of the prompt.
     pub image_tokens: usize,

@@ -1,14 +1,15 @@
 //! A conversation with a model.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use image::RgbImage;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use crate::{
     Answer, Engine, Error, GenerationOptions, PromptOptions, Timings,
     answer::{Generation, Prepared},
+    cache::{ImageKey, Prefix},
     chat::{ChatError, Message, RenderOptions, Tool},
     image::{ImageLayout, ProcessedImage},
     session::{Checkpoint, DecoderState},
@@ -33,14 +34,19 @@ pub struct Conversation<'e> {
 
 struct ConversationImage {
     layout: ImageLayout,
+    /// What it is known by to the engine's caches; not made where they are not used.
+    key: Option<ImageKey>,
     content: ImageContent,
 }
 
 /// What is known of an image: patches until it has been through the vision graphs.
 enum ImageContent {
     Patches(ProcessedImage),
-    Features(Array2<f32>),
+    Features(Arc<Array2<f32>>),
 }
+
+/// Tokens that a state must save to be worth keeping.
+const WORTH_KEEPING: usize = 32;
 
 /// The tokens so far, and the state after the first `state.tokens()` of them.
 #[derive(Default)]
@@ -136,6 +142,7 @@ impl<'e> Conversation<'e> {
         };
         self.images.extend(images.into_iter().map(|image| ConversationImage {
             layout: image.layout,
+            key: None,
             content: ImageContent::Patches(image),
         }));
         self.push(message);
@@ -146,6 +153,9 @@ impl<'e> Conversation<'e> {
     pub(crate) fn push_answer(&mut self, covered: String, computed: Option<Computed>) {
         self.messages.push(Message::assistant(self.engine.prompter().uncover(&covered)));
         self.covered.push(Message::assistant(covered));
+        if let Some(computed) = &computed {
+            self.remember(&computed.tokens[..computed.state.tokens()], &computed.state);
+        }
         self.computed = computed;
     }
 
@@ -176,37 +186,131 @@ impl<'e> Conversation<'e> {
         let layouts: Vec<_> = self.images.iter().map(|image| image.layout).collect();
         let text = self.engine.prompter().render(&self.covered, &layouts, &self.options)?;
         let mut computed = self.go_on_to(text)?;
-        let reused_tokens = computed.state.tokens();
         let prompt_tokens = computed.tokens.len();
         let context = self.engine.context();
         if prompt_tokens >= context {
             return Err(Error::TooLong { tokens: prompt_tokens, context });
         }
+        self.make_keys();
+        if let Some(state) = self.known_state(&computed)? {
+            computed.state = state;
+        }
+        let reused_tokens = computed.state.tokens();
         let prompt_seconds = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        for image in &mut self.images {
-            if let ImageContent::Patches(patches) = &image.content {
-                image.content = ImageContent::Features(self.engine.image_features(patches)?);
-            }
-        }
+        let reused_images = self.image_tokens(&computed.tokens[..reused_tokens]);
+        let features = self.features(reused_images)?;
         timings.vision = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let image_token = self.engine.prompter().image_token_id();
-        let is_image = |id: &&u32| **id == image_token;
-        let reused_images = computed.tokens[..reused_tokens].iter().filter(is_image).count();
-        let features = features_from(&self.images, reused_images);
-        let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
         let decoder = self.engine.decoder();
-        let logits = decoder.run(embeddings, &mut computed.state)?.logits.concat();
+        let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
+        let (mut logits, mut from) = (Vec::new(), reused_tokens);
+        for end in self.pauses(&computed.tokens, reused_tokens) {
+            let piece = s![.., from - reused_tokens..end - reused_tokens, ..];
+            let piece = embeddings.slice(piece).to_owned();
+            logits = decoder.run(piece, &mut computed.state)?.logits.concat();
+            if end < prompt_tokens {
+                self.remember(&computed.tokens[..end], &computed.state);
+            }
+            from = end;
+        }
         computed.checkpoints.push(decoder.checked(computed.state.checkpoint())?);
         timings.prefill = prompt_seconds + start.elapsed().as_secs_f64();
 
-        let image_tokens = computed.tokens.iter().filter(is_image).count();
+        let image_tokens = self.image_tokens(&computed.tokens);
         let prepared =
             Prepared { computed, logits, prompt_tokens, reused_tokens, image_tokens, timings };
         Ok(Generation::new(self.engine, &self.options, &options, prepared))
+    }
+
+    fn image_tokens(&self, tokens: &[u32]) -> usize {
+        let image_token = self.engine.prompter().image_token_id();
+        tokens.iter().filter(|&&id| id == image_token).count()
+    }
+
+    /// Makes the keys of new images, where a cache needs them.
+    fn make_keys(&mut self) {
+        if !self.engine.images.is_used() && !self.engine.states.is_used() {
+            return;
+        }
+        self.images.par_iter_mut().filter(|image| image.key.is_none()).for_each(|image| {
+            if let ImageContent::Patches(patches) = &image.content {
+                image.key = Some(ImageKey::of(patches));
+            }
+        });
+    }
+
+    /// The features of all images without the first `skip` rows. Images of which nothing is left do
+    /// not go through the vision graphs.
+    fn features(&mut self, mut skip: usize) -> Result<Vec<Array2<f32>>, Error> {
+        let mut features = Vec::new();
+        for image in &mut self.images {
+            let skipped = skip.min(image.layout.tokens());
+            skip -= skipped;
+            if skipped < image.layout.tokens() {
+                let all = image.features(self.engine)?;
+                features.push(all.slice(s![skipped.., ..]).to_owned());
+            }
+        }
+        Ok(features)
+    }
+
+    /// What the engine's cache knows beginnings of these tokens by; `None` where it is not used.
+    fn prefix(&self, tokens: &[u32]) -> Option<Prefix> {
+        if !self.engine.states.is_used() {
+            return None;
+        }
+        let mut left = self.image_tokens(tokens);
+        let mut images = Vec::new();
+        for image in &self.images {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(image.layout.tokens());
+            images.push(image.key?);
+        }
+        Some(Prefix { tokens: tokens.to_vec(), images })
+    }
+
+    /// A copy of the longest state that the engine knows for the beginning of a new conversation.
+    fn known_state(&self, computed: &Computed) -> Result<Option<DecoderState>, Error> {
+        if computed.state.tokens() > 0 {
+            return Ok(None);
+        }
+        let known = self.prefix(&computed.tokens).and_then(|p| self.engine.states.longest(&p));
+        let copy = known.map(|state| state.copy(computed.tokens.len()));
+        copy.map(|copy| self.engine.decoder().checked(copy)).transpose()
+    }
+
+    /// Keeps a state in the engine's cache.
+    fn remember(&self, tokens: &[u32], state: &DecoderState) {
+        let Some(prefix) = self.prefix(tokens) else { return };
+        // What cannot be copied is not kept.
+        if !self.engine.states.contains(&prefix)
+            && let Ok(copy) = state.copy(0)
+        {
+            self.engine.states.insert(prefix, copy);
+        }
+    }
+
+    /// Where runs over a prompt end after its first `reused` tokens: where other prompts may go on
+    /// in another way, which is after the first message and after the last image, and at its end.
+    fn pauses(&self, tokens: &[u32], reused: usize) -> Vec<usize> {
+        let mut pauses = Vec::new();
+        if self.engine.states.is_used() {
+            let ends = self.engine.folder().eos_token_ids();
+            let first_message = tokens.iter().position(|id| ends.contains(id));
+            let image_token = self.engine.prompter().image_token_id();
+            let last_image = tokens.iter().rposition(|&id| id == image_token);
+            pauses.extend(first_message.into_iter().chain(last_image).map(|last| last + 1));
+            pauses.retain(|&end| end >= reused + WORTH_KEEPING && end < tokens.len());
+            pauses.sort_unstable();
+            pauses.dedup();
+        }
+        pauses.push(tokens.len());
+        pauses
     }
 
     /// The tokens of the prompt `text`, going on from what was computed as far as it is the same.
@@ -239,16 +343,24 @@ impl<'e> Conversation<'e> {
     }
 }
 
-/// The features of all images without their first `skip` rows.
-fn features_from(images: &[ConversationImage], mut skip: usize) -> Vec<Array2<f32>> {
-    let mut features = Vec::new();
-    for image in images {
-        let ImageContent::Features(all) = &image.content else { continue };
-        let skipped = skip.min(all.nrows());
-        skip -= skipped;
-        if skipped < all.nrows() {
-            features.push(all.slice(ndarray::s![skipped.., ..]).to_owned());
-        }
+impl ConversationImage {
+    /// Its features [tokens, hidden], from the engine's cache or the vision graphs.
+    fn features(&mut self, engine: &Engine) -> Result<Arc<Array2<f32>>, Error> {
+        let patches = match &self.content {
+            ImageContent::Features(features) => return Ok(features.clone()),
+            ImageContent::Patches(patches) => patches,
+        };
+        let features = match self.key.and_then(|key| engine.images.get(key)) {
+            Some(known) => known,
+            None => {
+                let features = Arc::new(engine.image_features(patches)?);
+                if let Some(key) = self.key {
+                    engine.images.insert(key, features.clone());
+                }
+                features
+            }
+        };
+        self.content = ImageContent::Features(features.clone());
+        Ok(features)
     }
-    features
 }

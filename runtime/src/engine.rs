@@ -7,6 +7,7 @@ use ndarray::{Array2, Array3, Axis, concatenate};
 
 use crate::{
     Batch, Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
+    cache::{ImageCache, StateCache},
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{
@@ -24,10 +25,12 @@ pub struct Engine {
     decoder: Decoder,
     provider: Provider,
     load_seconds: f64,
+    pub(crate) images: ImageCache,
+    pub(crate) states: StateCache,
 }
 
 /// How to load a model; made by [`Engine::builder`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct EngineBuilder {
     folder: std::path::PathBuf,
     precision: Option<Precision>,
@@ -36,6 +39,8 @@ pub struct EngineBuilder {
     threads: Option<usize>,
     overrides: Overrides,
     speculation: bool,
+    image_cache: usize,
+    state_cache: usize,
 }
 
 /// One input or output of a loaded graph.
@@ -98,6 +103,26 @@ impl EngineBuilder {
         self
     }
 
+    /// Keeps image features of so many bytes in all, 64 MB by default, so that an image that comes
+    /// again in another conversation need not be encoded again. Images are told apart by a
+    /// cryptographic hash of their patches, and so of their pixels and settings.
+    #[must_use]
+    pub fn image_cache(mut self, bytes: usize) -> Self {
+        self.image_cache = bytes;
+        self
+    }
+
+    /// Keeps states of the decoder of so many bytes in all, none by default, so that a new
+    /// conversation that begins as an earlier one did goes on from there: with the same system
+    /// message and tools, with the same images, or with the same messages, as when a client sends
+    /// the whole history each time. Tokens and hashes of images must be the same. A service whose
+    /// users must not learn from its speed what others have sent keeps an engine for each.
+    #[must_use]
+    pub fn state_cache(mut self, bytes: usize) -> Self {
+        self.state_cache = bytes;
+        self
+    }
+
     /// Processes images with some settings replaced.
     #[must_use]
     pub fn image_overrides(mut self, overrides: Overrides) -> Self {
@@ -153,6 +178,8 @@ impl EngineBuilder {
             decoder,
             provider: self.provider,
             load_seconds: start.elapsed().as_secs_f64(),
+            images: ImageCache::new(self.image_cache),
+            states: StateCache::new(self.state_cache),
         })
     }
 }
@@ -182,7 +209,17 @@ impl Checker<'_> {
 impl Engine {
     /// Starts loading the model in `folder`.
     pub fn builder(folder: impl AsRef<Path>) -> EngineBuilder {
-        EngineBuilder { folder: folder.as_ref().to_owned(), ..EngineBuilder::default() }
+        EngineBuilder {
+            folder: folder.as_ref().to_owned(),
+            precision: None,
+            bundle: None,
+            provider: Provider::default(),
+            threads: None,
+            overrides: Overrides::default(),
+            speculation: false,
+            image_cache: 64 << 20,
+            state_cache: 0,
+        }
     }
 
     /// A new conversation.

@@ -36,6 +36,8 @@ mod answer;
 #[cfg(feature = "onnxruntime")]
 mod batch;
 #[cfg(feature = "onnxruntime")]
+mod cache;
+#[cfg(feature = "onnxruntime")]
 mod conversation;
 #[cfg(feature = "onnxruntime")]
 mod engine;

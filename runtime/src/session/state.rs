@@ -198,9 +198,9 @@ impl DecoderState {
         self.shorten(checkpoint.tokens)
     }
 
-    /// A copy of the state, with no more memory than it needs.
-    pub(crate) fn snapshot(&self) -> ort::Result<DecoderState> {
-        self.select(&[(self, 0)], self.tokens())
+    /// A copy of the state, with place for so many tokens.
+    pub(crate) fn copy(&self, capacity: usize) -> ort::Result<DecoderState> {
+        self.select(&[(self, 0)], capacity.max(self.tokens()))
     }
 
     /// Bytes of the state's buffers.
@@ -250,7 +250,11 @@ impl DecoderState {
                 Part { of, row, at }
             };
             let parts: Vec<_> = rows.iter().map(part).collect();
-            let value = assemble(&parts, tensor.conv_width.unwrap_or(capacity))?;
+            let places = match self.capacity {
+                Some(_) => capacity,
+                None => parts.iter().map(|part| part.at.len()).max().unwrap_or_default(),
+            };
+            let value = assemble(&parts, tensor.conv_width.unwrap_or(places))?;
             let (past, present) = (tensor.past.clone(), tensor.present.clone());
             Ok(StateTensor { past, present, value, conv_width: tensor.conv_width })
         });

@@ -189,3 +189,69 @@ fn a_row_can_leave_early_and_a_conversation_can_be_refused() {
     let refused = portable.batch().join(ask(&portable, &question), &options).unwrap_err();
     assert!(matches!(refused.error, Error::NoBatch), "{refused}");
 }
+
+#[test]
+fn caches_do_not_change_the_tokens() {
+    let folder = tiny_shapes("default");
+    let plain = Engine::builder(&folder).image_cache(0).build().unwrap();
+    let caching = Engine::builder(&folder).state_cache(64 << 20).build().unwrap();
+    let options = GenerationOptions::default();
+    let conversation = |engine, question: &Value| {
+        let mut conversation: Conversation<'_> = Engine::conversation(engine);
+        conversation.push(Message::system("You look at shapes. ".repeat(12)));
+        let prompt = Message::user(question["prompt"].as_str().unwrap());
+        conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+        conversation
+    };
+    let mut reused = 0;
+    for question in sample_questions().iter().step_by(4) {
+        let mut expected = conversation(&plain, question);
+        let first = expected.generate(&options).unwrap().finish().unwrap();
+        let second = again(expected, question, &options);
+        for round in 0..2 {
+            let mut cached = conversation(&caching, question);
+            let answer = cached.generate(&options).unwrap().finish().unwrap();
+            assert_eq!(answer.token_ids, first.token_ids, "{question}");
+            // All but the first of all know the system message.
+            assert!(reused == 0 || answer.reused_tokens >= 32, "{}", answer.reused_tokens);
+            reused += answer.reused_tokens;
+            if round == 1 && first.image_tokens > 32 {
+                assert!(answer.reused_tokens > first.image_tokens, "{}", answer.reused_tokens);
+            }
+
+            // The whole history at once, as a service gets it.
+            let mut whole = conversation(&caching, question);
+            whole.push(Message::assistant(&first.text));
+            whole.push(Message::user(question["prompt"].as_str().unwrap()));
+            let answer = whole.generate(&options).unwrap().finish().unwrap();
+            assert_eq!(answer.token_ids, second.token_ids, "{question}");
+            assert!(answer.reused_tokens >= first.prompt_tokens, "{}", answer.reused_tokens);
+        }
+    }
+}
+
+#[test]
+fn equal_prompts_with_other_images_are_not_taken_for_each_other() {
+    let caching = Engine::builder(tiny_shapes("default")).state_cache(64 << 20).build().unwrap();
+    let plain = Engine::builder(tiny_shapes("default")).image_cache(0).build().unwrap();
+    let photo = sample_images(&json!({"images": ["tiled.jpg"]})).remove(0);
+    let mirrored = image::imageops::flip_horizontal(&photo);
+    let options = GenerationOptions::default();
+    let ask = |engine: &Engine, image: &image::RgbImage| {
+        let mut conversation = engine.conversation();
+        let question = Message::user("Describe this image.");
+        conversation.push_with_images(question, std::slice::from_ref(image)).unwrap();
+        conversation.generate(&options).unwrap().finish().unwrap()
+    };
+    let expected = [&photo, &mirrored].map(|image| ask(&plain, image));
+    // The prompts are the same, and the answers are not.
+    assert_eq!(expected[0].prompt_tokens, expected[1].prompt_tokens);
+    assert_ne!(expected[0].token_ids, expected[1].token_ids);
+    for round in 0..2 {
+        for (image, expected) in [&photo, &mirrored].into_iter().zip(&expected) {
+            let answer = ask(&caching, image);
+            assert_eq!(answer.token_ids, expected.token_ids);
+            assert_eq!(answer.reused_tokens > 0, round == 1);
+        }
+    }
+}
