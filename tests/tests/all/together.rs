@@ -1,10 +1,13 @@
 //! Answers that are made in other ways than token by token alone: drafted, or in batches. The tokens
 //! must be the same.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, process::Command};
 
 use lfm2vl::{Completion, Conversation, Engine, Error, GenerationOptions, RowId, chat::Message};
-use lfm2vl_tests::{sample_images, sample_questions, tiny_shapes};
+use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_tests::{
+    export_from, root, sample_images, sample_questions, succeed, testdata, tiny_shapes,
+};
 use serde_json::{Value, json};
 
 fn ask<'e>(engine: &'e Engine, question: &Value) -> Conversation<'e> {
@@ -196,20 +199,13 @@ fn caches_do_not_change_the_tokens() {
     let plain = Engine::builder(&folder).image_cache(0).build().unwrap();
     let caching = Engine::builder(&folder).state_cache(64 << 20).build().unwrap();
     let options = GenerationOptions::default();
-    let conversation = |engine, question: &Value| {
-        let mut conversation: Conversation<'_> = Engine::conversation(engine);
-        conversation.push(Message::system("You look at shapes. ".repeat(12)));
-        let prompt = Message::user(question["prompt"].as_str().unwrap());
-        conversation.push_with_images(prompt, &sample_images(question)).unwrap();
-        conversation
-    };
     let mut reused = 0;
     for question in sample_questions().iter().step_by(4) {
-        let mut expected = conversation(&plain, question);
+        let mut expected = instructed(&plain, question);
         let first = expected.generate(&options).unwrap().finish().unwrap();
         let second = again(expected, question, &options);
         for round in 0..2 {
-            let mut cached = conversation(&caching, question);
+            let mut cached = instructed(&caching, question);
             let answer = cached.generate(&options).unwrap().finish().unwrap();
             assert_eq!(answer.token_ids, first.token_ids, "{question}");
             // All but the first of all know the system message.
@@ -220,7 +216,7 @@ fn caches_do_not_change_the_tokens() {
             }
 
             // The whole history at once, as a service gets it.
-            let mut whole = conversation(&caching, question);
+            let mut whole = instructed(&caching, question);
             whole.push(Message::assistant(&first.text));
             whole.push(Message::user(question["prompt"].as_str().unwrap()));
             let answer = whole.generate(&options).unwrap().finish().unwrap();
@@ -252,6 +248,57 @@ fn equal_prompts_with_other_images_are_not_taken_for_each_other() {
             let answer = ask(&caching, image);
             assert_eq!(answer.token_ids, expected.token_ids);
             assert_eq!(answer.reused_tokens > 0, round == 1);
+        }
+    }
+}
+
+/// A question after a long system message.
+fn instructed<'e>(engine: &'e Engine, question: &Value) -> Conversation<'e> {
+    let mut conversation = engine.conversation();
+    conversation.push(Message::system("You look at shapes. ".repeat(12)));
+    let prompt = Message::user(question["prompt"].as_str().unwrap());
+    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+    conversation
+}
+
+/// A random model of the 450M shape in 4 bits, whose products are other kernels for one row than for
+/// several.
+#[test]
+fn a_450m_model_says_the_same_in_every_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, model) = (folder.path().join("checkpoint"), folder.path().join("model"));
+    let config = testdata("configs/lfm2-vl-450m.json");
+    let example = ["run", "--quiet", "--package", "lfm2vl-exporter", "--example"];
+    let mut make = Command::new(env!("CARGO"));
+    make.args(example).args(["make_checkpoint", "--"]).arg(config).arg(&checkpoint).arg("7");
+    succeed(make.arg(testdata("tiny-shapes")).current_dir(root()));
+    export_from(&checkpoint, &model, Recipe::builtin("default").unwrap(), &[Precision::Q4]);
+
+    let plain = Engine::builder(&model).image_cache(0).build().unwrap();
+    let options =
+        GenerationOptions { max_new_tokens: 24, ignore_eos: true, ..GenerationOptions::default() };
+    let questions = ["Tell me a story.", "one two three one two three one two", "What is red?"]
+        .map(|prompt| json!({"prompt": prompt}));
+    let expected = questions.each_ref().map(|prompt| {
+        instructed(&plain, prompt).generate(&options).unwrap().finish().unwrap().token_ids
+    });
+    let mut batch = plain.batch();
+    let rows = questions
+        .each_ref()
+        .map(|prompt| batch.join(instructed(&plain, prompt), &options).unwrap());
+    while !batch.is_empty() {
+        for step in batch.step().unwrap() {
+            let Some(finished) = step.finished else { continue };
+            let row = rows.iter().position(|&row| row == step.row).unwrap();
+            assert_eq!(finished.completion.token_ids, expected[row], "batch, {}", questions[row]);
+        }
+    }
+    let other = Engine::builder(&model).speculation(true).state_cache(64 << 20).build().unwrap();
+    let options = GenerationOptions { prompt_lookup_num_tokens: Some(7), ..options };
+    for (prompt, expected) in questions.iter().zip(&expected) {
+        for _ in 0..2 {
+            let answer = instructed(&other, prompt).generate(&options).unwrap().finish().unwrap();
+            assert_eq!(&answer.token_ids, expected, "{prompt}");
         }
     }
 }

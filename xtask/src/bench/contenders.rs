@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use crate::setup;
+use crate::{root, setup};
 
 /// A program that takes the arguments of `lfm2vl bench` and prints its keys as JSON.
 pub(super) struct Contender {
@@ -68,6 +68,7 @@ pub(super) fn all(
     let mut contenders = ours(programs, checkpoint, folder, threads)?;
     contenders.extend(llama_cpp(checkpoint, threads)?);
     contenders.push(genai(checkpoint, folder)?);
+    contenders.extend(transformers_js(folder, threads)?);
     for dtype in ["float32", "bfloat16"] {
         let (checkpoint, threads) = (checkpoint.to_owned(), threads.to_string());
         let start = move || {
@@ -86,6 +87,11 @@ pub(super) fn all(
     Ok(contenders)
 }
 
+/// The name of an export's folder.
+fn stem(name: &str) -> String {
+    name.replace([' ', ','], "-")
+}
+
 fn export(
     programs: &setup::Programs,
     name: &str,
@@ -94,7 +100,7 @@ fn export(
     folder: &Path,
     threads: usize,
 ) -> Result<Contender> {
-    let stem = name.replace([' ', ','], "-");
+    let stem = stem(name);
     let (recipe, model) = (folder.join(format!("{stem}.yaml")), folder.join(stem));
     let text = format!(
         "recipe: bench\ncontract: community\nvision: fused\noperators: onnxruntime\nlogits: last\n\
@@ -142,6 +148,21 @@ fn llama_cpp(checkpoint: &Path, threads: usize) -> Result<Option<Contender>> {
     };
     let name = "llama.cpp, Q4_0 and Q8_0 vision".to_owned();
     Ok(Some(Contender { name, sees: true, decoder_bytes, start: Box::new(start) }))
+}
+
+/// Transformers.js in Node on our export with blocks of 32, where there is npm.
+fn transformers_js(folder: &Path, threads: usize) -> Result<Option<Contender>> {
+    let Some(packages) = setup::node_packages()? else { return Ok(None) };
+    let script = packages.join("transformers_js.mjs");
+    fs::copy(root().join("benches/peers/transformers_js.mjs"), &script)?;
+    let model = folder.join(stem(OURS[0].0));
+    let start = move || {
+        let mut command = Command::new("node");
+        command.arg(&script).arg(&model).args(["q4", "--threads", &threads.to_string()]);
+        Ok(command)
+    };
+    let name = "Transformers.js, our 4-bit block 32".to_owned();
+    Ok(Some(Contender { name, sees: true, decoder_bytes: None, start: Box::new(start) }))
 }
 
 /// onnxruntime-genai with what its own builder makes, which is text only.
