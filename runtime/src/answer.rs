@@ -168,11 +168,19 @@ impl<'e> Generation<'e> {
 
     /// The next piece of text; empty when a token completes none.
     pub(crate) fn next_piece(&mut self) -> Result<String, Error> {
+        let piece = self.make_piece();
+        if piece.is_err() {
+            (self.finished, self.failed) = (true, true);
+        }
+        piece
+    }
+
+    fn make_piece(&mut self) -> Result<String, Error> {
         let start = Instant::now();
         let token = self.next_token();
         self.completion.timings.decode += start.elapsed().as_secs_f64();
-        let piece = match token {
-            Ok(Some(id)) => match self.stop.push(&self.stream.push(id)?) {
+        let piece = match token? {
+            Some(id) => match self.stop.push(&self.stream.push(id)?) {
                 Passed::Text(text) => text,
                 Passed::Stopped(text) => {
                     self.finished = true;
@@ -180,16 +188,12 @@ impl<'e> Generation<'e> {
                     text
                 }
             },
-            Ok(None) => {
+            None => {
                 self.finished = true;
                 match self.stop.push(&self.stream.finish()?) {
                     Passed::Text(text) => text + &self.stop.finish(),
                     Passed::Stopped(text) => text,
                 }
-            }
-            Err(error) => {
-                (self.finished, self.failed) = (true, true);
-                return Err(error);
             }
         };
         self.completion.text.push_str(&piece);
@@ -231,8 +235,10 @@ impl<'e> Generation<'e> {
             if let Some(right) = self.ahead.right.take() {
                 length.learn(right);
             }
-            let room = self.engine.context() - tokens.len();
-            self.ahead.drafted.extend(length.draft(tokens).into_iter().take(room));
+            // The token after the draft must have a place, too.
+            let answer = self.completion.token_ids.len();
+            let room = (self.engine.context() - tokens.len()).min(self.max_new_tokens - answer - 1);
+            self.ahead.drafted.extend(length.draft(tokens, room));
         }
         self.ahead.right = (!self.ahead.drafted.is_empty()).then_some(0);
         self.completion.drafted_tokens += self.ahead.drafted.len();

@@ -1,6 +1,9 @@
 //! Answers of several conversations, generated together.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use crate::{
     Completion, Conversation, Engine, Error, GenerationOptions, answer::Generation,
@@ -9,8 +12,9 @@ use crate::{
 
 /// Conversations whose answers are generated together: each step runs the decoder once, over one
 /// token of every row, so that its weights are read once for all. The tokens are those that each
-/// conversation would get alone. A row can join or leave between steps; its prompt runs alone when
-/// it joins.
+/// conversation would get alone, but where all inputs of a product share a scale (`activations:
+/// tensor`). A row can join or leave between steps, which copies the states of all; its prompt runs
+/// alone when it joins.
 ///
 /// Made by [`Engine::batch`].
 pub struct Batch<'e> {
@@ -18,7 +22,6 @@ pub struct Batch<'e> {
     rows: Vec<Row<'e>>,
     /// The states of all rows in order.
     state: DecoderState,
-    next_id: u64,
 }
 
 struct Row<'e> {
@@ -27,9 +30,16 @@ struct Row<'e> {
     generation: Generation<'e>,
 }
 
-/// A row of a batch, as long as it is part of it.
+/// A row of a batch, as long as it is part of it. No two rows of any batches have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId(u64);
+
+impl RowId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        RowId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// What a step did for a row.
 pub struct RowStep<'e> {
@@ -73,7 +83,7 @@ impl From<Box<Refused<'_>>> for Error {
 
 impl<'e> Batch<'e> {
     pub(crate) fn new(engine: &'e Engine) -> Self {
-        Batch { engine, rows: Vec::new(), state: DecoderState::default(), next_id: 0 }
+        Batch { engine, rows: Vec::new(), state: DecoderState::default() }
     }
 
     /// Rows in the batch.
@@ -89,8 +99,8 @@ impl<'e> Batch<'e> {
     /// Runs the conversation's prompt, and adds it as a row. Tokens are not drafted in a batch.
     ///
     /// # Errors
-    /// As [`Conversation::generate`], and [`Error::NoBatch`] where the decoder's keys and values
-    /// have no buffers; with the conversation as it was.
+    /// As [`Conversation::generate`]; [`Error::NoBatch`] where the decoder's keys and values have no
+    /// buffers; [`Error::OtherEngine`]. The conversation comes back as it was.
     pub fn join(
         &mut self,
         mut conversation: Conversation<'e>,
@@ -104,8 +114,7 @@ impl<'e> Batch<'e> {
         if let Err(error) = self.engine.decoder().checked(self.state.join(row)) {
             return Err(Box::new(Refused { conversation, error }));
         }
-        let id = RowId(self.next_id);
-        self.next_id += 1;
+        let id = RowId::new();
         self.rows.push(Row { id, conversation, generation });
         Ok(id)
     }
@@ -115,6 +124,9 @@ impl<'e> Batch<'e> {
         conversation: &mut Conversation<'e>,
         options: &GenerationOptions,
     ) -> Result<Generation<'e>, Error> {
+        if !std::ptr::eq(self.engine, conversation.engine()) {
+            return Err(Error::OtherEngine);
+        }
         match self.engine.decoder().new_state()?.can_be_batched() {
             true => conversation.start(options),
             false => Err(Error::NoBatch),
@@ -124,7 +136,8 @@ impl<'e> Batch<'e> {
     /// Gives every row its next token. Rows whose answers end leave the batch.
     ///
     /// # Errors
-    /// [`Error`] when a graph fails. The batch is then empty, and its conversations are gone.
+    /// [`Error`] when a graph fails, or the tokenizer. The batch is then empty, and its conversations
+    /// are gone.
     pub fn step(&mut self) -> Result<Vec<RowStep<'e>>, Error> {
         let result = self.try_step();
         if result.is_err() {

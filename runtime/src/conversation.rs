@@ -93,11 +93,19 @@ impl<'e> Conversation<'e> {
         self.options.render.tools = (!tools.is_empty()).then(|| tools.into());
     }
 
+    pub(crate) fn engine(&self) -> &'e Engine {
+        self.engine
+    }
+
     /// Takes back the last message, and its images.
     pub fn pop(&mut self) -> Option<Message> {
         let message = self.messages.pop()?;
         self.covered.pop();
-        self.images.truncate(self.images.len().saturating_sub(message.images()));
+        if message.images() > 0 {
+            self.images.truncate(self.images.len().saturating_sub(message.images()));
+            // Another image in its place could have the same tokens.
+            self.computed = None;
+        }
         Some(message)
     }
 
@@ -280,7 +288,7 @@ impl<'e> Conversation<'e> {
             return Ok(None);
         }
         let known = self.prefix(&computed.tokens).and_then(|p| self.engine.states.longest(&p));
-        let copy = known.map(|state| state.copy(computed.tokens.len()));
+        let copy = known.map(|state| state.with_place_for(computed.tokens.len() + 1));
         copy.map(|copy| self.engine.decoder().checked(copy)).transpose()
     }
 
@@ -289,7 +297,7 @@ impl<'e> Conversation<'e> {
         let Some(prefix) = self.prefix(tokens) else { return };
         // What cannot be copied is not kept.
         if !self.engine.states.contains(&prefix)
-            && let Ok(copy) = state.copy(0)
+            && let Ok(copy) = state.copy()
         {
             self.engine.states.insert(prefix, copy);
         }

@@ -68,6 +68,9 @@ pub enum Error {
         "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators, as in the recipe 'default'"
     )]
     NoBatch,
+    /// A batch has one decoder.
+    #[error("the conversation is of another engine than the batch; make both from the same one")]
+    OtherEngine,
     /// ONNX Runtime is not available.
     #[error(transparent)]
     Library(#[from] LibraryError),

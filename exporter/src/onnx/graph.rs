@@ -129,12 +129,17 @@ impl GraphBuilder {
     /// # Panics
     /// When the contract has no such input: that is a mistake in the graph code.
     pub(crate) fn input(&self, name: &str) -> Value<'_> {
-        self.find_input(name).unwrap_or_else(|| panic!("no input {name}"))
+        assert!(self.has_input(name), "no input {name}");
+        self.named(name)
     }
 
     /// The input named `name`, where the contract has it.
     pub(crate) fn find_input(&self, name: &str) -> Option<Value<'_>> {
-        self.spec.inputs.iter().any(|t| t.name == name).then(|| self.named(name))
+        self.has_input(name).then(|| self.named(name))
+    }
+
+    fn has_input(&self, name: &str) -> bool {
+        self.spec.inputs.iter().any(|t| t.name == name)
     }
 
     /// Declares `value` to be the output `name` of the contract.

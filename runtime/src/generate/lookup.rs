@@ -3,6 +3,9 @@
 /// Last tokens that must have come before, at most and at least.
 const NGRAM: std::ops::RangeInclusive<usize> = 2..=3;
 
+/// Most tokens of a draft.
+pub(crate) const MAX_DRAFT: usize = 64;
+
 /// How long drafts are: longer after one that was right, shorter after one that was not.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DraftLength {
@@ -22,10 +25,11 @@ impl DraftLength {
 
     /// The tokens that followed the latest earlier occurrence of the last three or two of `tokens`;
     /// none where there is no such place. What follows up to the end is taken to go on as it does.
-    pub(crate) fn draft(&self, tokens: &[u32]) -> Vec<u32> {
+    /// A draft has no more than `room` tokens.
+    pub(crate) fn draft(&self, tokens: &[u32], room: usize) -> Vec<u32> {
         let place = NGRAM.rev().find_map(|n| following(tokens, n));
         place.map_or_else(Vec::new, |at| {
-            tokens[at..].iter().copied().cycle().take(self.next).collect()
+            tokens[at..].iter().copied().cycle().take(self.next.min(room)).collect()
         })
     }
 }
@@ -44,15 +48,16 @@ mod tests {
     #[test]
     fn drafts_follow_the_longest_and_latest_match() {
         let length = DraftLength::new(4);
-        assert_eq!(length.draft(&[1, 2, 3, 4, 5, 6, 7, 1, 2]), [3, 4, 5, 6]);
+        let draft = |tokens: &[u32]| length.draft(tokens, 9);
+        assert_eq!(draft(&[1, 2, 3, 4, 5, 6, 7, 1, 2]), [3, 4, 5, 6]);
         // The latest of two matches.
-        assert_eq!(length.draft(&[1, 2, 3, 8, 1, 2, 4, 8, 1, 2]), [4, 8, 1, 2]);
+        assert_eq!(draft(&[1, 2, 3, 8, 1, 2, 4, 8, 1, 2]), [4, 8, 1, 2]);
         // Three tokens count for more than two.
-        assert_eq!(length.draft(&[0, 1, 2, 3, 7, 1, 2, 4, 0, 1, 2])[0], 3);
+        assert_eq!(draft(&[0, 1, 2, 3, 7, 1, 2, 4, 0, 1, 2])[0], 3);
         // What repeats itself goes on doing so.
-        assert_eq!(length.draft(&[5, 5, 5]), [5, 5, 5, 5]);
-        assert_eq!(length.draft(&[1, 2, 3, 1, 2, 3]), [1, 2, 3, 1]);
-        assert!(length.draft(&[1, 2, 3]).is_empty() && length.draft(&[]).is_empty());
+        assert_eq!(draft(&[5, 5, 5]), [5, 5, 5, 5]);
+        assert_eq!(draft(&[1, 2, 3, 1, 2, 3]), [1, 2, 3, 1]);
+        assert!(draft(&[1, 2, 3]).is_empty() && draft(&[]).is_empty());
     }
 
     #[test]
@@ -60,10 +65,11 @@ mod tests {
         let mut length = DraftLength::new(6);
         let tokens: Vec<u32> = (0..20).chain(0..2).collect();
         length.learn(0);
-        assert_eq!(length.draft(&tokens).len(), 1);
+        assert_eq!(length.draft(&tokens, 9).len(), 1);
         length.learn(1);
-        assert_eq!(length.draft(&tokens).len(), 3);
+        assert_eq!(length.draft(&tokens, 9).len(), 3);
         length.learn(3);
-        assert_eq!(length.draft(&tokens).len(), 6);
+        assert_eq!(length.draft(&tokens, 9).len(), 6);
+        assert_eq!(length.draft(&tokens, 2).len(), 2);
     }
 }

@@ -5,7 +5,7 @@ mod options;
 mod sampler;
 mod stop;
 
-pub(crate) use lookup::DraftLength;
+pub(crate) use lookup::{DraftLength, MAX_DRAFT};
 pub use options::GenerationOptions;
 pub use sampler::Sampler;
 pub(crate) use stop::{Passed, StopText};

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::MAX_DRAFT;
 use crate::Error;
 
 /// How an answer is generated.
@@ -26,7 +27,8 @@ pub struct GenerationOptions {
     /// Goes on after the model's own end, for measurements.
     pub ignore_eos: bool,
     /// Drafts so many tokens at most where the last ones have come before, and checks them in one
-    /// run: faster on text that repeats its prompt, and the same tokens. Needs an engine with
+    /// run: faster on text that repeats its prompt, and the same tokens (but where all inputs of a
+    /// product share a scale, as with `activations: tensor`). From 1 to 64; needs an engine with
     /// [`speculation`](crate::EngineBuilder::speculation).
     pub prompt_lookup_num_tokens: Option<usize>,
 }
@@ -108,6 +110,13 @@ impl GenerationOptions {
         check("min_p", is_share(self.min_p), &self.min_p.unwrap_or_default(), share)?;
         let penalty = self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite();
         check("repetition_penalty", penalty, &self.repetition_penalty, "it must be positive")?;
+        let draft = self.prompt_lookup_num_tokens.unwrap_or(1);
+        check(
+            "prompt_lookup_num_tokens",
+            (1..=MAX_DRAFT).contains(&draft),
+            &draft,
+            "it must be between 1 and 64",
+        )?;
         let stop = self.stop.iter().all(|text| !text.is_empty());
         check("stop", stop, &"empty", "it must have at least one character")?;
         Ok(self)

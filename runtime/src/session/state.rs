@@ -198,9 +198,14 @@ impl DecoderState {
         self.shorten(checkpoint.tokens)
     }
 
-    /// A copy of the state, with place for so many tokens.
-    pub(crate) fn copy(&self, capacity: usize) -> ort::Result<DecoderState> {
-        self.select(&[(self, 0)], capacity.max(self.tokens()))
+    /// A copy of the state, with no more memory than it needs.
+    pub(crate) fn copy(&self) -> ort::Result<DecoderState> {
+        self.select(&[(self, 0)], self.tokens())
+    }
+
+    /// A copy of the state for runs up to so many tokens.
+    pub(crate) fn with_place_for(&self, tokens: usize) -> ort::Result<DecoderState> {
+        self.select(&[(self, 0)], tokens.next_multiple_of(GROWTH))
     }
 
     /// Bytes of the state's buffers.

@@ -102,6 +102,12 @@ fn drafts_need_their_decoder() {
         GenerationOptions { prompt_lookup_num_tokens: Some(4), ..GenerationOptions::default() };
     let error = conversation.generate(&options).map(drop).unwrap_err();
     assert!(matches!(error, Error::NoSpeculation), "{error}");
+    for wrong in [0, 65, usize::MAX] {
+        let options =
+            GenerationOptions { prompt_lookup_num_tokens: Some(wrong), ..options.clone() };
+        let error = conversation.generate(&options).map(drop).unwrap_err().to_string();
+        assert!(error.contains("between 1 and 64"), "{error}");
+    }
     let error = Engine::builder(tiny_shapes("portable")).speculation(true).build().map(drop);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("decoder_speculative"), "{error}");
@@ -189,6 +195,8 @@ fn a_row_can_leave_early_and_a_conversation_can_be_refused() {
         }
     }
     let portable = Engine::builder(tiny_shapes("portable")).build().unwrap();
+    let refused = batch.join(ask(&portable, &question), &options).unwrap_err();
+    assert!(matches!(refused.error, Error::OtherEngine), "{refused}");
     let refused = portable.batch().join(ask(&portable, &question), &options).unwrap_err();
     assert!(matches!(refused.error, Error::NoBatch), "{refused}");
 }
@@ -240,9 +248,20 @@ fn equal_prompts_with_other_images_are_not_taken_for_each_other() {
         conversation.generate(&options).unwrap().finish().unwrap()
     };
     let expected = [&photo, &mirrored].map(|image| ask(&plain, image));
-    // The prompts are the same, and the answers are not.
-    assert_eq!(expected[0].prompt_tokens, expected[1].prompt_tokens);
-    assert_ne!(expected[0].token_ids, expected[1].token_ids);
+    // Nor within a conversation, where one takes the place of the other.
+    let mut conversation = plain.conversation();
+    let mut fresh = plain.conversation();
+    let question = || Message::user("Describe this image.");
+    conversation.push_with_images(question(), std::slice::from_ref(&photo)).unwrap();
+    conversation.generate(&options).unwrap().finish().unwrap();
+    (0..2).for_each(|_| drop(conversation.pop()));
+    let answers = [&mut conversation, &mut fresh].map(|conversation| {
+        conversation.push_with_images(question(), std::slice::from_ref(&mirrored)).unwrap();
+        conversation.push(Message::assistant("Yes."));
+        conversation.push(question());
+        conversation.generate(&options).unwrap().finish().unwrap()
+    });
+    assert_eq!(answers[0].token_ids, answers[1].token_ids);
     for round in 0..2 {
         for (image, expected) in [&photo, &mirrored].into_iter().zip(&expected) {
             let answer = ask(&caching, image);
