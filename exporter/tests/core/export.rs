@@ -144,7 +144,11 @@ fn progress_ends_at_the_total() {
 fn parts_can_be_exported_alone() {
     let out = tempfile::tempdir().unwrap();
     let cases = [
-        ("default", vec![Part::Decoder], vec![Graph::Decoder, Graph::GenaiDecoder]),
+        (
+            "default",
+            vec![Part::Decoder],
+            vec![Graph::Decoder, Graph::GenaiDecoder, Graph::SpeculativeDecoder],
+        ),
         ("default", vec![Part::Projector], vec![Graph::VisionEncoder]),
         (
             "split",
