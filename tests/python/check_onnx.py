@@ -20,7 +20,8 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         for value in [*model.graph.input, *model.graph.output]:
             dims = value.type.tensor_type.shape.dim
-            assert dims and all(d.dim_value or d.dim_param for d in dims), f"{path}: {value.name}"
+            is_scalar = value.name == "num_logits_to_keep"
+            assert bool(dims) != is_scalar and all(d.dim_value or d.dim_param for d in dims), f"{path}: {value.name}"
         names = [node.name for node in model.graph.node]
         assert all(names) and len(set(names)) == len(names), f"{path}: node names"
         metadata = {p.key: p.value for p in model.metadata_props}
