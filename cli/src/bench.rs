@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// Runs to take the medians of.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
-    /// Conversations that are answered together.
+    /// Conversations about the prompt alone, without the image, whose decoding together is timed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
     /// Without a short run before the first one.

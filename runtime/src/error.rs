@@ -21,7 +21,7 @@ pub enum Error {
         message: String,
     },
     /// A graph is not there in any precision.
-    #[error("{folder} has no graph {graph}; export the model again")]
+    #[error("{folder} has no graph {graph}; export the model again, with a recipe that has it")]
     NoGraph {
         /// The folder.
         folder: PathBuf,
