@@ -13,9 +13,17 @@ use crate::onnx::{Attribute, Gelu, Op, Value};
 pub(super) struct Batch<'g> {
     /// [views, patches, -1] as a shape vector.
     pub(super) shape: Value<'g>,
-    /// Fused attention: int32 [views, patches], 1 for a valid patch.
-    /// Standard attention: float32 [views, 1, 1, patches] added to the scores.
-    mask: Value<'g>,
+    mask: Mask<'g>,
+}
+
+/// Which patches may be looked at.
+#[derive(Clone, Copy)]
+enum Mask<'g> {
+    /// For the fused operator, which is faster and takes less memory without a mask: whether all
+    /// patches are valid, and int32 [views, patches], 1 for a valid one.
+    Fused { all_valid: Value<'g>, valid: Value<'g> },
+    /// float32 [views, 1, 1, patches], added to the scores.
+    Bias(Value<'g>),
 }
 
 impl<'g> Model<'g> {
@@ -47,10 +55,13 @@ impl<'g> Model<'g> {
         Batch {
             shape: pixel_attention_mask.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
             mask: match self.operators {
-                Operators::OnnxRuntime => pixel_attention_mask.to_i32(),
+                Operators::OnnxRuntime => {
+                    let valid = pixel_attention_mask.to_i32();
+                    Mask::Fused { all_valid: valid.min_all().to_bool(), valid }
+                }
                 Operators::Standard => {
                     let valid = pixel_attention_mask.greater_or_equal(self.g.ints(&[1], &[]));
-                    self.attention_bias(valid.unsqueeze(&[1, 2]))
+                    Mask::Bias(self.attention_bias(valid.unsqueeze(&[1, 2])))
                 }
             },
         }
@@ -94,18 +105,22 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("self_attn");
         let [query, keys, values] = ["q_proj", "k_proj", "v_proj"]
             .map(|name| self.linear(x, name, size, size, true).reshape_to(batch.shape));
-        let attended = match self.operators {
-            Operators::OnnxRuntime => self.g.node(
-                Op::microsoft("MultiHeadAttention"),
-                &[query, keys, values, self.g.omitted(), batch.mask],
-                &[("num_heads", Attribute::Int(heads as i64))],
-            ),
-            Operators::Standard => {
+        let attended = match batch.mask {
+            Mask::Fused { all_valid, valid } => {
+                let masked = [query, keys, values, self.g.omitted(), valid];
+                self.g.node_on_either(
+                    all_valid,
+                    Op::microsoft("MultiHeadAttention"),
+                    [&masked[..3], &masked],
+                    &[("num_heads", Attribute::Int(heads as i64))],
+                )
+            }
+            Mask::Bias(bias) => {
                 let head_dim = size / heads;
                 let [query, keys, values] = [query, keys, values].map(|v| {
                     v.reshape(&[0, 0, heads as i64, head_dim as i64]).transpose(&[0, 2, 1, 3])
                 });
-                self.attend(query, keys, values, batch.mask, head_dim, &[0, 1, 3, 2])
+                self.attend(query, keys, values, bias, head_dim, &[0, 1, 3, 2])
                     .transpose(&[0, 2, 1, 3])
             }
         };

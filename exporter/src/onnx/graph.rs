@@ -62,6 +62,8 @@ pub(crate) enum Attribute {
     Ints(Vec<i64>),
     /// Text.
     Text(&'static str),
+    /// A branch.
+    Graph(GraphProto),
 }
 
 /// Collects the nodes, weights and constants of one graph.
@@ -114,6 +116,33 @@ impl Drop for Scope<'_> {
     }
 }
 
+impl State {
+    /// A node with names of its own for itself and its outputs.
+    fn new_node(
+        &mut self,
+        op: Op,
+        inputs: &[Value<'_>],
+        outputs: usize,
+        attributes: &[(&'static str, Attribute)],
+    ) -> NodeProto {
+        let mut name = self.scope.iter().fold(String::new(), |path, s| path + "/" + s);
+        name = name + "/" + op.name;
+        let count = self.node_names.entry(name.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            name = format!("{name}_{count}");
+        }
+        NodeProto {
+            input: inputs.iter().map(|v| self.values[v.id].clone()).collect(),
+            output: (0..outputs).map(|i| format!("{name}/output_{i}")).collect(),
+            name,
+            op_type: op.name.to_owned(),
+            domain: op.domain.to_owned(),
+            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+        }
+    }
+}
+
 impl GraphBuilder {
     /// A graph with the inputs of `spec`.
     pub(crate) fn new(spec: GraphSpec, floats: Floats) -> Self {
@@ -151,13 +180,7 @@ impl GraphBuilder {
     fn rename(&self, name: &str, value: Value<'_>) {
         let mut state = self.state.borrow_mut();
         let old = std::mem::replace(&mut state.values[value.id], name.to_owned());
-        for node in &mut state.nodes {
-            for used in node.input.iter_mut().chain(&mut node.output) {
-                if *used == old {
-                    name.clone_into(used);
-                }
-            }
-        }
+        rename_in(&mut state.nodes, &old, name);
     }
 
     /// Declares an output that no contract has.
@@ -326,27 +349,39 @@ impl GraphBuilder {
         attributes: &[(&'static str, Attribute)],
     ) -> [Value<'_>; N] {
         let mut state = self.state.borrow_mut();
-        let mut name = state.scope.iter().fold(String::new(), |path, s| path + "/" + s);
-        name = name + "/" + op.name;
-        let count = state.node_names.entry(name.clone()).or_default();
-        *count += 1;
-        if *count > 1 {
-            name = format!("{name}_{count}");
-        }
-        let outputs: [usize; N] = std::array::from_fn(|i| {
-            state.values.push(format!("{name}/output_{i}"));
-            state.values.len() - 1
-        });
-        let node = NodeProto {
-            input: inputs.iter().map(|v| state.values[v.id].clone()).collect(),
-            output: outputs.iter().map(|&id| state.values[id].clone()).collect(),
-            name,
-            op_type: op.name.to_owned(),
-            domain: op.domain.to_owned(),
-            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
-        };
+        let node = state.new_node(op, inputs, N, attributes);
+        let first = state.values.len();
+        state.values.extend_from_slice(&node.output);
         state.nodes.push(node);
-        outputs.map(|id| Value { graph: self, id })
+        std::array::from_fn(|i| Value { graph: self, id: first + i })
+    }
+
+    /// The output of an operator on the inputs `yes` where the scalar `condition` is true, else on
+    /// the inputs `no`. It is of the graph's floats.
+    pub(crate) fn node_on_either(
+        &self,
+        condition: Value<'_>,
+        op: Op,
+        [yes, no]: [&[Value<'_>]; 2],
+        attributes: &[(&'static str, Attribute)],
+    ) -> Value<'_> {
+        let branch = |inputs| {
+            let node = self.state.borrow_mut().new_node(op, inputs, 1, attributes);
+            let elem_type = if self.is_half() { DataType::Float16 } else { DataType::Float };
+            let tensor_type = TensorTypeProto { elem_type: elem_type as i32, shape: None };
+            let output = ValueInfoProto {
+                name: node.output[0].clone(),
+                r#type: Some(TypeProto { tensor_type: Some(tensor_type) }),
+            };
+            Attribute::Graph(GraphProto {
+                name: node.name.clone(),
+                node: vec![node],
+                output: vec![output],
+                ..GraphProto::default()
+            })
+        };
+        let branches = [("then_branch", branch(yes)), ("else_branch", branch(no))];
+        self.node(Op::onnx("If"), &[condition], &branches)
     }
 
     /// The value of that name, made if new.
@@ -373,7 +408,7 @@ impl GraphBuilder {
                 output.name
             );
         }
-        let uses_microsoft = state.nodes.iter().any(|n| n.domain == "com.microsoft");
+        let uses_microsoft = uses_domain(&state.nodes, "com.microsoft");
         let proto = GraphProto {
             node: state.nodes,
             name: spec.graph.name().to_owned(),
@@ -404,8 +439,32 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
             proto.s = Some(s.as_bytes().to_vec());
             proto.set_type(AttributeType::String);
         }
+        Attribute::Graph(graph) => {
+            proto.g = Some(graph.clone());
+            proto.set_type(AttributeType::Graph);
+        }
     }
     proto
+}
+
+/// Renames a value wherever nodes and their branches use it.
+fn rename_in(nodes: &mut [NodeProto], old: &str, new: &str) {
+    for node in nodes {
+        for used in node.input.iter_mut().chain(&mut node.output).filter(|used| *used == old) {
+            new.clone_into(used);
+        }
+        for branch in node.attribute.iter_mut().filter_map(|a| a.g.as_mut()) {
+            rename_in(&mut branch.node, old, new);
+        }
+    }
+}
+
+/// Whether a node of `domain` is among nodes and their branches.
+fn uses_domain(nodes: &[NodeProto], domain: &str) -> bool {
+    nodes.iter().any(|node| {
+        let mut branches = node.attribute.iter().filter_map(|a| a.g.as_ref());
+        node.domain == domain || branches.any(|branch| uses_domain(&branch.node, domain))
+    })
 }
 
 fn value_info(tensor: &lfm2vl_graphs::Tensor) -> ValueInfoProto {

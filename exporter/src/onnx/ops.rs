@@ -156,6 +156,11 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx("ReduceSum"), &[self], &[("keepdims", Int(0))])
     }
 
+    /// Smallest of all elements, as a scalar.
+    pub(crate) fn min_all(self) -> Self {
+        self.graph.node(Op::onnx("ReduceMin"), &[self], &[("keepdims", Int(0))])
+    }
+
     /// Running sum along an axis; `exclusive` leaves out the element itself.
     pub(crate) fn cumulative_sum(self, axis: i64, exclusive: bool) -> Self {
         let axis = self.graph.ints(&[axis], &[]);
@@ -273,6 +278,11 @@ impl<'g> Value<'g> {
     /// Converts to int64.
     pub(crate) fn to_i64(self) -> Self {
         self.cast(DataType::Int64)
+    }
+
+    /// Converts to bool: whether it is not zero.
+    pub(crate) fn to_bool(self) -> Self {
+        self.cast(DataType::Bool)
     }
 
     /// Converts to int32.

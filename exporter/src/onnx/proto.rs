@@ -76,6 +76,8 @@ pub(crate) struct AttributeProto {
     pub(crate) i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub(crate) s: Option<Vec<u8>>,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) g: Option<GraphProto>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub(crate) ints: Vec<i64>,
     #[prost(enumeration = "AttributeType", tag = "20")]
@@ -89,6 +91,7 @@ pub(crate) enum AttributeType {
     Float = 1,
     Int = 2,
     String = 3,
+    Graph = 5,
     Ints = 7,
 }
 
@@ -124,6 +127,7 @@ pub(crate) enum DataType {
     Int8 = 3,
     Int32 = 6,
     Int64 = 7,
+    Bool = 9,
     Float16 = 10,
     Bfloat16 = 16,
     Uint4 = 21,

@@ -55,7 +55,7 @@ impl DataType {
         match self {
             DataType::Undefined => 0,
             DataType::Uint4 => 4,
-            DataType::Uint8 | DataType::Int8 => 8,
+            DataType::Uint8 | DataType::Int8 | DataType::Bool => 8,
             DataType::Float16 | DataType::Bfloat16 => 16,
             DataType::Float | DataType::Int32 => 32,
             DataType::Int64 => 64,
