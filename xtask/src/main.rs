@@ -4,6 +4,7 @@ mod bench;
 mod bench_images;
 mod demo;
 mod make_checkpoint;
+mod measure_blocks;
 mod measure_export;
 mod measure_quantization;
 mod measure_settings;
@@ -74,6 +75,8 @@ enum Task {
         #[arg(long, default_value_t = 5)]
         repeat: usize,
     },
+    /// Print what blocks of each size lose at the 450M shape (half an hour, most of it GPTQ).
+    MeasureBlocks,
     /// Print what quantization loses and costs, beside onnxruntime-genai's model builder (installs
     /// it).
     MeasureQuantization {
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Task::MeasureExport { checkpoint, precision, repeat } => {
             measure_export::run(&checkpoint, &precision, repeat)
         }
+        Task::MeasureBlocks => measure_blocks::run(),
         Task::MeasureQuantization { only_speed, repeat } => {
             measure_quantization::run(repeat, only_speed)
         }

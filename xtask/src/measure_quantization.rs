@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -53,7 +53,7 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
     let all = folder.join("all-precisions");
     let mut export = programs.command("lfm2vl-export")?;
     export.arg(&checkpoint).arg("-o").arg(&all).args(["--force", "--precision"]);
-    quietly(export.arg("fp32,fp16,q8,q4,q4f16"))?;
+    setup::quietly(export.arg("fp32,fp16,q8,q4,q4f16"))?;
 
     let mut decoders = Vec::new();
     for suffix in ["_fp16", "_quantized"] {
@@ -66,13 +66,15 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
         let mut export = programs.command("lfm2vl-export")?;
         export.arg(&checkpoint).arg("-o").arg(&out).args(["--force", "--precision", "q4"]);
         export.arg("--calibration").arg(checkpoint.join("calibration"));
-        quietly(export.args(["--graphs", "decoder", "--recipe"]).arg(&recipe))?;
+        setup::quietly(export.args(["--graphs", "decoder", "--recipe"]).arg(&recipe))?;
         decoders
             .push(format!("{name}={}", out.join("onnx/decoder_model_merged_q4.onnx").display()));
     }
     for (name, arguments) in THEIRS {
         let out = folder.join(name.replace(' ', "-"));
-        quietly(setup::peer("genai_builder.py")?.arg(&checkpoint).arg(&out).args(arguments))?;
+        setup::quietly(
+            setup::peer("genai_builder.py")?.arg(&checkpoint).arg(&out).args(arguments),
+        )?;
         decoders.push(format!("{name}={}", out.join("model.onnx").display()));
     }
 
@@ -92,7 +94,7 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
     let mut export = programs.command("lfm2vl-export")?;
     export.arg(&checkpoint).arg("-o").arg(&small_vision).args(["--force", "--precision", "q4"]);
     let keys = "block_size: 32, symmetric: false, method: search";
-    quietly(export.arg("--recipe").arg(recipe(folder, keys)?))?;
+    setup::quietly(export.arg("--recipe").arg(recipe(folder, keys)?))?;
     println!("\nanswers that stay what they are in float32 (samples, all questions)");
     let precisions = ["fp16", "q8", "q4", "q4f16", "recommended"].map(|p| (p, &all, p));
     let others = [("q4, 4-bit vision", &small_vision, "q4")];
@@ -173,14 +175,5 @@ fn speed(programs: &setup::Programs, folder: &Path, repeat: usize) -> Result<()>
     println!("ours (search)      {ours:>7.2} s {our_peak:>8.0} MB");
     println!("genai's builder    {theirs:>7.2} s {their_peak:>8.0} MB");
     println!("builder / ours     {:>7.1}   {:>8.1}", theirs / ours, their_peak / our_peak);
-    Ok(())
-}
-
-/// Runs a command whose output is of interest only if it fails.
-fn quietly(command: &mut Command) -> Result<()> {
-    let name = PathBuf::from(command.get_program());
-    let output = command.output().with_context(|| format!("cannot start {}", name.display()))?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{} failed: {message}", name.display());
     Ok(())
 }

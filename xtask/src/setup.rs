@@ -40,6 +40,15 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command whose output is of interest only if it fails.
+pub(crate) fn quietly(command: &mut Command) -> Result<()> {
+    let name = PathBuf::from(command.get_program());
+    let output = command.output().with_context(|| format!("cannot start {}", name.display()))?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} failed: {message}", name.display());
+    Ok(())
+}
+
 /// Builds for release.
 pub(crate) fn build_release(what: &[&str]) -> Result<()> {
     let mut build = Command::new(env!("CARGO"));
