@@ -9,11 +9,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{
-    Engine, GenerationOptions, Precision, PromptOptions, Provider,
+    Engine, GenerationOptions, Precision, PromptOptions, Skipped,
     chat::Message,
     image::{Limits, Overrides, RgbImage, load_all},
 };
 use serde_json::{Map, Value};
+
+use crate::providers::ProviderArguments;
 
 /// How the model is loaded.
 #[derive(Args)]
@@ -22,9 +24,8 @@ pub(crate) struct LoadArguments {
     /// folder recommends.
     #[arg(long, value_name = "fp32|fp16|q8|q4|q4f16|BUNDLE")]
     precision: Option<String>,
-    /// What runs the graphs: cpu, cuda, tensorrt, coreml or directml.
-    #[arg(long, default_value_t)]
-    provider: Provider,
+    #[command(flatten)]
+    providers: ProviderArguments,
     /// Threads of the CPU; by default one for each core.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -41,11 +42,21 @@ impl LoadArguments {
         let builder = Engine::builder(folder)
             .precision(precision)
             .bundle(bundle)
-            .provider(self.provider)
             .threads(self.threads)
             .speculation(self.prompt_lookup.is_some())
             .image_overrides(images.overrides()?);
-        Ok(builder.build()?)
+        let engine = self.providers.apply(builder)?.build()?;
+        for graph in engine.graphs() {
+            let used = graph.providers.join(", ");
+            for skipped in graph.skipped {
+                let Skipped { provider, reason } = skipped;
+                eprintln!(
+                    "warning: {} runs on {used}: {provider} cannot be used: {reason}",
+                    graph.graph
+                );
+            }
+        }
+        Ok(engine)
     }
 }
 

@@ -57,8 +57,8 @@ struct Run {
     /// Tokens that came out of a run, on average: more than one where drafts were right.
     tokens_per_run: f64,
     total: f64,
-    /// Time to the first token of another question in the same conversation.
-    second_first_token: f64,
+    /// Time to the first token of another question in the same conversation, if one is asked.
+    second_first_token: Option<f64>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -72,6 +72,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
     let prompt_tokens = runs[0].prompt_tokens;
+    let seconds: Option<Vec<f64>> = runs.iter().map(|run| run.second_first_token).collect();
+    let second_question_ms = seconds.map(|seconds| 1e3 * median(seconds));
     let (prefill, decode_speed) = (of(|r| r.prefill), of(|r| r.decode_speed));
     if arguments.json {
         let report = json!({
@@ -85,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "decode_tokens_per_second": decode_speed,
             "tokens_per_run": of(|r| r.tokens_per_run),
             "total_ms": 1e3 * of(|r| r.total),
-            "second_question_ms": 1e3 * of(|r| r.second_first_token),
+            "second_question_ms": second_question_ms,
             "repeat": runs.len(),
         });
         return print(&format!("{report:#}\n"));
@@ -109,10 +111,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         text += &format!("tokens of a run       {:>9.2}\n", of(|r| r.tokens_per_run));
     }
     text += &format!("in all                {:>9.1} ms\n", 1e3 * of(|r| r.total));
-    text += &format!(
-        "a second question     {:>9.1} ms   to its first token\n",
-        1e3 * of(|r| r.second_first_token)
-    );
+    if let Some(ms) = second_question_ms {
+        text += &format!("a second question     {ms:>9.1} ms   to its first token\n");
+    }
     text += &format!("medians of {} runs\n", runs.len());
     print(&text)
 }
@@ -143,10 +144,15 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     let completion = answer.finish()?;
     let total = start.elapsed().as_secs_f64();
 
-    let start = Instant::now();
-    conversation.push(Message::user(SECOND_QUESTION));
-    drop(conversation.generate(&options)?);
-    let second_first_token = start.elapsed().as_secs_f64();
+    let second_first_token = match arguments.cold {
+        true => None,
+        false => {
+            let start = Instant::now();
+            conversation.push(Message::user(SECOND_QUESTION));
+            drop(conversation.generate(&options)?);
+            Some(start.elapsed().as_secs_f64())
+        }
+    };
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
     let decode_speed = match arguments.batch {
         0 | 1 => steps as f64 / completion.timings.decode,

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lfm2vl::{Engine, Graph, ModelFolder, Precision, Provider, library_path};
+use lfm2vl::{
+    Assignment, Engine, Graph, GraphInfo, ModelFolder, Precision, Provider, library_path,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -66,10 +68,14 @@ fn report(engine: &Engine) -> Result<Value> {
                 "files": files(info.graph),
                 "inputs": info.inputs,
                 "outputs": info.outputs,
+                "providers": info.providers,
+                "skipped": info.skipped,
+                "assignments": info.assignments,
+                "warning": crossing(&info),
             })
         })
         .collect();
-    let available = Provider::ALL.into_iter().filter(|provider| provider.is_available());
+    let available: Vec<String> = Provider::available().iter().map(Provider::name).collect();
     Ok(json!({
         "folder": folder.path(),
         "exporter": folder.manifest().map(|manifest| &manifest.exporter),
@@ -79,9 +85,23 @@ fn report(engine: &Engine) -> Result<Value> {
         "context": engine.context(),
         "graphs": graphs,
         "onnxruntime": library_path()?,
-        "providers_available": available.map(|provider| provider.to_string()).collect::<Vec<_>>(),
-        "provider_used": engine.provider().to_string(),
+        "providers_available": available,
     }))
+}
+
+/// What to say where each run of a graph goes from one provider to another and back.
+fn crossing(info: &GraphInfo) -> Option<String> {
+    let [first, others @ ..] = info.assignments.as_slice() else { return None };
+    if others.is_empty() {
+        return None;
+    }
+    let parts = |assignment: &Assignment| {
+        let Assignment { provider, nodes, parts, .. } = assignment;
+        format!("{provider} has {nodes} nodes in {parts} parts")
+    };
+    let all: Vec<String> = std::iter::once(first).chain(others).map(parts).collect();
+    let every = if info.graph.weights() == Graph::Decoder { "token" } else { "run" };
+    Some(format!("every {every} goes between providers: {}", all.join(", ")))
 }
 
 fn to_text(report: &Value) -> String {
@@ -106,11 +126,9 @@ fn to_text(report: &Value) -> String {
         );
     }
     text += &format!("library   {}\n", name("onnxruntime"));
-    text += &format!(
-        "provider  {} (available: {})\n",
-        name("provider_used"),
-        report["providers_available"]
-    );
+    let available = items(&report["providers_available"]);
+    let available: Vec<&str> = available.iter().filter_map(Value::as_str).collect();
+    text += &format!("providers {}\n", available.join(", "));
     for graph in items(&report["graphs"]) {
         text += &format!("\n{}", graph["graph"].as_str().unwrap_or_default());
         for file in items(&graph["files"]) {
@@ -119,6 +137,17 @@ fn to_text(report: &Value) -> String {
                 &format!("  {} {megabytes:.1} MB", file["precision"].as_str().unwrap_or_default());
         }
         text += &format!("  (loaded: {})\n", graph["loaded"].as_str().unwrap_or_default());
+        for assignment in items(&graph["assignments"]) {
+            let name = assignment["provider"].as_str().unwrap_or_default();
+            text += &format!("  {} nodes on {name}:", assignment["nodes"]);
+            for (operator, count) in assignment["operators"].as_object().into_iter().flatten() {
+                text += &format!(" {count} {operator}");
+            }
+            text.push('\n');
+        }
+        if let Some(warning) = graph["warning"].as_str() {
+            text += &format!("  warning: {warning}\n");
+        }
         for (key, label) in [("inputs", "in "), ("outputs", "out")] {
             for tensor in items(&graph[key]) {
                 let of = |key: &str| tensor[key].as_str().unwrap_or_default().to_owned();

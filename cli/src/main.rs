@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod inspect;
 mod preprocess;
+mod providers;
 mod run;
 
 use std::{io, process::ExitCode};

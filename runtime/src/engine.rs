@@ -1,6 +1,6 @@
 //! A loaded model.
 
-use std::{path::Path, time::Instant};
+use std::{collections::BTreeMap, panic::resume_unwind, path::Path, thread, time::Instant};
 
 use lfm2vl_graphs::{Contract, Graph, ModelDims, Precision, Recipe};
 use ndarray::{Array2, Array3, Axis, concatenate};
@@ -11,7 +11,8 @@ use crate::{
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{
-        Decoder, EmbedTokens, GraphSession, SessionOptions, Vision, check, dims_of, state_dtype,
+        Assignment, Decoder, EmbedTokens, GraphSession, Outlet, SessionOptions, Skipped, Vision,
+        check, dims_of, state_dtype,
     },
 };
 
@@ -23,7 +24,6 @@ pub struct Engine {
     embed_tokens: EmbedTokens,
     vision: Vision,
     decoder: Decoder,
-    provider: Provider,
     load_seconds: f64,
     pub(crate) images: ImageCache,
     pub(crate) states: StateCache,
@@ -35,7 +35,8 @@ pub struct EngineBuilder {
     folder: std::path::PathBuf,
     precision: Option<Precision>,
     bundle: Option<String>,
-    provider: Provider,
+    providers: Vec<Provider>,
+    graph_providers: BTreeMap<Graph, Vec<Provider>>,
     threads: Option<usize>,
     overrides: Overrides,
     speculation: bool,
@@ -63,6 +64,12 @@ pub struct GraphInfo {
     pub inputs: Vec<TensorInfo>,
     /// Its outputs.
     pub outputs: Vec<TensorInfo>,
+    /// Names of the providers that it was opened with, the most wanted first.
+    pub providers: Vec<String>,
+    /// Providers that were wanted more and could not be used.
+    pub skipped: Vec<Skipped>,
+    /// What each provider took of it. Nodes that no wanted provider takes run on the CPU.
+    pub assignments: Vec<Assignment>,
 }
 
 impl EngineBuilder {
@@ -81,10 +88,31 @@ impl EngineBuilder {
         self
     }
 
-    /// Runs the graphs on this provider, instead of the CPU.
+    /// Runs the graphs on this provider, instead of the CPU. Nodes that it does not take run on the
+    /// CPU ([`GraphInfo::assignments`] tells which); that it cannot start, or takes none of the
+    /// nodes, is an error.
     #[must_use]
-    pub fn provider(mut self, provider: Provider) -> Self {
-        self.provider = provider;
+    pub fn provider(self, provider: Provider) -> Self {
+        self.providers([provider])
+    }
+
+    /// Runs the graphs on the first of these providers that can be used.
+    /// [`GraphInfo::skipped`] tells about those before it. [`Provider::auto`] gives a list that
+    /// suits the machine.
+    #[must_use]
+    pub fn providers(mut self, providers: impl IntoIterator<Item = Provider>) -> Self {
+        self.providers = providers.into_iter().collect();
+        self
+    }
+
+    /// Runs one graph on other providers than the rest.
+    #[must_use]
+    pub fn graph_providers(
+        mut self,
+        graph: Graph,
+        providers: impl IntoIterator<Item = Provider>,
+    ) -> Self {
+        self.graph_providers.insert(graph.weights(), providers.into_iter().collect());
         self
     }
 
@@ -138,50 +166,85 @@ impl EngineBuilder {
     pub fn build(self) -> Result<Engine, Error> {
         let start = Instant::now();
         let folder = ModelFolder::open(&self.folder)?;
-        let prompter = Prompter::from_folder(&self.folder, &self.overrides)?;
         let recipe = folder.recipe()?;
         let contract = Contract::builtin(&recipe.contract)?;
-        let options = SessionOptions { provider: self.provider, threads: self.threads };
         let bundle = folder.bundle(self.bundle.as_deref())?;
         let open = |graph| {
             let wanted = self.precision.or(bundle.map(|bundle| bundle.precision(graph)));
             let precision = folder.choose(graph, wanted)?;
-            GraphSession::open(graph, precision, &folder.graph_file(graph, precision), options)
+            let providers = self.graph_providers.get(&graph.weights()).unwrap_or(&self.providers);
+            let options = SessionOptions { providers: providers.clone(), threads: self.threads };
+            GraphSession::open(graph, precision, &folder.graph_file(graph, precision), &options)
         };
-
+        let open_vision = || -> Result<Vision, Error> {
+            let is_split = folder.precisions(Graph::VisionEncoder).is_empty()
+                && !folder.precisions(Graph::VisionTower).is_empty();
+            Ok(match is_split {
+                true => Vision::Split {
+                    tower: open(Graph::VisionTower)?,
+                    projector: open(Graph::Projector)?,
+                },
+                false => Vision::Fused(open(Graph::VisionEncoder)?),
+            })
+        };
         let decoder = match self.speculation {
-            true => open(Graph::SpeculativeDecoder)?,
-            false => open(Graph::Decoder)?,
+            true => Graph::SpeculativeDecoder,
+            false => Graph::Decoder,
         };
+        // ONNX Runtime arranges the weights of a graph with one thread; the decoder's take as long as
+        // all the rest.
+        let (decoder, embed_tokens, vision, prompter) = thread::scope(|scope| {
+            let decoder = scope.spawn(|| open(decoder));
+            let prompter = Prompter::from_folder(&self.folder, &self.overrides);
+            let (embed_tokens, vision) = (open(Graph::EmbedTokens), open_vision());
+            let decoder = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (decoder, embed_tokens, vision, prompter)
+        });
+        let (prompter, decoder) = (prompter?, decoder?);
         let dims = dims_of(&decoder);
         let checker = Checker { contract: &contract, recipe: &recipe, dims: &dims };
         let decoder = Decoder { spec: checker.check(&decoder)?, session: decoder };
-        let embed_tokens = open(Graph::EmbedTokens)?;
+        let embed_tokens = embed_tokens?;
         checker.check(&embed_tokens)?;
-        let is_split = folder.precisions(Graph::VisionEncoder).is_empty()
-            && !folder.precisions(Graph::VisionTower).is_empty();
-        let vision = match is_split {
-            true => Vision::Split {
-                tower: open(Graph::VisionTower)?,
-                projector: open(Graph::Projector)?,
-            },
-            false => Vision::Fused(open(Graph::VisionEncoder)?),
-        };
+        let vision = vision?;
         for session in vision.sessions() {
             checker.check(session)?;
         }
+        let mut sessions = vision.sessions();
+        sessions.extend([&embed_tokens, &decoder.session]);
+        check_providers(&sessions)?;
         Ok(Engine {
             folder,
             prompter,
             embed_tokens: EmbedTokens(embed_tokens),
             vision,
             decoder,
-            provider: self.provider,
             load_seconds: start.elapsed().as_secs_f64(),
             images: ImageCache::new(self.image_cache),
             states: StateCache::new(self.state_cache),
         })
     }
+}
+
+/// A provider that was asked for and takes no node of any graph is none to run on.
+fn check_providers(sessions: &[&GraphSession]) -> Result<(), Error> {
+    let first = |session: &&GraphSession| session.providers().first().cloned();
+    for provider in sessions.iter().filter_map(first).filter(|first| *first != Provider::Cpu) {
+        let asked = sessions.iter().filter(|session| first(session).as_ref() == Some(&provider));
+        let names = provider.ep_names();
+        let takes_any = asked
+            .flat_map(|session| session.assignments())
+            .any(|assignment| names.contains(&assignment.provider));
+        if !takes_any {
+            return Err(Error::Provider {
+                provider: provider.name(),
+                cause: "it takes no node of the graphs, all of which would run on the CPU"
+                    .to_owned(),
+                remedy: "export with a recipe whose operators it has, or use --provider cpu",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Checks sessions against the contract of the folder's recipe.
@@ -213,7 +276,8 @@ impl Engine {
             folder: folder.as_ref().to_owned(),
             precision: None,
             bundle: None,
-            provider: Provider::default(),
+            providers: Vec::new(),
+            graph_providers: BTreeMap::new(),
             threads: None,
             overrides: Overrides::default(),
             speculation: false,
@@ -261,11 +325,6 @@ impl Engine {
         GenerationOptions::from_config(self.folder.generation_config())
     }
 
-    /// What runs its graphs.
-    pub fn provider(&self) -> Provider {
-        self.provider
-    }
-
     /// How long loading took, in seconds.
     pub fn load_seconds(&self) -> f64 {
         self.load_seconds
@@ -278,7 +337,7 @@ impl Engine {
 
     /// The loaded graphs.
     pub fn graphs(&self) -> Vec<GraphInfo> {
-        let infos = |outlets: &[ort::value::Outlet]| {
+        let infos = |outlets: &[Outlet]| {
             outlets
                 .iter()
                 .map(|o| TensorInfo { name: o.name().to_owned(), r#type: o.dtype().to_string() })
@@ -293,6 +352,9 @@ impl Engine {
                 precision: session.precision(),
                 inputs: infos(session.inputs()),
                 outputs: infos(session.outputs()),
+                providers: session.providers().iter().map(Provider::name).collect(),
+                skipped: session.skipped().to_vec(),
+                assignments: session.assignments().to_vec(),
             })
             .collect()
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lfm2vl_graphs::{Graph, LibraryError, Precision, YamlError};
 
-use crate::{PromptError, Provider, chat::ChatError, image::ImageError};
+use crate::{PromptError, chat::ChatError, image::ImageError};
 
 /// Why the library could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -87,15 +87,15 @@ pub enum Error {
         /// ONNX Runtime's message.
         message: String,
     },
-    /// The execution provider is not available.
-    #[error(
-        "the provider {provider} is not available ({message}); use --provider cpu, or an ONNX Runtime library and a build of this program with it"
-    )]
+    /// An execution provider cannot be used.
+    #[error("the provider {provider} cannot be used: {cause}; {remedy}")]
     Provider {
-        /// The provider.
-        provider: Provider,
-        /// The cause.
-        message: String,
+        /// Its name.
+        provider: String,
+        /// What is missing.
+        cause: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// An image is not usable.
     #[error(transparent)]

@@ -64,7 +64,11 @@ pub use {
     folder::ModelFolder,
     generate::{FinishReason, GenerationOptions, Sampler},
     lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
-    provider::Provider,
+    provider::{
+        ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, ModelFormat, OpenVino, Plugin, Provider,
+        TensorRt, WebGpu,
+    },
+    session::{Assignment, Skipped},
 };
 
 /// The README's example is compiled with the documentation's own.

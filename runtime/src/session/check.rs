@@ -1,9 +1,9 @@
 //! Whether a session has the inputs and outputs that the contract says.
 
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec, LayerKind, ModelDims, Tensor};
-use ort::value::{Outlet, TensorElementType};
+use ort::value::TensorElementType;
 
-use super::GraphSession;
+use super::{GraphSession, Outlet};
 use crate::Error;
 
 /// Sizes of the model, as the decoder's own inputs tell them; sizes that no input tells are 0.

@@ -59,7 +59,7 @@ const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "cold",
         image: None,
-        prompt_tokens: 8,
+        prompt_tokens: 24,
         new_tokens: 1,
         figures: &[time("cold start to first token", WALL)],
         variants: &[],
@@ -112,7 +112,7 @@ const SCENARIOS: [Scenario; 9] = [
         name: "batch",
         image: None,
         prompt_tokens: 128,
-        new_tokens: 32,
+        new_tokens: 128,
         figures: &[speed("decode of several conversations", DECODE)],
         variants: &[
             Variant { name: "", arguments: &[] },

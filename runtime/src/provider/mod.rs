@@ -1,0 +1,361 @@
+//! Execution providers: what runs the graphs.
+
+mod options;
+mod plugin;
+
+use std::{collections::BTreeMap, fmt};
+
+use ort::{
+    environment::Environment, ep::ExecutionProviderDispatch, session::builder::SessionBuilder,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+pub use options::{ComputeUnits, CoreMl, Cuda, DirectMl, ModelFormat, OpenVino, TensorRt, WebGpu};
+pub use plugin::{DeviceKind, Plugin};
+
+use options::Setting;
+
+/// What runs the graphs. Those other than the CPU and plugins need the cargo feature of their name
+/// and an ONNX Runtime library that has them; one that cannot start is an error, never a silent
+/// fallback.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Provider {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// NVIDIA GPUs through CUDA.
+    Cuda(Cuda),
+    /// NVIDIA GPUs through TensorRT.
+    TensorRt(TensorRt),
+    /// Apple devices through CoreML.
+    CoreMl(CoreMl),
+    /// Windows GPUs through DirectML.
+    DirectMl(DirectMl),
+    /// Intel devices through OpenVINO.
+    OpenVino(OpenVino),
+    /// GPUs through WebGPU.
+    WebGpu(WebGpu),
+    /// A provider in a library of its own.
+    Plugin(Plugin),
+}
+
+/// Why a provider cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unavailable {
+    /// What is missing.
+    pub(crate) cause: String,
+    /// What to do.
+    pub(crate) remedy: &'static str,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.cause, self.remedy)
+    }
+}
+
+/// A provider that this build has.
+struct Compiled {
+    dispatch: ExecutionProviderDispatch,
+    /// Whether the loaded ONNX Runtime library has it.
+    in_library: bool,
+}
+
+/// ort's `$ep` with the settings of `$options`, if the feature that brings it is on.
+macro_rules! compiled {
+    ($feature:literal, $ep:ident, $options:ident) => {
+        compiled!(
+            $feature,
+            $ep,
+            |settings: Vec<Setting>| {
+                use ort::ep::ArbitrarilyConfigurableExecutionProvider;
+                let ep = ort::ep::$ep::default();
+                settings.iter().fold(ep, |ep, (key, value)| ep.with_arbitrary_config(key, value))
+            },
+            $options.settings()
+        )
+    };
+    ($feature:literal, $ep:ident, $build:expr, $settings:expr) => {{
+        #[cfg(feature = $feature)]
+        {
+            use ort::ep::ExecutionProvider;
+            Some(Compiled {
+                dispatch: $build($settings).build().error_on_failure(),
+                in_library: ort::ep::$ep::is_available().unwrap_or(false),
+            })
+        }
+        #[cfg(not(feature = $feature))]
+        {
+            let _ = $settings;
+            None
+        }
+    }};
+}
+
+impl Provider {
+    /// Names of the providers, as [`parse`](Self::parse) takes them.
+    pub const NAMES: [&'static str; 8] =
+        ["cpu", "cuda", "tensorrt", "coreml", "directml", "openvino", "webgpu", "plugin:PATH"];
+
+    /// A provider by its name, with settings by the names of its options' fields. `plugin:PATH` is
+    /// the one in a library or a folder.
+    ///
+    /// # Errors
+    /// A sentence for an unknown name, or a setting that the provider does not have.
+    pub fn parse(name: &str, settings: &[(String, String)]) -> Result<Self, String> {
+        if let Some(path) = name.strip_prefix("plugin:") {
+            return parse_plugin(path, settings).map(Provider::Plugin);
+        }
+        match name {
+            "cpu" => parse_options::<Nothing>(name, settings).map(|_| Provider::Cpu),
+            "cuda" => parse_options(name, settings).map(Provider::Cuda),
+            "tensorrt" => parse_options(name, settings).map(Provider::TensorRt),
+            "coreml" => parse_options(name, settings).map(Provider::CoreMl),
+            "directml" => parse_options(name, settings).map(Provider::DirectMl),
+            "openvino" => parse_options(name, settings).map(Provider::OpenVino),
+            "webgpu" => parse_options(name, settings).map(Provider::WebGpu),
+            _ => Err(format!("'{name}' is not a provider; use {}", Self::NAMES.join(", "))),
+        }
+    }
+
+    /// The providers that this build and the loaded ONNX Runtime library have, besides plugins, with
+    /// default settings. Whether there is a device for them shows when a model is loaded.
+    pub fn available() -> Vec<Provider> {
+        let all = [
+            Provider::Cpu,
+            Provider::Cuda(Cuda::default()),
+            Provider::TensorRt(TensorRt::default()),
+            Provider::CoreMl(CoreMl::default()),
+            Provider::DirectMl(DirectMl::default()),
+            Provider::OpenVino(OpenVino::default()),
+            Provider::WebGpu(WebGpu::default()),
+        ];
+        all.into_iter().filter(|provider| provider.unavailable().is_none()).collect()
+    }
+
+    /// What to try in order where the user does not choose: what suits the platform and the library
+    /// has, then the CPU. TensorRT is not among them, since building its engines takes minutes.
+    pub fn auto() -> Vec<Provider> {
+        let suits = |provider: &Provider| match provider {
+            Provider::Cuda(_) | Provider::DirectMl(_) | Provider::CoreMl(_) => true,
+            Provider::OpenVino(_) | Provider::WebGpu(_) | Provider::TensorRt(_) => false,
+            Provider::Cpu | Provider::Plugin(_) => false,
+        };
+        let mut providers: Vec<_> = Self::available().into_iter().filter(suits).collect();
+        providers.push(Provider::Cpu);
+        providers
+    }
+
+    /// The name, as [`parse`](Self::parse) takes it.
+    pub fn name(&self) -> String {
+        match self {
+            Provider::Cpu => "cpu".to_owned(),
+            Provider::Cuda(_) => "cuda".to_owned(),
+            Provider::TensorRt(_) => "tensorrt".to_owned(),
+            Provider::CoreMl(_) => "coreml".to_owned(),
+            Provider::DirectMl(_) => "directml".to_owned(),
+            Provider::OpenVino(_) => "openvino".to_owned(),
+            Provider::WebGpu(_) => "webgpu".to_owned(),
+            Provider::Plugin(plugin) => format!("plugin:{}", plugin.library.display()),
+        }
+    }
+
+    /// Its settings as ONNX Runtime takes them: key and value.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let known = |settings: Vec<Setting>| {
+            settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        };
+        match self {
+            Provider::Cpu => Vec::new(),
+            Provider::Cuda(options) => known(options.settings()),
+            Provider::TensorRt(options) => known(options.settings()),
+            Provider::CoreMl(options) => known(options.settings()),
+            Provider::DirectMl(options) => known(options.settings()),
+            Provider::OpenVino(options) => known(options.settings()),
+            Provider::WebGpu(options) => known(options.settings()),
+            Provider::Plugin(plugin) => plugin.settings.clone().into_iter().collect(),
+        }
+    }
+
+    /// ONNX Runtime's names of it. Those of a plugin are known once it is loaded.
+    pub(crate) fn ep_names(&self) -> Vec<String> {
+        let name = match self {
+            Provider::Cpu => "CPUExecutionProvider",
+            Provider::Cuda(_) => "CUDAExecutionProvider",
+            Provider::TensorRt(_) => "TensorrtExecutionProvider",
+            Provider::CoreMl(_) => "CoreMLExecutionProvider",
+            Provider::DirectMl(_) => "DmlExecutionProvider",
+            Provider::OpenVino(_) => "OpenVINOExecutionProvider",
+            Provider::WebGpu(_) => "WebGpuExecutionProvider",
+            Provider::Plugin(plugin) => return plugin.ep_names().into_iter().collect(),
+        };
+        vec![name.to_owned()]
+    }
+
+    /// Adds it to a session.
+    pub(crate) fn register(
+        &self,
+        environment: &Environment,
+        builder: SessionBuilder,
+    ) -> Result<SessionBuilder, Unavailable> {
+        if let Some(reason) = self.unavailable() {
+            return Err(reason);
+        }
+        if let Provider::Plugin(plugin) = self {
+            return plugin.register(environment, builder);
+        }
+        let mut compiled: Vec<_> = self.compiled().into_iter().collect();
+        if let Provider::TensorRt(options) = self {
+            // What TensorRT leaves stays on the GPU, where the library can do that.
+            let cuda = Provider::Cuda(Cuda { device_id: options.device_id, ..Cuda::default() });
+            compiled.extend(cuda.compiled().filter(|cuda| cuda.in_library));
+        }
+        let dispatches: Vec<_> = compiled.into_iter().map(|compiled| compiled.dispatch).collect();
+        let failed = |message| self.failure(message);
+        let builder = match self {
+            // DirectML does not take ONNX Runtime's memory patterns.
+            Provider::DirectMl(_) => {
+                builder.with_memory_pattern(false).map_err(|error| failed(error.to_string()))?
+            }
+            _ => builder,
+        };
+        builder.with_execution_providers(dispatches).map_err(|error| failed(error.to_string()))
+    }
+
+    /// What a failure to make a session with it means.
+    pub(crate) fn failure(&self, message: String) -> Unavailable {
+        Unavailable { remedy: remedy(self, &message), cause: message }
+    }
+
+    /// Why this build or the library does not have it.
+    fn unavailable(&self) -> Option<Unavailable> {
+        if matches!(self, Provider::Cpu | Provider::Plugin(_)) {
+            return None;
+        }
+        match self.compiled() {
+            None => Some(Unavailable {
+                cause: format!("this program was built without the cargo feature '{self}'"),
+                remedy: "build it with that feature, or use another provider",
+            }),
+            Some(Compiled { in_library: false, .. }) => Some(Unavailable {
+                cause: format!("the ONNX Runtime library has no {}", self.ep_names().join(", ")),
+                remedy: library_remedy(self),
+            }),
+            Some(_) => None,
+        }
+    }
+
+    fn compiled(&self) -> Option<Compiled> {
+        match self {
+            Provider::Cpu | Provider::Plugin(_) => None,
+            Provider::Cuda(options) => compiled!("cuda", CUDA, options),
+            Provider::TensorRt(options) => compiled!("tensorrt", TensorRT, options),
+            Provider::CoreMl(options) => compiled!("coreml", CoreML, options),
+            Provider::DirectMl(options) => {
+                // The only one that takes no keys and values.
+                compiled!(
+                    "directml",
+                    DirectML,
+                    |adapter| {
+                        let ep = ort::ep::DirectML::default();
+                        ep.with_device_id(i32::try_from(adapter).unwrap_or(i32::MAX))
+                    },
+                    options.adapter
+                )
+            }
+            Provider::OpenVino(options) => compiled!("openvino", OpenVINO, options),
+            Provider::WebGpu(options) => compiled!("webgpu", WebGPU, options),
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// The options of a provider that has none.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+fn parse_options<T: DeserializeOwned>(
+    provider: &str,
+    settings: &[(String, String)],
+) -> Result<T, String> {
+    let value =
+        |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+    let map: Map<String, Value> =
+        settings.iter().map(|(name, text)| (name.clone(), value(text))).collect();
+    serde_json::from_value(Value::Object(map))
+        .map_err(|error| format!("the settings of {provider} are wrong: {error}; correct them"))
+}
+
+fn parse_plugin(path: &str, settings: &[(String, String)]) -> Result<Plugin, String> {
+    let mut settings: BTreeMap<String, String> = settings.iter().cloned().collect();
+    let device = settings.remove("device");
+    if settings.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+        return Err("a setting has a NUL character; remove it".to_owned());
+    }
+    let device = device.map(|device| {
+        serde_json::from_value(Value::String(device.clone()))
+            .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
+    });
+    Ok(Plugin { library: path.into(), device: device.transpose()?, settings })
+}
+
+/// What to do where the library does not have a provider.
+fn library_remedy(provider: &Provider) -> &'static str {
+    match provider {
+        Provider::Cuda(_) | Provider::TensorRt(_) => {
+            "install the Python package onnxruntime-gpu and set ORT_DYLIB_PATH to its libonnxruntime"
+        }
+        Provider::DirectMl(_) => {
+            "install the Python package onnxruntime-directml and set ORT_DYLIB_PATH to its onnxruntime.dll"
+        }
+        Provider::CoreMl(_) => {
+            "use the library of the Python package onnxruntime for macOS, which has it"
+        }
+        Provider::OpenVino(_) => {
+            "install the Python package onnxruntime-openvino and set ORT_DYLIB_PATH to its library, or use a plugin"
+        }
+        Provider::WebGpu(_) => {
+            "use a plugin (the Python package onnxruntime-ep-webgpu), or a library that was built with it"
+        }
+        Provider::Cpu | Provider::Plugin(_) => "use another provider",
+    }
+}
+
+/// What to do about ONNX Runtime's message that a provider cannot start.
+fn remedy(provider: &Provider, message: &str) -> &'static str {
+    let message = message.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    match provider {
+        Provider::Cuda(_) | Provider::TensorRt(_) if says(&["cudnn"]) => {
+            "install cuDNN 9 for the library's CUDA version and put its folder on the library path"
+        }
+        Provider::TensorRt(_) if says(&["nvinfer", "tensorrt"]) => {
+            "install TensorRT 10 and put its folder on the library path"
+        }
+        Provider::Cuda(_) | Provider::TensorRt(_)
+            if says(&[
+                "driver",
+                "no cuda-capable device",
+                "error 35",
+                "error 100",
+                "libcuda.so",
+            ]) =>
+        {
+            "install an NVIDIA driver for the library's CUDA version, and check that nvidia-smi lists a GPU"
+        }
+        Provider::Cuda(_) | Provider::TensorRt(_)
+            if says(&["cublas", "cudart", "cufft", "curand", "nvrtc"]) =>
+        {
+            "install the CUDA libraries of the version that the ONNX Runtime library needs and put their folder on the library path"
+        }
+        _ => "correct its settings or install what it needs, or use another provider",
+    }
+}
