@@ -5,7 +5,7 @@
 use std::{
     io::{self, Write},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -17,14 +17,15 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, Verification, Weights,
+    ExportError, ExportOptions, Left, Part, Partition, Report, Verification, Weights,
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
+    partitions,
     report::{self, ReportFiles},
     verify,
 };
-use lfm2vl_graphs::{Precision, RecipeSource};
+use lfm2vl_graphs::{Precision, ProviderTable, RecipeSource};
 
 /// Build ONNX graphs of an LFM2-VL model from its safetensors checkpoint.
 #[derive(Parser)]
@@ -33,8 +34,8 @@ struct Arguments {
     /// Folder of the checkpoint, or its id on the Hugging Face hub (LiquidAI/LFM2-VL-450M).
     checkpoint: String,
     /// Folder to write; it appears only when the export is complete.
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "check_provider")]
+    output: Option<PathBuf>,
     /// Precision of the weights; several make several sets of graphs. Without it, what the recipe
     /// says: fp32.
     #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
@@ -61,6 +62,10 @@ struct Arguments {
     /// Images and prompts that the report runs, as for --calibration; better not the same ones.
     #[arg(long, value_name = "DIR", requires = "report")]
     samples: Option<PathBuf>,
+    /// Tell which nodes of each graph an execution provider will take, and write nothing: cpu, cuda,
+    /// tensorrt, coreml, directml, openvino or webgpu.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["output", "verify", "report"])]
+    check_provider: Option<String>,
     /// Replace an earlier export.
     #[arg(long)]
     force: bool,
@@ -106,6 +111,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         force: arguments.force,
     };
 
+    if let Some(provider) = &arguments.check_provider {
+        let table = ProviderTable::builtin(provider)?;
+        let partitions = partitions(&checkpoint, &options, &table)?;
+        return Ok(print(&partition_text(arguments, &table, &partitions))?);
+    }
+    // clap asks for it where no provider is checked.
+    let Some(output) = &arguments.output else { return Ok(()) };
+
     let report_files = arguments.report.as_deref().map(ReportFiles::create).transpose()?;
 
     // Only from here on is there something to clean up.
@@ -118,7 +131,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
 
     let bar = progress_bar(arguments.json);
-    let draft = export(&checkpoint, &arguments.output, &options, &mut |progress| {
+    let draft = export(&checkpoint, output, &options, &mut |progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.written);
         go_on()
@@ -148,8 +161,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let (Some(files), Some(quality)) = (report_files, quality) {
         files.write(&quality)?;
     }
-    print(arguments, &report, verification.as_ref())?;
-    Ok(())
+    Ok(print(&export_text(arguments, output, &report, verification.as_ref()))?)
 }
 
 fn progress_bar(hidden: bool) -> ProgressBar {
@@ -159,36 +171,64 @@ fn progress_bar(hidden: bool) -> ProgressBar {
     ProgressBar::with_draw_target(None, target).with_style(style)
 }
 
-fn print(
+fn export_text(
     arguments: &Arguments,
+    output: &Path,
     report: &Report,
     verification: Option<&Verification>,
-) -> Result<(), ExportError> {
-    let mut text = String::new();
+) -> String {
     if arguments.json {
         let value = serde_json::json!({
-            "output": arguments.output,
+            "output": output,
             "report": report,
             "verification": verification,
         });
-        text = format!("{value:#}\n");
-    } else {
-        for graph in &report.manifest.graphs {
-            let bytes: u64 = graph.files.iter().map(|f| f.bytes).sum();
-            text += &format!(
-                "{:<22} {:<6} {:>9.1} MB\n",
-                graph.graph.name(),
-                graph.precision.to_string(),
-                bytes as f64 / 1e6
-            );
-        }
+        return format!("{value:#}\n");
+    }
+    let mut text = String::new();
+    for graph in &report.manifest.graphs {
+        let bytes: u64 = graph.files.iter().map(|f| f.bytes).sum();
         text += &format!(
-            "wrote {:.1} MB to {} in {:.1} s\n",
-            report.bytes as f64 / 1e6,
-            arguments.output.display(),
-            report.seconds
+            "{:<22} {:<6} {:>9.1} MB\n",
+            graph.graph.name(),
+            graph.precision.to_string(),
+            bytes as f64 / 1e6
         );
     }
+    let (megabytes, seconds) = (report.bytes as f64 / 1e6, report.seconds);
+    text + &format!("wrote {megabytes:.1} MB to {} in {seconds:.1} s\n", output.display())
+}
+
+fn partition_text(
+    arguments: &Arguments,
+    table: &ProviderTable,
+    partitions: &[Partition],
+) -> String {
+    if arguments.json {
+        let value = serde_json::json!({
+            "provider": table.name,
+            "onnxruntime": table.onnxruntime,
+            "source": table.source,
+            "graphs": partitions,
+        });
+        return format!("{value:#}\n");
+    }
+    let mut text = format!("{} of ONNX Runtime {}\n", table.name, table.onnxruntime);
+    for partition in partitions {
+        let Partition { graph, precision, taken, partitions, folded, left } = partition;
+        let rest: usize = left.iter().map(|left| left.nodes).sum();
+        text += &format!(
+            "\n{graph} {precision}: {taken} nodes taken in {partitions} partitions, {rest} left to the \
+             CPU, {folded} computed when loading\n"
+        );
+        for Left { operator, nodes, reason } in left {
+            text += &format!("  {nodes:>4} {operator}: {reason}\n");
+        }
+    }
+    text
+}
+
+fn print(text: &str) -> Result<(), ExportError> {
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(|source| ExportError::Write { path: "the standard output".into(), source })

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use half::f16;
-use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment};
+use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment, with_cpu};
 use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension};
 use ort::{
     session::{Session, SessionInputValue},
@@ -59,6 +59,7 @@ impl GraphSession {
     pub(crate) fn open(spec: GraphSpec, path: &Path) -> Result<Self, SessionError> {
         let environment = environment()?;
         let session = Session::builder(environment)
+            .and_then(|builder| with_cpu(environment, builder))
             .and_then(|mut builder| builder.commit_from_file(path))
             .map_err(run_error(spec.graph))?;
         Ok(GraphSession { spec, session })

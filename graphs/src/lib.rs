@@ -9,16 +9,18 @@
 mod contract;
 mod library;
 mod manifest;
+mod provider;
 mod quantization;
 mod recipe;
 
 pub use contract::{
     Contract, Dim, Dtype, Graph, GraphSpec, IN_PLACE, LayerKind, ModelDims, Tensor,
 };
-pub use library::{LibraryError, environment, library_path};
+pub use library::{LibraryError, environment, library_path, with_cpu};
 pub use manifest::{
     Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,
 };
+pub use provider::{OperatorSupport, ProviderTable};
 pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };
@@ -58,7 +60,7 @@ pub enum YamlError {
     /// No built-in file of that name.
     #[error("there is no {kind} named '{name}'; use {known}{}", if *.kind == "recipe" { ", or the path of a YAML file" } else { "" })]
     Unknown {
-        /// "recipe" or "contract".
+        /// "recipe", "contract" or "provider table".
         kind: &'static str,
         /// What was asked for.
         name: String,

@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-use ort::environment::Environment;
+use ort::{device::Device, environment::Environment, session::builder::SessionBuilder};
 
 /// The oldest ONNX Runtime whose API and operators the graphs and both programs need.
 const OLDEST: &str = "1.31";
@@ -66,6 +66,16 @@ pub fn environment() -> Result<&'static Environment, LibraryError> {
         })
         .as_ref()
         .map_err(Clone::clone)
+}
+
+/// Adds the CPU to a session, behind the providers that it has. Where a session names none at all,
+/// `ort` lets ONNX Runtime choose: CoreML on a Mac, or any plugin that is loaded.
+///
+/// # Errors
+/// ONNX Runtime's.
+pub fn with_cpu(environment: &Environment, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+    let is_cpu = |device: &Device<'_>| device.ep().is_ok_and(|name| name == "CPUExecutionProvider");
+    Ok(builder.with_devices(environment.devices().filter(is_cpu), None)?)
 }
 
 /// Where the library is: `ORT_DYLIB_PATH`; else a folder `.onnxruntime` (made by

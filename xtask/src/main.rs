@@ -30,8 +30,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch the ONNX Runtime library into `.onnxruntime`.
-    Setup,
+    /// Fetch the ONNX Runtime library into `.onnxruntime`, and an execution provider that is a library
+    /// of its own into `.providers`.
+    Setup {
+        /// That provider: ggml, openvino or webgpu.
+        #[arg(long, value_name = "NAME")]
+        provider: Option<String>,
+    },
     /// Export the sample checkpoint, check it, and ask it questions about the sample images.
     Demo,
     /// Set up and run all tests.
@@ -97,7 +102,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Setup => setup::onnxruntime().map(|library| eprintln!("{}", library.display())),
+        Task::Setup { provider } => set_up(provider.as_deref()),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Bench { repeat, only } => bench::run(repeat, &only),
@@ -119,6 +124,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn set_up(provider: Option<&str>) -> anyhow::Result<()> {
+    eprintln!("{}", setup::onnxruntime()?.display());
+    if let Some(name) = provider {
+        eprintln!("use it with --provider plugin:{}", setup::plugin(name)?.display());
+    }
+    Ok(())
 }
 
 /// The project's root folder: where cargo runs this, which with a shared target folder need not be

@@ -16,9 +16,9 @@ const FORMATS: [(usize, &str); 7] = [
     (32, "nearest"),
     (32, "search"),
     (64, "search"),
-    (64, "gptq"),
     (128, "nearest"),
     (128, "search"),
+    (64, "gptq"),
     (128, "gptq"),
 ];
 

@@ -25,6 +25,14 @@ const PYTHON_PACKAGES: [&str; 6] = [
     "safetensors==0.8.0",
 ];
 
+/// The execution providers in libraries of their own that `cargo xtask setup --provider` installs: name
+/// and Python package.
+const PLUGINS: [(&str, &str); 3] = [
+    ("ggml", "onnxruntime-ggml==0.2.0"),
+    ("openvino", "onnxruntime-ep-openvino==1.8.1"),
+    ("webgpu", "onnxruntime-ep-webgpu==0.4.0"),
+];
+
 /// Where a thing that is set up lies: in the project's root, or in the folder that the variable
 /// `LFM2VL_SETUP` names.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -192,8 +200,22 @@ pub(crate) fn photos() -> Result<PathBuf> {
     Ok(photos)
 }
 
+/// The folder `.providers/NAME` with an execution provider's library, filled on the first call.
+pub(crate) fn plugin(name: &str) -> Result<PathBuf> {
+    let known = PLUGINS.map(|(name, _)| name).join(", ");
+    let found = PLUGINS.iter().find(|(plugin, _)| *plugin == name);
+    let (_, package) =
+        found.with_context(|| format!("there is no plugin '{name}'; use {known}"))?;
+    // What these packages depend on is ONNX Runtime itself, which is here.
+    install_with(&format!(".providers/{name}"), &[(*package).to_owned()], &["--no-deps"])
+}
+
 /// A folder with these Python packages.
 fn install(name: &str, wanted_packages: &[String]) -> Result<PathBuf> {
+    install_with(name, wanted_packages, &[])
+}
+
+fn install_with(name: &str, wanted_packages: &[String], options: &[&str]) -> Result<PathBuf> {
     let packages = folder(name);
     let wanted = wanted_packages.join("\n");
     let stamp = packages.join("packages.txt");
@@ -204,6 +226,7 @@ fn install(name: &str, wanted_packages: &[String]) -> Result<PathBuf> {
     run(Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
         .arg(&packages)
+        .args(options)
         .args(wanted_packages))
     .context("cannot install Python packages; python3 with pip is needed")?;
     fs::write(stamp, wanted)?;

@@ -11,6 +11,11 @@ pub(crate) fn run() -> Result<()> {
     let packages = setup::python_packages()?;
     let mut tests = cargo(&["test", "--workspace"]);
     tests.env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages);
+    // Whose packages are for this platform.
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        tests.env("LFM2VL_GGML", setup::plugin("ggml")?);
+        tests.env("LFM2VL_WEBGPU", setup::plugin("webgpu")?);
+    }
     if let Some(packages) = setup::node_packages()? {
         tests.env("LFM2VL_NODE", packages);
     }

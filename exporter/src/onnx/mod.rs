@@ -8,8 +8,8 @@ mod quantized;
 mod weight;
 mod write;
 
-pub(crate) use graph::{Attribute, Floats, GraphBuilder, Op, Tap, Value};
+pub(crate) use graph::{Attribute, FinishedGraph, Floats, GraphBuilder, Op, Tap, Value};
 pub(crate) use ops::Gelu;
-pub(crate) use proto::{DataType, ModelProto, NodeProto, TensorProto};
+pub(crate) use proto::{DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 pub(crate) use weight::Encoding;
 pub(crate) use write::{Model, Plan, WrittenFile, write_file};

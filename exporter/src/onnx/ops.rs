@@ -167,9 +167,9 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx("CumSum"), &[self, axis], &[("exclusive", Int(exclusive.into()))])
     }
 
-    /// Integer remainder with the sign of the divisor.
+    /// Remainder of integers that are not negative. Some providers have no `Mod` of integers.
     pub(crate) fn modulo(self, other: Self) -> Self {
-        self.binary("Mod", other)
+        self - self / other * other
     }
 
     /// Rows (or slices of another axis) by index.

@@ -21,7 +21,7 @@ use lfm2vl_graphs::{
 use crate::{
     checkpoint::Checkpoint,
     error::ExportError,
-    onnx::{Plan, WrittenFile, write_file},
+    onnx::{FinishedGraph, Plan, WrittenFile, write_file},
 };
 
 use folder::NewFolder;
@@ -124,6 +124,24 @@ impl Draft {
     }
 }
 
+/// The graphs that the options ask for, built.
+pub(crate) fn built(
+    contract: &Contract,
+    checkpoint: &Checkpoint,
+    options: &ExportOptions,
+) -> Result<Vec<((Graph, Precision), FinishedGraph)>, ExportError> {
+    let built = wanted(options);
+    let models = graphs::models(contract, checkpoint, options, &built)?;
+    Ok(built.into_iter().zip(models.into_iter().map(|model| model.graph)).collect())
+}
+
+/// Which graphs in which precisions the options ask for.
+fn wanted(options: &ExportOptions) -> Vec<(Graph, Precision)> {
+    let graphs = graphs::wanted_graphs(options);
+    let of = |&precision: &Precision| graphs.iter().map(move |&graph| (graph, precision));
+    options.precisions.iter().flat_map(of).collect()
+}
+
 /// Exports `checkpoint`; the folder `out` appears when the [`Draft`] is published.
 ///
 /// `on_progress` is called as weights are written; it stops the export by breaking.
@@ -142,12 +160,7 @@ pub fn export(
     }
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
-    let wanted = graphs::wanted_graphs(options);
-    let built: Vec<(Graph, Precision)> = options
-        .precisions
-        .iter()
-        .flat_map(|&precision| wanted.iter().map(move |&graph| (graph, precision)))
-        .collect();
+    let built = wanted(options);
     let plan = Plan::new(graphs::models(&contract, checkpoint, options, &built)?);
 
     let config = checkpoint.config();
@@ -195,7 +208,7 @@ pub fn export(
             .chain(links.into_iter().map(|f| manifest_file("onnx/", f)))
             .collect(),
     };
-    let specs = wanted
+    let specs = graphs::wanted_graphs(options)
         .into_iter()
         .map(|graph| graphs::spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
         .collect::<Result<Vec<_>, _>>()?;

@@ -359,3 +359,133 @@ fn remedy(provider: &Provider, message: &str) -> &'static str {
         _ => "correct its settings or install what it needs, or use another provider",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(name: &str, settings: &[(&str, &str)]) -> Vec<(String, String)> {
+        let settings: Vec<_> =
+            settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Provider::parse(name, &settings).unwrap().settings()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn every_option_reaches_its_key() {
+        let cuda = settings(
+            "cuda",
+            &[
+                ("device_id", "1"),
+                ("memory_limit", "4294967296"),
+                ("graph_capture", "true"),
+                ("tf32", "false"),
+            ],
+        );
+        let expected = [
+            ("device_id", "1"),
+            ("gpu_mem_limit", "4294967296"),
+            ("enable_cuda_graph", "1"),
+            ("use_tf32", "0"),
+        ];
+        assert_eq!(cuda, pairs(&expected));
+        let tensorrt = settings(
+            "tensorrt",
+            &[
+                ("fp16", "true"),
+                ("engine_cache", "/cache"),
+                ("workspace_limit", "1024"),
+                ("min_shapes", "x:1x2"),
+                ("opt_shapes", "x:1x3"),
+                ("max_shapes", "x:1x4"),
+            ],
+        );
+        let expected = [
+            ("device_id", "0"),
+            ("trt_fp16_enable", "1"),
+            ("trt_engine_cache_enable", "1"),
+            ("trt_engine_cache_path", "/cache"),
+            ("trt_timing_cache_enable", "1"),
+            ("trt_timing_cache_path", "/cache"),
+            ("trt_max_workspace_size", "1024"),
+            ("trt_profile_min_shapes", "x:1x2"),
+            ("trt_profile_opt_shapes", "x:1x3"),
+            ("trt_profile_max_shapes", "x:1x4"),
+        ];
+        assert_eq!(tensorrt, pairs(&expected));
+        let coreml = settings(
+            "coreml",
+            &[
+                ("compute_units", "cpu_and_neural_engine"),
+                ("model_format", "neural_network"),
+                ("static_shapes", "true"),
+                ("model_cache", "/cache"),
+            ],
+        );
+        let expected = [
+            ("MLComputeUnits", "CPUAndNeuralEngine"),
+            ("ModelFormat", "NeuralNetwork"),
+            ("RequireStaticInputShapes", "1"),
+            ("ModelCacheDirectory", "/cache"),
+        ];
+        assert_eq!(coreml, pairs(&expected));
+        let openvino = settings(
+            "openvino",
+            &[
+                ("device_type", "GPU.1"),
+                ("precision", "FP16"),
+                ("threads", "3"),
+                ("model_cache", "/cache"),
+            ],
+        );
+        let expected = [
+            ("device_type", "GPU.1"),
+            ("precision", "FP16"),
+            ("num_of_threads", "3"),
+            ("cache_dir", "/cache"),
+        ];
+        assert_eq!(openvino, pairs(&expected));
+        let webgpu = settings("webgpu", &[("device_id", "2"), ("graph_capture", "true")]);
+        assert_eq!(webgpu, pairs(&[("deviceId", "2"), ("enableGraphCapture", "1")]));
+        assert_eq!(settings("directml", &[("adapter", "1")]), pairs(&[("device_id", "1")]));
+        let plugin = settings("plugin:/some/folder", &[("device", "gpu"), ("key", "value")]);
+        assert_eq!(plugin, pairs(&[("key", "value")]));
+        assert_eq!(settings("cpu", &[]), []);
+    }
+
+    #[test]
+    fn wrong_names_and_settings_are_told() {
+        let error = |name: &str, key: &str, value: &str| {
+            Provider::parse(name, &pairs(&[(key, value)])).unwrap_err()
+        };
+        assert!(error("cuda", "devise", "1").contains("unknown field `devise`, expected one of"));
+        assert!(error("cuda", "device_id", "first").contains("invalid type"));
+        assert!(error("coreml", "compute_units", "tpu").contains("unknown variant `tpu`"));
+        assert!(error("cpu", "threads", "1").contains("unknown field"));
+        assert!(error("plugin:x", "device", "tpu").contains("use cpu, gpu or npu"));
+        let unknown = Provider::parse("rocm", &[]).unwrap_err();
+        assert!(unknown.contains("'rocm' is not a provider; use cpu, cuda"), "{unknown}");
+    }
+
+    #[test]
+    fn a_message_leads_to_its_remedy() {
+        let cuda = Provider::Cuda(Cuda::default());
+        let remedy = |message: &str| cuda.failure(message.to_owned()).remedy;
+        assert!(remedy("cuDNN is not available").contains("install cuDNN"));
+        assert!(
+            remedy("libcublasLt.so.13: cannot open shared object file").contains("CUDA libraries")
+        );
+        assert!(remedy("CUDA failure 100: no CUDA-capable device is detected").contains("driver"));
+        assert!(remedy("something else").contains("correct its settings"));
+    }
+
+    #[test]
+    fn auto_ends_with_the_cpu_and_has_only_what_is_there() {
+        let auto = Provider::auto();
+        assert_eq!(auto.last(), Some(&Provider::Cpu));
+        assert!(auto.iter().all(|provider| provider.unavailable().is_none()));
+    }
+}

@@ -102,7 +102,8 @@ fn load(environment: &Environment, library: &Path) -> Result<BTreeSet<String>, U
     }
     let all = || environment.devices().map(|device| ep(&device)).collect::<BTreeSet<_>>();
     let before = all();
-    environment.register_ep_library(library.to_string_lossy(), library).map_err(|error| {
+    let name = format!("{}-{}", short_name(library), loaded.len());
+    environment.register_ep_library(name, library).map_err(|error| {
         Unavailable {
             cause: format!("{} cannot be loaded: {error}", library.display()),
             remedy: "use a library of a provider that fits this ONNX Runtime, and install what it needs",
@@ -148,15 +149,20 @@ fn find_library(path: &Path) -> Result<PathBuf, Unavailable> {
     }
 }
 
+/// What a library is registered as, which some providers take for their own name; ort has room for
+/// 127 bytes of it.
+fn short_name(library: &Path) -> String {
+    let stem = library.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem.strip_prefix("lib").unwrap_or(&stem);
+    let stem = stem.strip_prefix("onnxruntime_").unwrap_or(stem);
+    stem.strip_prefix("providers_").unwrap_or(stem).chars().take(32).collect()
+}
+
 /// Whether a file's name is that of a provider's library: `libonnxruntime_providers_NAME.so`,
-/// `onnxruntime_NAME_ep.dll` and the like.
+/// `onnxruntime_NAME.dll` and the like, but not ONNX Runtime's own.
 fn is_provider(name: &str) -> bool {
     let is_library = [".so", ".dylib", ".dll"].iter().any(|ending| name.ends_with(ending));
-    let stem = name.split('.').next().unwrap_or_default().trim_start_matches("lib");
-    let shared = stem.ends_with("providers_shared");
-    is_library
-        && !shared
-        && (stem.starts_with("onnxruntime_providers_")
-            || (stem.contains("onnxruntime") && stem.split('_').any(|word| word == "ep"))
-            || stem.split(['_', '-']).any(|word| word == "ep"))
+    let stem = name.strip_prefix("lib").unwrap_or(name);
+    let own = ["providers_shared", "pybind"].iter().any(|part| stem.contains(part));
+    is_library && !own && stem.starts_with("onnxruntime_")
 }

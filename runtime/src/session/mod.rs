@@ -9,7 +9,7 @@ mod vision;
 
 use std::{path::Path, sync::Mutex};
 
-use lfm2vl_graphs::{Graph, Precision, environment};
+use lfm2vl_graphs::{Graph, Precision, environment, with_cpu};
 use ort::{error::ErrorCode, session::Session, value::ValueType};
 
 use crate::{Error, Provider, provider::Unavailable};
@@ -197,6 +197,7 @@ fn open(
             .register(environment, builder)
             .map_err(|unavailable| provider_error(index, unavailable))?;
     }
+    builder = with_cpu(environment, builder).map_err(run_error)?;
     builder.commit_from_file(path).map_err(|error| {
         let of_the_file = matches!(
             error.code(),

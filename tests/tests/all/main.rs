@@ -6,6 +6,7 @@ mod conversation;
 mod export_program;
 mod other_programs;
 mod precisions;
+mod providers;
 mod released_prompts;
 mod run_program;
 mod samples;

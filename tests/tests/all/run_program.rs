@@ -142,7 +142,7 @@ fn inspect_tells_graphs_and_provider() {
     let report: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
     let graphs: Vec<_> = report["graphs"].as_array().unwrap().iter().map(|g| &g["graph"]).collect();
     assert_eq!(graphs, ["vision_tower", "projector", "embed_tokens", "decoder_model_merged"]);
-    assert_eq!(report["provider_used"], "cpu");
+    assert_eq!(report["graphs"][0]["assignments"][0]["provider"], "CPUExecutionProvider");
     assert_eq!(report["graphs"][2]["inputs"][0]["name"], "input_ids");
     assert!(stdout(lfm2vl("inspect").arg(tiny_shapes("default"))).contains("present_conv.0"));
 }

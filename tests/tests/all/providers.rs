@@ -1,0 +1,124 @@
+//! Execution providers: plugins that run here, and what is predicted of those that do not.
+
+use std::path::PathBuf;
+
+use lfm2vl::{Engine, GenerationOptions, GraphInfo, Provider, chat::Message};
+use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
+use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
+use lfm2vl_tests::{program, sample_images, sample_questions, succeed, testdata, tiny_shapes};
+use serde_json::Value;
+
+/// A plugin that `cargo xtask test` has installed; nothing where there is none for the platform.
+fn plugin(variable: &str) -> Option<Provider> {
+    let Some(folder) = std::env::var_os(variable).map(PathBuf::from) else {
+        eprintln!("not tested: {variable} is not set");
+        return None;
+    };
+    Some(Provider::parse(&format!("plugin:{}", folder.display()), &[]).unwrap())
+}
+
+fn graph(engine: &Engine, graph: Graph) -> GraphInfo {
+    engine.graphs().into_iter().find(|info| info.graph == graph).unwrap()
+}
+
+/// Nodes of a graph that a provider took, and all.
+fn nodes(info: &GraphInfo, provider: &str) -> (usize, usize) {
+    let of = |assignment: &&lfm2vl::Assignment| assignment.provider == provider;
+    let taken = info.assignments.iter().filter(of).map(|assignment| assignment.nodes).sum();
+    (taken, info.assignments.iter().map(|assignment| assignment.nodes).sum())
+}
+
+fn answer(engine: &Engine, question: &Value) -> Vec<u32> {
+    let mut conversation = engine.conversation();
+    let prompt = Message::user(question["prompt"].as_str().unwrap());
+    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+    let completion =
+        conversation.generate(&GenerationOptions::default()).unwrap().finish().unwrap();
+    completion.token_ids
+}
+
+#[test]
+fn a_plugin_gives_the_same_tokens() {
+    let Some(ggml) = plugin("LFM2VL_GGML") else { return };
+    let folder = tiny_shapes("portable");
+    let cpu = Engine::builder(&folder).build().unwrap();
+    let engine = Engine::builder(&folder).provider(ggml.clone()).build().unwrap();
+    for kind in [Graph::EmbedTokens, Graph::Decoder] {
+        let info = graph(&engine, kind);
+        let [assignment] = info.assignments.as_slice() else { panic!("{:?}", info.assignments) };
+        assert!(assignment.provider.starts_with("ggml"), "{assignment:?}");
+        assert!(assignment.nodes >= if kind == Graph::Decoder { 300 } else { 1 }, "{assignment:?}");
+    }
+    // It lacks `Gelu`, and takes a graph whole or not at all.
+    let (taken, all) = nodes(&graph(&engine, Graph::VisionEncoder), "CPUExecutionProvider");
+    assert_eq!(taken, all);
+    for question in sample_questions().iter().step_by(5) {
+        assert_eq!(answer(&engine, question), answer(&cpu, question), "{question}");
+    }
+    // ONNX Runtime's own operators it has not at all.
+    let builder = Engine::builder(tiny_shapes("default")).provider(ggml);
+    let builder = builder.graph_providers(Graph::EmbedTokens, [Provider::Cpu]);
+    let Err(error) = builder.build() else { panic!("took the default recipe") };
+    assert!(error.to_string().contains("takes no node of the graphs"), "{error}");
+}
+
+#[test]
+fn a_plugin_without_a_device_is_an_error_with_its_cause() {
+    let Some(webgpu) = plugin("LFM2VL_WEBGPU") else { return };
+    let folder = tiny_shapes("portable");
+    let Err(error) = Engine::builder(&folder).provider(webgpu.clone()).build() else {
+        // A machine with a GPU.
+        return;
+    };
+    let message = error.to_string();
+    assert!(message.contains("offers no device") && message.contains("use another"), "{message}");
+    // Where another provider stands behind it, that one is used, and it is told why.
+    let engine = Engine::builder(&folder).providers([webgpu, Provider::Cpu]).build().unwrap();
+    let info = graph(&engine, Graph::Decoder);
+    assert_eq!(info.providers, ["cpu"]);
+    assert!(info.skipped[0].reason.contains("offers no device"), "{:?}", info.skipped);
+}
+
+fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partition> {
+    let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    let options = ExportOptions {
+        recipe: Recipe::builtin(recipe).unwrap(),
+        precisions: vec![precision],
+        parts: Vec::new(),
+        weights: Weights::Written,
+        calibration: None,
+        force: false,
+    };
+    partitions(&checkpoint, &options, &ProviderTable::builtin(provider).unwrap()).unwrap()
+}
+
+#[test]
+fn the_cpu_takes_all_as_predicted() {
+    for recipe in Recipe::BUILTIN {
+        for precision in [Precision::Fp32, Precision::Q8, Precision::Q4] {
+            for partition in predicted(recipe, precision, "cpu") {
+                assert_eq!(partition.left, [], "{recipe} {precision} {}", partition.graph);
+                assert_eq!(partition.partitions, 1, "{recipe} {precision} {}", partition.graph);
+            }
+        }
+    }
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    for info in engine.graphs() {
+        let (taken, all) = nodes(&info, "CPUExecutionProvider");
+        assert_eq!(taken, all, "{} {:?}", info.graph, info.assignments);
+    }
+}
+
+#[test]
+fn check_provider_names_what_is_left_and_writes_nothing() {
+    let mut check = program("lfm2vl-export");
+    check.arg(testdata("tiny-shapes")).args(["--check-provider", "coreml", "--json"]);
+    let report: Value = serde_json::from_slice(&succeed(&mut check).stdout).unwrap();
+    assert_eq!(report["provider"], "CoreMLExecutionProvider");
+    let decoder = report["graphs"].as_array().unwrap();
+    let decoder = decoder.iter().find(|graph| graph["graph"] == "decoder_model_merged").unwrap();
+    let left = decoder["left"].as_array().unwrap();
+    let attention =
+        left.iter().find(|left| left["operator"] == "com.microsoft:GroupQueryAttention");
+    assert_eq!(attention.unwrap()["reason"], "the provider does not have it");
+}
