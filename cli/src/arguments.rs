@@ -1,6 +1,7 @@
 //! Arguments that several commands share.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{
-    Engine, GenerationOptions, Precision, PromptOptions, Skipped,
+    Engine, GenerationOptions, Precision, PromptOptions,
     chat::Message,
     image::{Limits, Overrides, RgbImage, load_all},
 };
@@ -46,17 +47,24 @@ impl LoadArguments {
             .speculation(self.prompt_lookup.is_some())
             .image_overrides(images.overrides()?);
         let engine = self.providers.apply(builder)?.build()?;
-        for graph in engine.graphs() {
-            let used = graph.providers.join(", ");
-            for skipped in graph.skipped {
-                let Skipped { provider, reason } = skipped;
-                eprintln!(
-                    "warning: {} runs on {used}: {provider} cannot be used: {reason}",
-                    graph.graph
-                );
-            }
-        }
+        warn_of_skipped(&engine);
         Ok(engine)
+    }
+}
+
+/// Says which providers could not be used, and what runs the graphs instead.
+fn warn_of_skipped(engine: &Engine) {
+    let graphs = engine.graphs();
+    let reasons: BTreeSet<(&str, &str)> = graphs
+        .iter()
+        .flat_map(|graph| &graph.skipped)
+        .map(|skipped| (skipped.provider.as_str(), skipped.reason.as_str()))
+        .collect();
+    for (provider, reason) in &reasons {
+        eprintln!("warning: the provider {provider} cannot be used: {reason}");
+    }
+    for graph in graphs.iter().filter(|graph| !graph.skipped.is_empty()) {
+        eprintln!("warning: {} runs on {}", graph.graph, graph.providers.join(", "));
     }
 }
 

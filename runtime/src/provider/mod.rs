@@ -213,20 +213,23 @@ impl Provider {
             compiled.extend(cuda.compiled().filter(|cuda| cuda.in_library));
         }
         let dispatches: Vec<_> = compiled.into_iter().map(|compiled| compiled.dispatch).collect();
-        let failed = |message| self.failure(message);
+        let failed = |error: &ort::Error<SessionBuilder>| self.failure(error.message());
         let builder = match self {
             // DirectML does not take ONNX Runtime's memory patterns.
             Provider::DirectMl(_) => {
-                builder.with_memory_pattern(false).map_err(|error| failed(error.to_string()))?
+                builder.with_memory_pattern(false).map_err(|error| failed(&error))?
             }
             _ => builder,
         };
-        builder.with_execution_providers(dispatches).map_err(|error| failed(error.to_string()))
+        builder.with_execution_providers(dispatches).map_err(|error| failed(&error))
     }
 
-    /// What a failure to make a session with it means.
-    pub(crate) fn failure(&self, message: String) -> Unavailable {
-        Unavailable { remedy: remedy(self, &message), cause: message }
+    /// What ONNX Runtime's message means that it cannot start.
+    pub(crate) fn failure(&self, message: &str) -> Unavailable {
+        // Before the cause come source files, and the library that could not be loaded.
+        let cause = ["with error: ", "FAIL : "].iter().find_map(|mark| message.split(mark).nth(1));
+        let cause = cause.unwrap_or(message).trim().trim_end_matches('.').to_owned();
+        Unavailable { remedy: remedy(self, &cause), cause }
     }
 
     /// Why this build or the library does not have it.
@@ -473,13 +476,24 @@ mod tests {
     #[test]
     fn a_message_leads_to_its_remedy() {
         let cuda = Provider::Cuda(Cuda::default());
-        let remedy = |message: &str| cuda.failure(message.to_owned()).remedy;
+        let remedy = |message: &str| cuda.failure(message).remedy;
         assert!(remedy("cuDNN is not available").contains("install cuDNN"));
         assert!(
             remedy("libcublasLt.so.13: cannot open shared object file").contains("CUDA libraries")
         );
         assert!(remedy("CUDA failure 100: no CUDA-capable device is detected").contains("driver"));
         assert!(remedy("something else").contains("correct its settings"));
+        // As ONNX Runtime 1.31 says it.
+        let message = "/onnxruntime_src/core/session/provider_bridge_ort.cc:2043 Get() [ONNXRuntimeError] : 1 \
+                       : FAIL : Failed to load library /x/libonnxruntime_providers_tensorrt.so with \
+                       error: libcublas.so.13: cannot open shared object file: No such file or directory\n";
+        let tensorrt = Provider::TensorRt(TensorRt::default());
+        let Unavailable { cause, remedy } = tensorrt.failure(message);
+        assert_eq!(
+            cause,
+            "libcublas.so.13: cannot open shared object file: No such file or directory"
+        );
+        assert!(remedy.contains("CUDA libraries"), "{remedy}");
     }
 
     #[test]

@@ -205,7 +205,7 @@ fn open(
         );
         match providers.first().filter(|provider| **provider != Provider::Cpu && !of_the_file) {
             // ONNX Runtime starts some providers only here.
-            Some(provider) => provider_error(0, provider.failure(error.to_string())),
+            Some(provider) => provider_error(0, provider.failure(error.message())),
             None => run_error(error),
         }
     })
