@@ -13,8 +13,11 @@ pub(crate) fn run() -> Result<()> {
     tests.env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages);
     // Whose packages are for this platform.
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        tests.env("LFM2VL_GGML", setup::plugin("ggml")?);
-        tests.env("LFM2VL_WEBGPU", setup::plugin("webgpu")?);
+        for (variable, name) in
+            [("LFM2VL_GGML", "ggml"), ("LFM2VL_OPENVINO", "openvino"), ("LFM2VL_WEBGPU", "webgpu")]
+        {
+            tests.env(variable, setup::plugin(name)?);
+        }
     }
     if let Some(packages) = setup::node_packages()? {
         tests.env("LFM2VL_NODE", packages);

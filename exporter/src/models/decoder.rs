@@ -213,7 +213,11 @@ impl<'g> Model<'g> {
                     self.g.node(
                         Op::microsoft("RotaryEmbedding"),
                         &[flat, rows, cos, sin],
-                        &[("num_heads", Attribute::Int(heads as i64))],
+                        &[
+                            // The default value, but OpenVINO wants it said.
+                            ("interleaved", Attribute::Int(0)),
+                            ("num_heads", Attribute::Int(heads as i64)),
+                        ],
                     )
                 };
                 let (query, keys) = (rotated(query, heads), rotated(keys, kv_heads));

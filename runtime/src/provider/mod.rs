@@ -228,7 +228,8 @@ impl Provider {
     pub(crate) fn failure(&self, message: &str) -> Unavailable {
         // Before the cause come source files, and the library that could not be loaded.
         let cause = ["with error: ", "FAIL : "].iter().find_map(|mark| message.split(mark).nth(1));
-        let cause = cause.unwrap_or(message).trim().trim_end_matches('.').to_owned();
+        let words: Vec<&str> = cause.unwrap_or(message).split_whitespace().collect();
+        let cause = words.join(" ").trim_end_matches('.').to_owned();
         Unavailable { remedy: remedy(self, &cause), cause }
     }
 

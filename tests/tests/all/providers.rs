@@ -62,21 +62,58 @@ fn a_plugin_gives_the_same_tokens() {
     assert!(error.to_string().contains("takes no node of the graphs"), "{error}");
 }
 
+/// An engine on a plugin; nothing where the plugin has no device on this machine, which must be told.
+fn on_plugin(recipe: &'static str, provider: &Provider) -> Option<Engine> {
+    match Engine::builder(tiny_shapes(recipe)).provider(provider.clone()).build() {
+        Ok(engine) => Some(engine),
+        Err(error) => {
+            let message = error.to_string();
+            assert!(
+                message.contains("offers no device") && message.contains("use another provider"),
+                "{message}"
+            );
+            None
+        }
+    }
+}
+
 #[test]
-fn a_plugin_without_a_device_is_an_error_with_its_cause() {
+fn a_plugin_without_a_device_gives_way_to_the_next_provider() {
     let Some(webgpu) = plugin("LFM2VL_WEBGPU") else { return };
-    let folder = tiny_shapes("portable");
-    let Err(error) = Engine::builder(&folder).provider(webgpu.clone()).build() else {
-        // A machine with a GPU.
+    if on_plugin("portable", &webgpu).is_some() {
         return;
-    };
-    let message = error.to_string();
-    assert!(message.contains("offers no device") && message.contains("use another"), "{message}");
-    // Where another provider stands behind it, that one is used, and it is told why.
+    }
+    let folder = tiny_shapes("portable");
     let engine = Engine::builder(&folder).providers([webgpu, Provider::Cpu]).build().unwrap();
     let info = graph(&engine, Graph::Decoder);
     assert_eq!(info.providers, ["cpu"]);
     assert!(info.skipped[0].reason.contains("offers no device"), "{:?}", info.skipped);
+}
+
+#[test]
+fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
+    let Some(openvino) = plugin("LFM2VL_OPENVINO") else { return };
+    for recipe in ["default", "portable"] {
+        let Some(engine) = on_plugin(recipe, &openvino) else { return };
+        for partition in predicted(recipe, Precision::Fp32, "openvino") {
+            let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
+            else {
+                continue;
+            };
+            let of = |name| info.assignments.iter().find(|assigned| assigned.provider == name);
+            let taken = of("OpenVINOExecutionProvider").unwrap();
+            assert_eq!(taken.parts, partition.partitions, "{recipe} {}", partition.graph);
+            let left: Vec<(&String, usize)> =
+                partition.left.iter().map(|left| (&left.operator, left.nodes)).collect();
+            let on_cpu = of("CPUExecutionProvider").map(|cpu| &cpu.operators);
+            let on_cpu: Vec<_> = on_cpu.into_iter().flatten().map(|(name, n)| (name, *n)).collect();
+            assert_eq!(on_cpu, left, "{recipe} {}", partition.graph);
+        }
+        let cpu = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+        for question in sample_questions().iter().step_by(9) {
+            assert_eq!(answer(&engine, question), answer(&cpu, question), "{recipe} {question}");
+        }
+    }
 }
 
 fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partition> {
