@@ -156,7 +156,7 @@ fn only_fp32() -> Vec<Precision> {
 
 impl Recipe {
     /// Names of the recipes built into this crate.
-    pub const BUILTIN: [&'static str; 4] = ["default", "portable", "split", "features"];
+    pub const BUILTIN: [&'static str; 5] = ["default", "portable", "split", "features", "cuda"];
 
     /// The recipe built into this crate under `name`.
     ///
@@ -168,6 +168,7 @@ impl Recipe {
             "portable" => include_str!("../recipes/portable.yaml"),
             "split" => include_str!("../recipes/split.yaml"),
             "features" => include_str!("../recipes/features.yaml"),
+            "cuda" => include_str!("../recipes/cuda.yaml"),
             _ => {
                 return Err(YamlError::Unknown {
                     kind: "recipe",

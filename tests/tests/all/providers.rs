@@ -147,6 +147,20 @@ fn the_cpu_takes_all_as_predicted() {
 }
 
 #[test]
+fn cuda_has_all_of_its_recipe() {
+    for precision in Recipe::builtin("cuda").unwrap().precisions {
+        for partition in predicted("cuda", precision, "cuda") {
+            assert_eq!(
+                (&partition.left, partition.partitions),
+                (&vec![], 1),
+                "{}",
+                partition.graph
+            );
+        }
+    }
+}
+
+#[test]
 fn check_provider_names_what_is_left_and_writes_nothing() {
     let mut check = program("lfm2vl-export");
     check.arg(testdata("tiny-shapes")).args(["--check-provider", "coreml", "--json"]);
