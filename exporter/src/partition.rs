@@ -54,8 +54,8 @@ pub fn partitions(
 ) -> Result<Vec<Partition>, ExportError> {
     let contract = Contract::builtin(&options.recipe.contract)?;
     let built = package::built(&contract, checkpoint, options)?;
-    let partition = |((graph, precision), finished)| partition(graph, precision, &finished, table);
-    Ok(built.into_iter().map(partition).collect())
+    let built = built.into_iter();
+    Ok(built.map(|(graph, precision, model)| partition(graph, precision, &model, table)).collect())
 }
 
 fn partition(

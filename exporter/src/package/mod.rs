@@ -129,10 +129,11 @@ pub(crate) fn built(
     contract: &Contract,
     checkpoint: &Checkpoint,
     options: &ExportOptions,
-) -> Result<Vec<((Graph, Precision), FinishedGraph)>, ExportError> {
+) -> Result<Vec<(Graph, Precision, FinishedGraph)>, ExportError> {
     let built = wanted(options);
     let models = graphs::models(contract, checkpoint, options, &built)?;
-    Ok(built.into_iter().zip(models.into_iter().map(|model| model.graph)).collect())
+    let built = built.into_iter().zip(models);
+    Ok(built.map(|((graph, precision), model)| (graph, precision, model.graph)).collect())
 }
 
 /// Which graphs in which precisions the options ask for.
