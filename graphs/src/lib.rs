@@ -24,7 +24,9 @@ pub use provider::{OperatorSupport, ProviderTable};
 pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };
-pub use recipe::{Logits, Operators, Precision, Recipe, RecipeSource, TiedWeights, VisionLayout};
+pub use recipe::{
+    GeluForm, Logits, Operators, Precision, Recipe, RecipeSource, TiedWeights, VisionLayout,
+};
 
 /// A YAML file that could not be read as what it should be.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,17 @@ pub enum Operators {
     Standard,
 }
 
+/// How the GELU activation is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GeluForm {
+    /// As the operator `Gelu`, which is faster on a CPU.
+    #[default]
+    Operator,
+    /// As the operators that it stands for, for providers that lack it.
+    Formula,
+}
+
 /// The positions whose logits the decoder computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -126,6 +137,9 @@ pub struct Recipe {
     pub vision: VisionLayout,
     /// Which operators.
     pub operators: Operators,
+    /// How the GELU activation is written.
+    #[serde(default)]
+    pub gelu: GeluForm,
     /// Which logits.
     pub logits: Logits,
     /// Whether the decoder also gives its last hidden state, after the final norm.
@@ -169,6 +183,8 @@ impl Recipe {
             "split" => include_str!("../recipes/split.yaml"),
             "features" => include_str!("../recipes/features.yaml"),
             "cuda" => include_str!("../recipes/cuda.yaml"),
+            "tensorrt" => include_str!("../recipes/tensorrt.yaml"),
+            "directml" => include_str!("../recipes/directml.yaml"),
             _ => {
                 return Err(YamlError::Unknown {
                     kind: "recipe",

@@ -1,10 +1,12 @@
 //! Blocks that more than one graph uses.
 
-use lfm2vl_graphs::{Activations, Operators, WeightFormat};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
+
+use lfm2vl_graphs::{Activations, GeluForm, Operators, WeightFormat};
 
 use super::Model;
 use crate::{
-    onnx::{Attribute, Op, Value},
+    onnx::{Attribute, Gelu, Op, Value},
     quantize::{BlockFormat, Packing},
 };
 
@@ -119,6 +121,22 @@ impl<'g> Model<'g> {
             Norm::Layer => sum.layer_norm(weight, self.g.weight("bias", &[size]), epsilon),
         };
         (normed, Residual::new(sum))
+    }
+
+    /// The GELU activation: the operator `Gelu`, or what it stands for.
+    pub(super) fn gelu(self, x: Value<'g>, kind: Gelu) -> Value<'g> {
+        let number = |value: f64| self.g.float(value as f32).to_graph_floats();
+        match (self.gelu, kind) {
+            (GeluForm::Operator, kind) => x.gelu(kind),
+            (GeluForm::Formula, Gelu::Exact) => {
+                x * number(0.5) * ((x * number(FRAC_1_SQRT_2)).erf() + number(1.0))
+            }
+            // (1 + tanh z) / 2 is the logistic function of 2 z.
+            (GeluForm::Formula, Gelu::Tanh) => {
+                let z = x * (x * x * number(0.044_715) + number(1.0));
+                x * (z * number(FRAC_2_SQRT_PI * SQRT_2)).sigmoid()
+            }
+        }
     }
 
     /// Scaled dot-product attention from standard operators: queries [.., s, d], keys and values

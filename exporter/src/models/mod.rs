@@ -9,7 +9,9 @@ mod projector;
 mod stage;
 mod vision_tower;
 
-use lfm2vl_graphs::{Activations, Graph, GraphSpec, Logits, Operators, Quantization, Recipe};
+use lfm2vl_graphs::{
+    Activations, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization, Recipe,
+};
 
 pub(crate) use stage::{Stage, build_stage};
 
@@ -25,7 +27,15 @@ struct Model<'a> {
     g: &'a GraphBuilder,
     config: &'a Config,
     operators: Operators,
+    gelu: GeluForm,
     quantization: Option<&'a Quantization>,
+}
+
+impl<'a> Model<'a> {
+    fn new(g: &'a GraphBuilder, build: Build<'a>) -> Self {
+        let Build { config, recipe, quantization, .. } = build;
+        Model { g, config, operators: recipe.operators, gelu: recipe.gelu, quantization }
+    }
 }
 
 /// How the graphs of one precision are built.
@@ -69,9 +79,9 @@ impl Build<'_> {
 /// Builds the nodes of one graph; its inputs and outputs are those of `spec`.
 pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
     let graph = spec.graph;
-    let Build { config, recipe, quantization, floats, tied_head } = build;
+    let Build { config, recipe, floats, tied_head, .. } = build;
     let g = GraphBuilder::new(spec, floats.clone());
-    let model = Model { g: &g, config, operators: recipe.operators, quantization };
+    let model = Model::new(&g, build);
     match graph {
         Graph::EmbedTokens => {
             let embeddings = model.embed_tokens(g.input("input_ids")).to_exact();

@@ -24,7 +24,7 @@ impl<'g> Model<'g> {
             tokens
         };
         let inner = self.linear(tokens, "linear_1", size, projector.hidden_size, projector.bias);
-        let inner = inner.gelu(Gelu::Exact);
+        let inner = self.gelu(inner, Gelu::Exact);
         self.linear(inner, "linear_2", projector.hidden_size, text.hidden_size, projector.bias)
     }
 
@@ -41,7 +41,11 @@ impl<'g> Model<'g> {
         let blocks = spatial_shapes / self.g.ints(&[factor], &[]); // [views, 2]
         let block_cols = blocks.slice(1, 1, 2).squeeze(&[1]); // [views]
         let counts = blocks.slice(1, 0, 1).squeeze(&[1]) * block_cols;
-        let starts = counts.cumulative_sum(0, true);
+        // The tokens of all views before each: a sum, since few providers have CumSum of integers.
+        let view = counts.dim(0).range();
+        let before =
+            view.unsqueeze(&[1]).greater_or_equal((view + self.g.ints(&[1], &[])).unsqueeze(&[0])); // [views, views]
+        let starts = (before.to_i64() * counts.unsqueeze(&[0])).sum(1).squeeze(&[1]);
         let token = counts.sum_all().range(); // [tokens]
 
         // The view of a token is how many views end at or before it.

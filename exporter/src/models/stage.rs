@@ -107,13 +107,13 @@ impl Stage {
 
 /// A stage's graph, and with `taps` which outputs are what its linear layers are given.
 pub(crate) fn build_stage(stage: Stage, build: Build<'_>, taps: bool) -> (GraphBuilder, Vec<Tap>) {
-    let Build { config, recipe, quantization, floats, .. } = build;
+    let Build { config, floats, .. } = build;
     let state = if matches!(floats, Floats::Half) { Dtype::Float16 } else { Dtype::Float32 };
     let g = GraphBuilder::new(stage.spec(config, state), floats.clone());
     if taps {
         g.record_taps();
     }
-    let model = Model { g: &g, config, operators: recipe.operators, quantization };
+    let model = Model::new(&g, build);
     let text = &config.text;
     let hidden = match stage {
         Stage::PatchEmbeddings => {

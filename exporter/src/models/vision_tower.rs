@@ -131,7 +131,7 @@ impl<'g> Model<'g> {
         let vision = &self.config.vision;
         let _scope = self.g.enter("mlp");
         let hidden = self.linear(x, "fc1", vision.hidden_size, vision.intermediate_size, true);
-        let hidden = hidden.gelu(Gelu::Tanh);
+        let hidden = self.gelu(hidden, Gelu::Tanh);
         self.linear(hidden, "fc2", vision.intermediate_size, vision.hidden_size, true)
     }
 }

@@ -52,6 +52,11 @@ impl<'g> Value<'g> {
         self.unary("Sin")
     }
 
+    /// Element-wise error function.
+    pub(crate) fn erf(self) -> Self {
+        self.unary("Erf")
+    }
+
     /// Element-wise logistic function.
     pub(crate) fn sigmoid(self) -> Self {
         self.unary("Sigmoid")
@@ -159,12 +164,6 @@ impl<'g> Value<'g> {
     /// Smallest of all elements, as a scalar.
     pub(crate) fn min_all(self) -> Self {
         self.graph.node(Op::onnx("ReduceMin"), &[self], &[("keepdims", Int(0))])
-    }
-
-    /// Running sum along an axis; `exclusive` leaves out the element itself.
-    pub(crate) fn cumulative_sum(self, axis: i64, exclusive: bool) -> Self {
-        let axis = self.graph.ints(&[axis], &[]);
-        self.graph.node(Op::onnx("CumSum"), &[self, axis], &[("exclusive", Int(exclusive.into()))])
     }
 
     /// Remainder of integers that are not negative. Some providers have no `Mod` of integers.

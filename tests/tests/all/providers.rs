@@ -147,15 +147,13 @@ fn the_cpu_takes_all_as_predicted() {
 }
 
 #[test]
-fn cuda_has_all_of_its_recipe() {
-    for precision in Recipe::builtin("cuda").unwrap().precisions {
-        for partition in predicted("cuda", precision, "cuda") {
-            assert_eq!(
-                (&partition.left, partition.partitions),
-                (&vec![], 1),
-                "{}",
-                partition.graph
-            );
+fn providers_have_all_of_their_recipes() {
+    for name in ["cuda", "tensorrt", "directml"] {
+        for precision in Recipe::builtin(name).unwrap().precisions {
+            for partition in predicted(name, precision, name) {
+                let graph = partition.graph;
+                assert_eq!((&partition.left, partition.partitions), (&vec![], 1), "{name} {graph}");
+            }
         }
     }
 }
