@@ -22,9 +22,16 @@ INPUTS, OUTPUTS, REPEAT = 1024, 4608, 25
 
 
 def measure(products, block, rows=1, outputs=OUTPUTS, bits=4):
-    """Bytes of the weights, and seconds of a run; blocks of 0 are float32 weights."""
+    """Bytes of the weights, and seconds of a run; blocks of 0 are float32
+    weights, of -1 8-bit weights and 8-bit inputs with one scale."""
     random, nodes, weights = np.random.default_rng(0), [], []
     for i in range(products):
+        if block == -1:
+            integers = random.integers(-127, 127, (INPUTS, outputs), dtype=np.int8)
+            names = [f"integers{i}", f"scales{i}"]
+            weights += map(numpy_helper.from_array, (integers, np.ones(outputs, np.float32)), names)
+            nodes.append(helper.make_node("DynamicQuantizeMatMul", ["x", *names], [f"y{i}"], domain="com.microsoft"))
+            continue
         if block == 0:
             weights.append(numpy_helper.from_array(random.random((INPUTS, outputs), dtype=np.float32), f"w{i}"))
             nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
@@ -61,8 +68,9 @@ print("one row, 80 products of 1024 x 4608 and 40 of 1024 x 9216, blocks of 32")
 for products, outputs in ((80, OUTPUTS), (40, 2 * OUTPUTS)):
     print(f"{products} products: {1e3 * measure(products, 32, outputs=outputs)[1]:5.2f} ms")
 print("512 rows, 4 products of 1024 x 4608")
-for bits, block in ((32, 0), *((bits, block) for bits in (4, 8) for block in (32, 64, 128))):
+for bits, block in ((32, 0), (8, -1), *((bits, block) for bits in (4, 8) for block in (32, 64, 128))):
     operations = 2 * 512 * 4 * INPUTS * OUTPUTS
     seconds = measure(4, block, rows=512, bits=bits)[1]
-    name = "float32 weights" if block == 0 else f"{bits} bits in blocks of {block:3}"
+    names = {0: "float32 weights", -1: "8-bit inputs, one scale"}
+    name = names.get(block, f"{bits} bits in blocks of {block:3}")
     print(f"{name:24}: {operations / seconds / 1e9:4.0f} billion operations a second")

@@ -1,7 +1,7 @@
-"""transformers on the CPU: where the time of an answer goes, as one line of JSON.
+"""transformers: where the time of an answer goes, as one line of JSON.
 
     python3 transformers_model.py CHECKPOINT [--image FILE] [--prompt-tokens N] [--new-tokens N] [--repeat N]
-        [--threads N] [--cold] [--dtype float32|bfloat16]
+        [--threads N] [--cold] [--dtype float32|bfloat16] [--device cpu|cuda]
 
 The keys are those of `lfm2vl bench --json`. Needs transformers, torch, torchvision and pillow.
 """
@@ -24,12 +24,13 @@ parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--cold", action="store_true", help="without a run before the first one")
 parser.add_argument("--dtype", default="float32")
+parser.add_argument("--device", default="cpu")
 args = parser.parse_args()
 
 torch.set_num_threads(args.threads)
 start = time.perf_counter()
 dtype = getattr(torch, args.dtype)
-model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, dtype=dtype).eval()
+model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, dtype=dtype).eval().to(args.device)
 processor = AutoProcessor.from_pretrained(args.checkpoint)
 load = time.perf_counter() - start
 
@@ -40,35 +41,42 @@ def filler(tokens):
     return words * -(-tokens // each)
 
 
+def now():
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def measure(prompt):
     times = {}
-    start = time.perf_counter()
+    start = now()
     content = [{"type": "image", "image": load_image(args.image)}] if args.image else []
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+    inputs = inputs.to(args.device)
     if args.image:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    times["preprocess_ms"] = time.perf_counter() - start
+    times["preprocess_ms"] = now() - start
 
-    prompt_start = time.perf_counter()
+    prompt_start = now()
     output = model(**inputs, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1].argmax(-1, keepdim=True)
-    first = time.perf_counter()
+    first = now()
     for _ in range(args.new_tokens - 1):
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         token = output.logits[:, -1].argmax(-1, keepdim=True)
-    end = time.perf_counter()
+    end = now()
     times["time_to_first_token_ms"] = first - start
     times["total_ms"] = end - start
     if args.new_tokens > 1:
         times["decode"] = (end - first) / (args.new_tokens - 1)
     if args.image:
         names = ["pixel_values", "spatial_shapes", "pixel_attention_mask"]
-        vision = time.perf_counter()
+        vision = now()
         model.get_image_features(**{name: inputs[name] for name in names})
-        times["vision_ms"] = time.perf_counter() - vision
+        times["vision_ms"] = now() - vision
     else:
         times["prefill"] = (first - prompt_start) / inputs["input_ids"].shape[1]
     return times

@@ -64,7 +64,7 @@ fn warn_of_skipped(engine: &Engine) {
         eprintln!("warning: the provider {provider} cannot be used: {reason}");
     }
     for graph in graphs.iter().filter(|graph| !graph.skipped.is_empty()) {
-        eprintln!("warning: {} runs on {}", graph.graph, graph.providers.join(", "));
+        eprintln!("warning: {} runs on {}", graph.graph, graph.provider);
     }
 }
 

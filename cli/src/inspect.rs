@@ -68,7 +68,7 @@ fn report(engine: &Engine) -> Result<Value> {
                 "files": files(info.graph),
                 "inputs": info.inputs,
                 "outputs": info.outputs,
-                "providers": info.providers,
+                "provider": info.provider,
                 "skipped": info.skipped,
                 "assignments": info.assignments,
                 "warning": crossing(&info),

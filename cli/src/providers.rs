@@ -1,6 +1,6 @@
 //! Arguments that choose what runs the graphs.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{EngineBuilder, Graph, Provider};
 
@@ -32,9 +32,7 @@ impl ProviderArguments {
         let mut list = |names: &str| list(names, &options, &mut used);
         let mut builder = builder.providers(list(&self.provider)?);
         if let Some(names) = &self.vision_provider {
-            for graph in [Graph::VisionEncoder, Graph::VisionTower, Graph::Projector] {
-                builder = builder.graph_providers(graph, list(names)?);
-            }
+            builder = builder.graph_providers(Graph::VisionEncoder, list(names)?);
         }
         if let Some(names) = &self.decoder_provider {
             builder = builder.graph_providers(Graph::Decoder, list(names)?);
@@ -62,22 +60,19 @@ fn parse_option(text: &str) -> Result<ProviderOption> {
 }
 
 fn list(names: &str, options: &[ProviderOption], used: &mut [bool]) -> Result<Vec<Provider>> {
+    let auto = Provider::auto().iter().map(Provider::name).collect::<Vec<_>>();
     let mut providers = Vec::new();
     for name in names.split(',').map(str::trim) {
-        if name == "auto" {
-            providers.extend(Provider::auto());
-            continue;
-        }
-        let kind = name.split(':').next().unwrap_or_default();
-        let mut settings = Vec::new();
-        for ((_, setting), used) in options.iter().zip(&mut *used).filter(|((of, _), _)| of == kind)
-        {
-            settings.push(setting.clone());
-            *used = true;
-        }
-        match Provider::parse(name, &settings) {
-            Ok(provider) => providers.push(provider),
-            Err(message) => bail!(message),
+        let names = if name == "auto" { &auto[..] } else { &[name.to_owned()] };
+        for name in names {
+            let kind = name.split(':').next().unwrap_or_default();
+            let of_it = options.iter().zip(&mut *used).filter(|((of, _), _)| of == kind);
+            let mut settings = Vec::new();
+            for ((_, setting), used) in of_it {
+                settings.push(setting.clone());
+                *used = true;
+            }
+            providers.push(Provider::parse(name, &settings)?);
         }
     }
     Ok(providers)

@@ -216,7 +216,7 @@ fn partition_text(
     }
     let mut text = format!("{} of ONNX Runtime {}\n", table.name, table.onnxruntime);
     for partition in partitions {
-        let Partition { graph, precision, taken, partitions, folded, left } = partition;
+        let Partition { graph, precision, taken, partitions, folded, left, notes } = partition;
         let rest: usize = left.iter().map(|left| left.nodes).sum();
         text += &format!(
             "\n{graph} {precision}: {taken} nodes taken in {partitions} partitions, {rest} left to the \
@@ -224,6 +224,9 @@ fn partition_text(
         );
         for Left { operator, nodes, reason } in left {
             text += &format!("  {nodes:>4} {operator}: {reason}\n");
+        }
+        for note in notes {
+            text += &format!("  if it keeps to this: {note}\n");
         }
     }
     text

@@ -1,7 +1,7 @@
 //! Which nodes of a graph an execution provider will take, told from its table of operators before
 //! anyone has the hardware.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use lfm2vl_graphs::{Contract, Dtype, Graph, Precision, ProviderTable};
 use serde::Serialize;
@@ -23,13 +23,15 @@ pub struct Partition {
     pub precision: Precision,
     /// Nodes that it takes.
     pub taken: usize,
-    /// Parts of the graph that these make up; with 1 and nothing left, no run ever leaves the
-    /// provider.
+    /// Parts of the graph that these make up, for providers that compile what they take. Those that
+    /// run node by node, such as CUDA, leave small arithmetic on shapes to the CPU by choice.
     pub partitions: usize,
     /// Nodes that ONNX Runtime computes once, when it loads the graph.
     pub folded: usize,
     /// Nodes that are left to the CPU.
     pub left: Vec<Left>,
+    /// Limits of operators that were counted as taken, which the table can say in words only.
+    pub notes: BTreeSet<String>,
 }
 
 /// Nodes of one operator that a provider does not take.
@@ -65,13 +67,16 @@ fn partition(
     table: &ProviderTable,
 ) -> Partition {
     let mut values = Values::of(finished);
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut notes) = (Vec::new(), BTreeSet::new());
     let mut left: BTreeMap<(String, String), usize> = BTreeMap::new();
     for node in &finished.proto.node {
         let verdict = values.judge(node, table);
         if let Verdict::Left(reason) = &verdict {
             *left.entry((operator(node), reason.clone())).or_default() += 1;
         }
+        let support = table.operators.get(&operator(node)).filter(|_| verdict == Verdict::Taken);
+        let note = support.and_then(|support| support.note.as_ref());
+        notes.extend(note.map(|note| format!("{}: {note}", operator(node))));
         verdicts.push(verdict);
     }
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|v| wanted(v)).count();
@@ -85,6 +90,7 @@ fn partition(
             .into_iter()
             .map(|((operator, reason), nodes)| Left { operator, nodes, reason })
             .collect(),
+        notes,
     }
 }
 
@@ -141,7 +147,9 @@ impl Values {
             self.types.insert(name.clone(), output);
         }
         let mut inputs = node.input.iter().filter(|input| !input.is_empty());
-        if inputs.all(|input| self.constants.contains(input)) && branches(node).next().is_none() {
+        // ONNX Runtime leaves DequantizeLinear for providers that compute with integers.
+        let stays = node.op_type == "DequantizeLinear" || branches(node).next().is_some();
+        if !stays && inputs.all(|input| self.constants.contains(input)) {
             self.constants.extend(node.output.iter().cloned());
             return Verdict::Folded;
         }

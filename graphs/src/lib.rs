@@ -16,7 +16,7 @@ mod recipe;
 pub use contract::{
     Contract, Dim, Dtype, Graph, GraphSpec, IN_PLACE, LayerKind, ModelDims, Tensor,
 };
-pub use library::{LibraryError, environment, library_path, with_cpu};
+pub use library::{DEVICES, LibraryError, environment, library_path, with_cpu};
 pub use manifest::{
     Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,
 };

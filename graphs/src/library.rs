@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
 use ort::{device::Device, environment::Environment, session::builder::SessionBuilder};
@@ -74,9 +74,14 @@ pub fn environment() -> Result<&'static Environment, LibraryError> {
 /// # Errors
 /// ONNX Runtime's.
 pub fn with_cpu(environment: &Environment, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+    let _reading = DEVICES.read().unwrap_or_else(PoisonError::into_inner);
     let is_cpu = |device: &Device<'_>| device.ep().is_ok_and(|name| name == "CPUExecutionProvider");
     Ok(builder.with_devices(environment.devices().filter(is_cpu), None)?)
 }
+
+/// ONNX Runtime's list of devices: whoever loads a plugin changes it, and whoever asks for devices
+/// reads it without ONNX Runtime guarding that.
+pub static DEVICES: RwLock<()> = RwLock::new(());
 
 /// Where the library is: `ORT_DYLIB_PATH`; else a folder `.onnxruntime` (made by
 /// `cargo xtask setup`) in the program's or the current folder or any parent; else the

@@ -170,7 +170,8 @@ fn only_fp32() -> Vec<Precision> {
 
 impl Recipe {
     /// Names of the recipes built into this crate.
-    pub const BUILTIN: [&'static str; 5] = ["default", "portable", "split", "features", "cuda"];
+    pub const BUILTIN: [&'static str; 7] =
+        ["default", "portable", "split", "features", "cuda", "tensorrt", "directml"];
 
     /// The recipe built into this crate under `name`.
     ///

@@ -64,8 +64,8 @@ pub struct GraphInfo {
     pub inputs: Vec<TensorInfo>,
     /// Its outputs.
     pub outputs: Vec<TensorInfo>,
-    /// Names of the providers that it was opened with, the most wanted first.
-    pub providers: Vec<String>,
+    /// Name of the provider that it was opened with.
+    pub provider: String,
     /// Providers that were wanted more and could not be used.
     pub skipped: Vec<Skipped>,
     /// What each provider took of it. Nodes that no wanted provider takes run on the CPU.
@@ -89,14 +89,14 @@ impl EngineBuilder {
     }
 
     /// Runs the graphs on this provider, instead of the CPU. Nodes that it does not take run on the
-    /// CPU ([`GraphInfo::assignments`] tells which); that it cannot start, or takes none of the
-    /// nodes, is an error.
+    /// CPU ([`GraphInfo::assignments`] tells which); that it cannot start, or takes no node of the
+    /// decoder or of vision, is an error.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.providers([provider])
     }
 
-    /// Runs the graphs on the first of these providers that can be used.
+    /// Runs each graph on the first of these providers that can run it; an empty list is the CPU.
     /// [`GraphInfo::skipped`] tells about those before it. [`Provider::auto`] gives a list that
     /// suits the machine.
     #[must_use]
@@ -105,14 +105,15 @@ impl EngineBuilder {
         self
     }
 
-    /// Runs one graph on other providers than the rest.
+    /// Runs one part of the model on other providers than the rest: vision (by any of its graphs),
+    /// the token embedding or the decoder.
     #[must_use]
     pub fn graph_providers(
         mut self,
         graph: Graph,
         providers: impl IntoIterator<Item = Provider>,
     ) -> Self {
-        self.graph_providers.insert(graph.weights(), providers.into_iter().collect());
+        self.graph_providers.insert(part(graph), providers.into_iter().collect());
         self
     }
 
@@ -161,8 +162,8 @@ impl EngineBuilder {
     /// Loads the model.
     ///
     /// # Errors
-    /// [`Error`] when a file is missing or broken, a graph does not keep the contract, or ONNX
-    /// Runtime or the provider is not available.
+    /// [`Error`] when a file is missing or broken, a graph does not keep the contract, ONNX Runtime is
+    /// not available, or none of the providers can run a graph.
     pub fn build(self) -> Result<Engine, Error> {
         let start = Instant::now();
         let folder = ModelFolder::open(&self.folder)?;
@@ -172,7 +173,7 @@ impl EngineBuilder {
         let open = |graph| {
             let wanted = self.precision.or(bundle.map(|bundle| bundle.precision(graph)));
             let precision = folder.choose(graph, wanted)?;
-            let providers = self.graph_providers.get(&graph.weights()).unwrap_or(&self.providers);
+            let providers = self.graph_providers.get(&part(graph)).unwrap_or(&self.providers);
             let options = SessionOptions { providers: providers.clone(), threads: self.threads };
             GraphSession::open(graph, precision, &folder.graph_file(graph, precision), &options)
         };
@@ -210,9 +211,6 @@ impl EngineBuilder {
         for session in vision.sessions() {
             checker.check(session)?;
         }
-        let mut sessions = vision.sessions();
-        sessions.extend([&embed_tokens, &decoder.session]);
-        check_providers(&sessions)?;
         Ok(Engine {
             folder,
             prompter,
@@ -226,25 +224,12 @@ impl EngineBuilder {
     }
 }
 
-/// A provider that was asked for and takes no node of any graph is none to run on.
-fn check_providers(sessions: &[&GraphSession]) -> Result<(), Error> {
-    let first = |session: &&GraphSession| session.providers().first().cloned();
-    for provider in sessions.iter().filter_map(first).filter(|first| *first != Provider::Cpu) {
-        let asked = sessions.iter().filter(|session| first(session).as_ref() == Some(&provider));
-        let names = provider.ep_names();
-        let takes_any = asked
-            .flat_map(|session| session.assignments())
-            .any(|assignment| names.contains(&assignment.provider));
-        if !takes_any {
-            return Err(Error::Provider {
-                provider: provider.name(),
-                cause: "it takes no node of the graphs, all of which would run on the CPU"
-                    .to_owned(),
-                remedy: "export with a recipe whose operators it has, or use --provider cpu",
-            });
-        }
+/// The graph that stands for a part of the model.
+fn part(graph: Graph) -> Graph {
+    match graph {
+        Graph::VisionTower | Graph::Projector => Graph::VisionEncoder,
+        other => other.weights(),
     }
-    Ok(())
 }
 
 /// Checks sessions against the contract of the folder's recipe.
@@ -352,7 +337,7 @@ impl Engine {
                 precision: session.precision(),
                 inputs: infos(session.inputs()),
                 outputs: infos(session.outputs()),
-                providers: session.providers().iter().map(Provider::name).collect(),
+                provider: session.provider().to_owned(),
                 skipped: session.skipped().to_vec(),
                 assignments: session.assignments().to_vec(),
             })
@@ -424,5 +409,16 @@ impl Engine {
             place.assign(&row);
         }
         Ok(embeddings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_can_be_shared_by_threads() {
+        fn is_shared<T: Send + Sync>() {}
+        is_shared::<Engine>();
     }
 }

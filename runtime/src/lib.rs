@@ -66,7 +66,7 @@ pub use {
     lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
     provider::{
         ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, ModelFormat, OpenVino, Plugin, Provider,
-        TensorRt, WebGpu,
+        ProviderError, TensorRt, WebGpu,
     },
     session::{Assignment, Skipped},
 };

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_images;
 mod demo;
+mod gpu_check;
 mod make_checkpoint;
 mod measure_blocks;
 mod measure_export;
@@ -57,6 +58,13 @@ enum Task {
         #[arg(long, default_value_t = 15)]
         repeat: usize,
     },
+    /// Make a folder that checks and times the model on a machine with an NVIDIA GPU (Linux), where it
+    /// needs python3 only.
+    GpuCheck {
+        /// Folder to write.
+        #[arg(long, value_name = "DIR", default_value = "demo/gpu-check")]
+        out: PathBuf,
+    },
     /// Write a random bf16 checkpoint of any shape, for measurements.
     MakeCheckpoint {
         /// The model's config.json.
@@ -107,6 +115,7 @@ fn main() -> ExitCode {
         Task::Test => test::run(),
         Task::Bench { repeat, only } => bench::run(repeat, &only),
         Task::BenchImages { repeat } => bench_images::run(repeat),
+        Task::GpuCheck { out } => gpu_check::run(&out),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
         Task::MeasureExport { checkpoint, precision, repeat } => {
             measure_export::run(&checkpoint, &precision, repeat)

@@ -206,8 +206,12 @@ pub(crate) fn plugin(name: &str) -> Result<PathBuf> {
     let found = PLUGINS.iter().find(|(plugin, _)| *plugin == name);
     let (_, package) =
         found.with_context(|| format!("there is no plugin '{name}'; use {known}"))?;
-    // What these packages depend on is ONNX Runtime itself, which is here.
-    install_with(&format!(".providers/{name}"), &[(*package).to_owned()], &["--no-deps"])
+    packages(&format!(".providers/{name}"), package)
+}
+
+/// A folder with this Python package, without what it depends on.
+pub(crate) fn packages(name: &str, package: &str) -> Result<PathBuf> {
+    install_with(name, &[package.to_owned()], &["--no-deps"])
 }
 
 /// A folder with these Python packages.

@@ -5,6 +5,7 @@ mod plugin;
 
 use std::{collections::BTreeMap, fmt};
 
+use lfm2vl_graphs::environment;
 use ort::{
     environment::Environment, ep::ExecutionProviderDispatch, session::builder::SessionBuilder,
 };
@@ -40,6 +41,11 @@ pub enum Provider {
     /// A provider in a library of its own.
     Plugin(Plugin),
 }
+
+/// What is wrong with the name or the settings of a provider.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ProviderError(String);
 
 /// Why a provider cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,8 +109,12 @@ impl Provider {
     /// the one in a library or a folder.
     ///
     /// # Errors
-    /// A sentence for an unknown name, or a setting that the provider does not have.
-    pub fn parse(name: &str, settings: &[(String, String)]) -> Result<Self, String> {
+    /// [`ProviderError`] for an unknown name, or a setting that the provider does not have.
+    pub fn parse(name: &str, settings: &[(String, String)]) -> Result<Self, ProviderError> {
+        Self::parsed(name, settings).map_err(ProviderError)
+    }
+
+    fn parsed(name: &str, settings: &[(String, String)]) -> Result<Self, String> {
         if let Some(path) = name.strip_prefix("plugin:") {
             return parse_plugin(path, settings).map(Provider::Plugin);
         }
@@ -203,6 +213,12 @@ impl Provider {
         if let Some(reason) = self.unavailable() {
             return Err(reason);
         }
+        if self.settings().iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+            return Err(Unavailable {
+                cause: "a setting has a NUL character".to_owned(),
+                remedy: "remove it",
+            });
+        }
         if let Provider::Plugin(plugin) = self {
             return plugin.register(environment, builder);
         }
@@ -237,6 +253,10 @@ impl Provider {
     fn unavailable(&self) -> Option<Unavailable> {
         if matches!(self, Provider::Cpu | Provider::Plugin(_)) {
             return None;
+        }
+        // Where the library was not loaded yet, ort would look for one itself.
+        if let Err(error) = environment() {
+            return Some(Unavailable { cause: error.to_string(), remedy: "then try again" });
         }
         match self.compiled() {
             None => Some(Unavailable {
@@ -301,9 +321,6 @@ fn parse_options<T: DeserializeOwned>(
 fn parse_plugin(path: &str, settings: &[(String, String)]) -> Result<Plugin, String> {
     let mut settings: BTreeMap<String, String> = settings.iter().cloned().collect();
     let device = settings.remove("device");
-    if settings.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
-        return Err("a setting has a NUL character; remove it".to_owned());
-    }
     let device = device.map(|device| {
         serde_json::from_value(Value::String(device.clone()))
             .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
@@ -400,7 +417,7 @@ mod tests {
             "tensorrt",
             &[
                 ("fp16", "true"),
-                ("engine_cache", "/cache"),
+                ("engine_cache", "2026"),
                 ("workspace_limit", "1024"),
                 ("min_shapes", "x:1x2"),
                 ("opt_shapes", "x:1x3"),
@@ -411,9 +428,9 @@ mod tests {
             ("device_id", "0"),
             ("trt_fp16_enable", "1"),
             ("trt_engine_cache_enable", "1"),
-            ("trt_engine_cache_path", "/cache"),
+            ("trt_engine_cache_path", "2026"),
             ("trt_timing_cache_enable", "1"),
-            ("trt_timing_cache_path", "/cache"),
+            ("trt_timing_cache_path", "2026"),
             ("trt_max_workspace_size", "1024"),
             ("trt_profile_min_shapes", "x:1x2"),
             ("trt_profile_opt_shapes", "x:1x3"),
@@ -463,14 +480,14 @@ mod tests {
     #[test]
     fn wrong_names_and_settings_are_told() {
         let error = |name: &str, key: &str, value: &str| {
-            Provider::parse(name, &pairs(&[(key, value)])).unwrap_err()
+            Provider::parse(name, &pairs(&[(key, value)])).unwrap_err().to_string()
         };
         assert!(error("cuda", "devise", "1").contains("unknown field `devise`, expected one of"));
         assert!(error("cuda", "device_id", "first").contains("invalid type"));
         assert!(error("coreml", "compute_units", "tpu").contains("unknown variant `tpu`"));
         assert!(error("cpu", "threads", "1").contains("unknown field"));
         assert!(error("plugin:x", "device", "tpu").contains("use cpu, gpu or npu"));
-        let unknown = Provider::parse("rocm", &[]).unwrap_err();
+        let unknown = Provider::parse("rocm", &[]).unwrap_err().to_string();
         assert!(unknown.contains("'rocm' is not a provider; use cpu, cuda"), "{unknown}");
     }
 

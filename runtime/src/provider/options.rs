@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// A setting as ONNX Runtime takes it.
 pub(super) type Setting = (&'static str, String);
@@ -43,14 +44,18 @@ pub struct TensorRt {
     /// Lets engines compute in float16.
     pub fp16: bool,
     /// Folder in which built engines and timings are kept, for fast loading the next time.
+    #[serde(deserialize_with = "any_text")]
     pub engine_cache: Option<PathBuf>,
     /// Most bytes of device memory that building an engine takes.
     pub workspace_limit: Option<u64>,
     /// Smallest shapes of dynamic inputs: `input:1x2x3,other:4`.
+    #[serde(deserialize_with = "any_text")]
     pub min_shapes: Option<String>,
     /// Shapes of dynamic inputs that engines are made for.
+    #[serde(deserialize_with = "any_text")]
     pub opt_shapes: Option<String>,
     /// Largest shapes of dynamic inputs.
+    #[serde(deserialize_with = "any_text")]
     pub max_shapes: Option<String>,
 }
 
@@ -109,6 +114,7 @@ pub struct CoreMl {
     /// Takes only nodes whose shapes are all known.
     pub static_shapes: bool,
     /// Folder in which compiled models are kept, for fast loading the next time.
+    #[serde(deserialize_with = "any_text")]
     pub model_cache: Option<PathBuf>,
 }
 
@@ -153,12 +159,15 @@ impl DirectMl {
 #[serde(default, deny_unknown_fields)]
 pub struct OpenVino {
     /// `CPU`, `GPU`, `NPU`, `GPU.1` or `HETERO:GPU,CPU`; OpenVINO's choice when not given.
+    #[serde(deserialize_with = "any_text")]
     pub device_type: Option<String>,
     /// `FP32`, `FP16` or `ACCURACY`; that of the device when not given.
+    #[serde(deserialize_with = "any_text")]
     pub precision: Option<String>,
     /// Threads on the CPU.
     pub threads: Option<usize>,
     /// Folder in which compiled models are kept, for fast loading the next time.
+    #[serde(deserialize_with = "any_text")]
     pub model_cache: Option<PathBuf>,
 }
 
@@ -192,6 +201,14 @@ impl WebGpu {
             self.graph_capture.then(|| ("enableGraphCapture", flag(true))),
         ])
     }
+}
+
+/// A text, also where it looks like a number.
+fn any_text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<Option<T>, D::Error> {
+    Ok(Some(match Value::deserialize(value)? {
+        Value::String(text) => text.into(),
+        other => other.to_string().into(),
+    }))
 }
 
 fn settings<const N: usize>(settings: [Option<Setting>; N]) -> Vec<Setting> {

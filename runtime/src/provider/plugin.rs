@@ -7,8 +7,10 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+use lfm2vl_graphs::DEVICES;
 use ort::{
-    device::Device, environment::Environment, memory::DeviceType, session::builder::SessionBuilder,
+    AsPointer, device::Device, environment::Environment, memory::DeviceType,
+    session::builder::SessionBuilder,
 };
 use serde::Deserialize;
 
@@ -51,8 +53,8 @@ impl Plugin {
         builder: SessionBuilder,
     ) -> Result<SessionBuilder, Unavailable> {
         let library = find_library(&self.library)?;
-        let names = load(environment, &library)?;
-        let devices = || environment.devices().filter(|device| names.contains(&ep(device)));
+        let loaded = load(environment, &library)?;
+        let _reading = DEVICES.read().unwrap_or_else(PoisonError::into_inner);
         let wanted = |device: &Device<'_>| {
             let kind = match device.hardware_device().ty() {
                 DeviceType::CPU => Some(DeviceKind::Cpu),
@@ -60,26 +62,25 @@ impl Plugin {
                 DeviceType::NPU => Some(DeviceKind::Npu),
                 _ => None,
             };
-            self.device.is_none() || self.device == kind
+            loaded.devices.contains(&address(device))
+                && (self.device.is_none() || self.device == kind)
         };
-        if !devices().any(|device| wanted(&device)) {
+        if !environment.devices().any(|device| wanted(&device)) {
             let kind = self.device.map_or(String::new(), |kind| format!(" of the kind {kind:?}"));
             return Err(Unavailable {
                 cause: format!("{} offers no device{kind} on this machine", library.display()),
                 remedy: "use another provider, or a machine with a device that it supports",
             });
         }
-        let settings: Vec<(String, String)> = names
-            .iter()
-            .flat_map(|name| {
-                self.settings.iter().map(move |(k, v)| (format!("{name}.{k}"), v.clone()))
-            })
-            .collect();
-        builder.with_devices(devices().filter(wanted), Some(&settings)).map_err(|error| {
-            Unavailable {
-                cause: error.to_string(),
-                remedy: "correct its settings, or use another provider",
-            }
+        let of = |name: &String| {
+            let settings = self.settings.iter();
+            settings.map(|(k, v)| (format!("{name}.{k}"), v.clone())).collect::<Vec<_>>()
+        };
+        let settings: Vec<(String, String)> = loaded.names.iter().flat_map(of).collect();
+        let devices = environment.devices().filter(wanted);
+        builder.with_devices(devices, Some(&settings)).map_err(|error| Unavailable {
+            cause: error.to_string(),
+            remedy: "correct its settings, or use another provider",
         })
     }
 
@@ -87,35 +88,59 @@ impl Plugin {
     pub(super) fn ep_names(&self) -> BTreeSet<String> {
         let library = find_library(&self.library).ok();
         let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        library.and_then(|library| loaded.get(&library).cloned()).unwrap_or_default()
+        library
+            .and_then(|library| loaded.get(&library))
+            .map(|l| l.names.clone())
+            .unwrap_or_default()
     }
 }
 
-/// The providers of each library that was loaded.
-static LOADED: LazyLock<Mutex<HashMap<PathBuf, BTreeSet<String>>>> = LazyLock::new(Mutex::default);
+/// What a library brought.
+#[derive(Debug, Clone)]
+struct Loaded {
+    /// ONNX Runtime's names of its providers that have devices.
+    names: BTreeSet<String>,
+    /// Where ONNX Runtime keeps these devices.
+    devices: BTreeSet<usize>,
+}
 
-/// Loads a library if it is new, and gives the names of its providers that have devices.
-fn load(environment: &Environment, library: &Path) -> Result<BTreeSet<String>, Unavailable> {
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(names) = loaded.get(library) {
-        return Ok(names.clone());
+/// The libraries that were loaded.
+static LOADED: LazyLock<Mutex<HashMap<PathBuf, Loaded>>> = LazyLock::new(Mutex::default);
+
+/// Loads a library if it is new.
+fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable> {
+    let mut all = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(loaded) = all.get(library) {
+        return Ok(loaded.clone());
     }
-    let all = || environment.devices().map(|device| ep(&device)).collect::<BTreeSet<_>>();
-    let before = all();
-    let name = format!("{}-{}", short_name(library), loaded.len());
-    environment.register_ep_library(name, library).map_err(|error| {
-        Unavailable {
-            cause: format!("{} cannot be loaded: {error}", library.display()),
-            remedy: "use a library of a provider that fits this ONNX Runtime, and install what it needs",
-        }
+    let _changing = DEVICES.write().unwrap_or_else(PoisonError::into_inner);
+    let before: BTreeSet<usize> = environment.devices().map(|device| address(&device)).collect();
+    let name = format!("{}-{}", short_name(library), all.len());
+    environment.register_ep_library(name, library).map_err(|error| Unavailable {
+        cause: format!("{} cannot be loaded: {error}", library.display()),
+        remedy: "use a library of a provider that fits this ONNX Runtime, and install what it needs",
     })?;
-    let names: BTreeSet<String> = all().difference(&before).cloned().collect();
-    loaded.insert(library.to_owned(), names.clone());
-    Ok(names)
+    let new: Vec<_> =
+        environment.devices().filter(|device| !before.contains(&address(device))).collect();
+    let names: Option<BTreeSet<String>> = new.iter().map(ep_name).collect();
+    let loaded = Loaded {
+        names: names.ok_or_else(|| Unavailable {
+            cause: format!("a provider in {} has no name that can be used", library.display()),
+            remedy: "use another provider",
+        })?,
+        devices: new.iter().map(address).collect(),
+    };
+    all.insert(library.to_owned(), loaded.clone());
+    Ok(loaded)
 }
 
-fn ep(device: &Device<'_>) -> String {
-    device.ep().unwrap_or_default().to_owned()
+fn address(device: &Device<'_>) -> usize {
+    device.ptr().addr()
+}
+
+/// ONNX Runtime's name of a device's provider; ort has room for 127 bytes of it.
+fn ep_name(device: &Device<'_>) -> Option<String> {
+    device.ep().ok().filter(|name| name.len() < 128).map(str::to_owned)
 }
 
 /// The library itself, or the one in a folder or a folder below it whose name says that it is a
@@ -149,13 +174,13 @@ fn find_library(path: &Path) -> Result<PathBuf, Unavailable> {
     }
 }
 
-/// What a library is registered as, which some providers take for their own name; ort has room for
-/// 127 bytes of it.
+/// What a library is registered as, which some providers take for their own name.
 fn short_name(library: &Path) -> String {
     let stem = library.file_stem().unwrap_or_default().to_string_lossy();
     let stem = stem.strip_prefix("lib").unwrap_or(&stem);
     let stem = stem.strip_prefix("onnxruntime_").unwrap_or(stem);
-    stem.strip_prefix("providers_").unwrap_or(stem).chars().take(32).collect()
+    let stem = stem.strip_prefix("providers_").unwrap_or(stem);
+    stem.chars().filter(char::is_ascii_graphic).take(32).collect()
 }
 
 /// Whether a file's name is that of a provider's library: `libonnxruntime_providers_NAME.so`,

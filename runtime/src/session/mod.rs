@@ -46,7 +46,7 @@ pub(crate) struct GraphSession {
     session: Mutex<Session>,
     inputs: Vec<Outlet>,
     outputs: Vec<Outlet>,
-    providers: Vec<Provider>,
+    provider: String,
     skipped: Vec<Skipped>,
     assignments: Vec<Assignment>,
 }
@@ -63,35 +63,38 @@ pub struct Skipped {
 /// How sessions are opened.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionOptions {
-    /// What may run the graph, the most wanted first. The CPU is among them only if asked for; nodes
-    /// that no provider takes run on it in any case.
+    /// What may run the graph, the most wanted first; the CPU if there is none. Nodes that a provider
+    /// does not take run on the CPU in any case.
     pub(crate) providers: Vec<Provider>,
     /// Threads of one operator; ONNX Runtime's choice when not given.
     pub(crate) threads: Option<usize>,
 }
 
 impl GraphSession {
-    /// Opens a graph with the providers that start, in their order; the others are skipped as long as
-    /// there is one behind them.
+    /// Opens a graph with the first of the providers that can run it.
     pub(crate) fn open(
         graph: Graph,
         precision: Precision,
         path: &Path,
         options: &SessionOptions,
     ) -> Result<Self, Error> {
-        let mut providers = options.providers.clone();
+        let (last, others) = options.providers.split_last().unwrap_or((&Provider::Cpu, &[]));
         let mut skipped = Vec::new();
-        let session = loop {
-            match open(graph, path, &providers, options.threads) {
-                Ok(session) => break session,
-                Err((Some(index), Error::Provider { provider, cause, remedy }))
-                    if index + 1 < providers.len() =>
-                {
-                    providers.remove(index);
+        let mut opened = None;
+        for candidate in others {
+            match open(graph, path, candidate, options.threads) {
+                Err(Error::Provider { provider, cause, remedy }) => {
                     skipped.push(Skipped { provider, reason: format!("{cause}; {remedy}") });
                 }
-                Err((_, error)) => return Err(error),
+                result => {
+                    opened = Some((candidate, result?));
+                    break;
+                }
             }
+        }
+        let (provider, (session, assignments)) = match opened {
+            Some(opened) => opened,
+            None => (last, open(graph, path, last, options.threads)?),
         };
         let copied = |outlets: &[ort::value::Outlet]| -> Vec<Outlet> {
             let copy = |outlet: &ort::value::Outlet| Outlet {
@@ -100,17 +103,13 @@ impl GraphSession {
             };
             outlets.iter().map(copy).collect()
         };
-        let (inputs, outputs) = (copied(session.inputs()), copied(session.outputs()));
-        let assignments = assignment::of(&session)
-            .map_err(|error| Error::Run { graph, message: error.to_string() })?;
-        let session = Mutex::new(session);
         Ok(GraphSession {
             graph,
             precision,
-            session,
-            inputs,
-            outputs,
-            providers,
+            inputs: copied(session.inputs()),
+            outputs: copied(session.outputs()),
+            session: Mutex::new(session),
+            provider: provider.name(),
             skipped,
             assignments,
         })
@@ -124,9 +123,9 @@ impl GraphSession {
         self.precision
     }
 
-    /// The providers that it was opened with.
-    pub(crate) fn providers(&self) -> &[Provider] {
-        &self.providers
+    /// Name of the provider that it was opened with.
+    pub(crate) fn provider(&self) -> &str {
+        &self.provider
     }
 
     /// Those that could not be used.
@@ -171,42 +170,48 @@ impl GraphSession {
     }
 }
 
-/// A session with these providers; with an error of a provider comes which one it is.
+/// A session with a provider, and what each provider took.
 fn open(
     graph: Graph,
     path: &Path,
-    providers: &[Provider],
+    provider: &Provider,
     threads: Option<usize>,
-) -> Result<Session, (Option<usize>, Error)> {
-    let environment = environment().map_err(|error| (None, error.into()))?;
-    let run_error = |error: ort::Error| (None, Error::Run { graph, message: error.to_string() });
+) -> Result<(Session, Vec<Assignment>), Error> {
+    let environment = environment()?;
+    let run_error = |error: ort::Error| Error::Run { graph, message: error.to_string() };
     let mut builder = Session::builder(environment).map_err(run_error)?;
     if let Some(threads) = threads {
         builder = builder.with_intra_threads(threads).map_err(|e| run_error(e.into()))?;
     }
     let (key, value) = assignment::RECORD;
     builder = builder.with_config_entry(key, value).map_err(|e| run_error(e.into()))?;
-    let provider_error = |index: usize, Unavailable { cause, remedy }| {
-        let provider = providers[index].name();
-        (Some(index), Error::Provider { provider, cause, remedy })
+    let provider_error = |Unavailable { cause, remedy }| Error::Provider {
+        provider: provider.name(),
+        cause,
+        remedy,
     };
-    // What stands behind the CPU has nothing left to run.
-    let wanted = providers.iter().take_while(|provider| **provider != Provider::Cpu);
-    for (index, provider) in wanted.enumerate() {
-        builder = provider
-            .register(environment, builder)
-            .map_err(|unavailable| provider_error(index, unavailable))?;
+    let is_cpu = *provider == Provider::Cpu;
+    if !is_cpu {
+        builder = provider.register(environment, builder).map_err(provider_error)?;
     }
     builder = with_cpu(environment, builder).map_err(run_error)?;
-    builder.commit_from_file(path).map_err(|error| {
-        let of_the_file = matches!(
-            error.code(),
-            ErrorCode::NoSuchFile | ErrorCode::InvalidProtobuf | ErrorCode::InvalidGraph
-        );
-        match providers.first().filter(|provider| **provider != Provider::Cpu && !of_the_file) {
-            // ONNX Runtime starts some providers only here.
-            Some(provider) => provider_error(0, provider.failure(error.message())),
-            None => run_error(error),
+    let session = builder.commit_from_file(path).map_err(|error| match error.code() {
+        ErrorCode::NoSuchFile | ErrorCode::InvalidProtobuf | ErrorCode::InvalidGraph => {
+            run_error(error)
         }
-    })
+        // ONNX Runtime starts some providers only here.
+        _ if !is_cpu => provider_error(provider.failure(error.message())),
+        _ => run_error(error),
+    })?;
+    let assignments = assignment::of(&session).map_err(run_error)?;
+    let names = provider.ep_names();
+    // Looking up embeddings is little work wherever it is done.
+    let takes_any = assignments.iter().any(|assignment| names.contains(&assignment.provider));
+    if !takes_any && graph != Graph::EmbedTokens {
+        return Err(provider_error(Unavailable {
+            cause: format!("it takes no node of {graph}"),
+            remedy: "export with a recipe whose operators it has, or let the CPU run this graph",
+        }));
+    }
+    Ok((session, assignments))
 }
