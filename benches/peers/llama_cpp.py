@@ -8,7 +8,7 @@ The keys are those of `lfm2vl bench --json`. Texts are measured by llama-bench. 
 for one token and for all of them, and its time from the loaded model to its end is taken; what it says of
 encoding is the time of vision, its own preparation of the image not included.
 
-Setting up needs pip, a C++ compiler, cmake and ninja; converting needs torch, transformers and safetensors.
+Setting up needs pip and a C++ compiler; converting needs torch, transformers and safetensors.
 """
 
 import argparse
@@ -52,10 +52,16 @@ def setup():
     (vendored,) = (args.folder / "package").glob("*/vendor/llama.cpp")
     shutil.move(vendored, source)
     shutil.rmtree(args.folder / "package")
+    tools = args.folder / "tools"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", tools, "cmake", "ninja"], check=True)
+    path = os.pathsep.join([str(tools / "bin"), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(tools)}
+    cmake = tools / "bin" / "cmake"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
     options += ["-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF"]
-    subprocess.run(["cmake", "-G", "Ninja", "-B", args.folder / "build", "-S", source, *options], check=True)
-    subprocess.run(["cmake", "--build", args.folder / "build", "--target", *PROGRAMS], check=True)
+    build = args.folder / "build"
+    subprocess.run([cmake, "-G", "Ninja", "-B", build, "-S", source, *options], check=True, env=environment)
+    subprocess.run([cmake, "--build", build, "--target", *PROGRAMS], check=True, env=environment)
 
 
 # Its converter knows tokenizers by a hash of what they do, and a random checkpoint has another one.
