@@ -2,6 +2,7 @@
 
 mod options;
 mod plugin;
+mod unavailable;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,7 +16,10 @@ use serde_json::{Map, Value};
 pub use options::{ComputeUnits, CoreMl, Cuda, DirectMl, ModelFormat, OpenVino, TensorRt, WebGpu};
 pub use plugin::{DeviceKind, Plugin};
 
+pub(crate) use unavailable::Unavailable;
+
 use options::Setting;
+use unavailable::library_remedy;
 
 /// What runs the graphs. Those other than the CPU and plugins need the cargo feature of their name
 /// and an ONNX Runtime library that has them; one that cannot start is an error, never a silent
@@ -46,21 +50,6 @@ pub enum Provider {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ProviderError(String);
-
-/// Why a provider cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unavailable {
-    /// What is missing.
-    pub(crate) cause: String,
-    /// What to do.
-    pub(crate) remedy: &'static str,
-}
-
-impl fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.cause, self.remedy)
-    }
-}
 
 /// A provider that this build has.
 struct Compiled {
@@ -242,11 +231,7 @@ impl Provider {
 
     /// What ONNX Runtime's message means that it cannot start.
     pub(crate) fn failure(&self, message: &str) -> Unavailable {
-        // Before the cause come source files, and the library that could not be loaded.
-        let cause = ["with error: ", "FAIL : "].iter().find_map(|mark| message.split(mark).nth(1));
-        let words: Vec<&str> = cause.unwrap_or(message).split_whitespace().collect();
-        let cause = words.join(" ").trim_end_matches('.').to_owned();
-        Unavailable { remedy: remedy(self, &cause), cause }
+        Unavailable::told(self, message)
     }
 
     /// Why this build or the library does not have it.
@@ -326,59 +311,6 @@ fn parse_plugin(path: &str, settings: &[(String, String)]) -> Result<Plugin, Str
             .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
     });
     Ok(Plugin { library: path.into(), device: device.transpose()?, settings })
-}
-
-/// What to do where the library does not have a provider.
-fn library_remedy(provider: &Provider) -> &'static str {
-    match provider {
-        Provider::Cuda(_) | Provider::TensorRt(_) => {
-            "install the Python package onnxruntime-gpu and set ORT_DYLIB_PATH to its libonnxruntime"
-        }
-        Provider::DirectMl(_) => {
-            "install the Python package onnxruntime-directml and set ORT_DYLIB_PATH to its onnxruntime.dll"
-        }
-        Provider::CoreMl(_) => {
-            "use the library of the Python package onnxruntime for macOS, which has it"
-        }
-        Provider::OpenVino(_) => {
-            "install the Python package onnxruntime-openvino and set ORT_DYLIB_PATH to its library, or use a plugin"
-        }
-        Provider::WebGpu(_) => {
-            "use a plugin (the Python package onnxruntime-ep-webgpu), or a library that was built with it"
-        }
-        Provider::Cpu | Provider::Plugin(_) => "use another provider",
-    }
-}
-
-/// What to do about ONNX Runtime's message that a provider cannot start.
-fn remedy(provider: &Provider, message: &str) -> &'static str {
-    let message = message.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    match provider {
-        Provider::Cuda(_) | Provider::TensorRt(_) if says(&["cudnn"]) => {
-            "install cuDNN 9 for the library's CUDA version and put its folder on the library path"
-        }
-        Provider::TensorRt(_) if says(&["nvinfer", "tensorrt"]) => {
-            "install TensorRT 10 and put its folder on the library path"
-        }
-        Provider::Cuda(_) | Provider::TensorRt(_)
-            if says(&[
-                "driver",
-                "no cuda-capable device",
-                "error 35",
-                "error 100",
-                "libcuda.so",
-            ]) =>
-        {
-            "install an NVIDIA driver for the library's CUDA version, and check that nvidia-smi lists a GPU"
-        }
-        Provider::Cuda(_) | Provider::TensorRt(_)
-            if says(&["cublas", "cudart", "cufft", "curand", "nvrtc"]) =>
-        {
-            "install the CUDA libraries of the version that the ONNX Runtime library needs and put their folder on the library path"
-        }
-        _ => "correct its settings or install what it needs, or use another provider",
-    }
 }
 
 #[cfg(test)]
@@ -489,35 +421,5 @@ mod tests {
         assert!(error("plugin:x", "device", "tpu").contains("use cpu, gpu or npu"));
         let unknown = Provider::parse("rocm", &[]).unwrap_err().to_string();
         assert!(unknown.contains("'rocm' is not a provider; use cpu, cuda"), "{unknown}");
-    }
-
-    #[test]
-    fn a_message_leads_to_its_remedy() {
-        let cuda = Provider::Cuda(Cuda::default());
-        let remedy = |message: &str| cuda.failure(message).remedy;
-        assert!(remedy("cuDNN is not available").contains("install cuDNN"));
-        assert!(
-            remedy("libcublasLt.so.13: cannot open shared object file").contains("CUDA libraries")
-        );
-        assert!(remedy("CUDA failure 100: no CUDA-capable device is detected").contains("driver"));
-        assert!(remedy("something else").contains("correct its settings"));
-        // As ONNX Runtime 1.31 says it.
-        let message = "/onnxruntime_src/core/session/provider_bridge_ort.cc:2043 Get() [ONNXRuntimeError] : 1 \
-                       : FAIL : Failed to load library /x/libonnxruntime_providers_tensorrt.so with \
-                       error: libcublas.so.13: cannot open shared object file: No such file or directory\n";
-        let tensorrt = Provider::TensorRt(TensorRt::default());
-        let Unavailable { cause, remedy } = tensorrt.failure(message);
-        assert_eq!(
-            cause,
-            "libcublas.so.13: cannot open shared object file: No such file or directory"
-        );
-        assert!(remedy.contains("CUDA libraries"), "{remedy}");
-    }
-
-    #[test]
-    fn auto_ends_with_the_cpu_and_has_only_what_is_there() {
-        let auto = Provider::auto();
-        assert_eq!(auto.last(), Some(&Provider::Cpu));
-        assert!(auto.iter().all(|provider| provider.unavailable().is_none()));
     }
 }
