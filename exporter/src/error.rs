@@ -94,6 +94,11 @@ pub enum ExportError {
     /// The report's name is no page's.
     #[error("the report {0} is no name of a page; give a file that ends with .html")]
     ReportName(PathBuf),
+    /// A report on graphs that do not take its samples.
+    #[error(
+        "a report runs images and prompts of any size, and this recipe fixes sizes; leave --report out, or use another recipe"
+    )]
+    ReportSizes,
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

@@ -40,8 +40,8 @@ struct Arguments {
     /// says: fp32.
     #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
     precision: Vec<Precision>,
-    /// How graphs are built: default, portable, split, features, cuda, tensorrt, directml, or a YAML
-    /// file.
+    /// How graphs are built: default, portable, split, features, cuda, tensorrt, coreml, directml, or a
+    /// YAML file.
     #[arg(long, value_name = "NAME|FILE.yaml", default_value = "default")]
     recipe: String,
     /// Build only these graphs.
@@ -120,6 +120,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     // clap asks for it where no provider is checked.
     let Some(output) = &arguments.output else { return Ok(()) };
 
+    if arguments.report.is_some() {
+        report::check(&options.recipe)?;
+    }
     let report_files = arguments.report.as_deref().map(ReportFiles::create).transpose()?;
 
     // Only from here on is there something to clean up.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment, with_cpu};
-use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension};
+use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension, s};
 use ort::{
     session::{Session, SessionInputValue},
     value::Value,
@@ -32,6 +32,7 @@ pub enum SessionError {
 const NUM_LOGITS: &str = "num_logits_to_keep";
 
 /// An input of a graph.
+#[derive(Clone)]
 pub(crate) enum Tensor {
     Floats(ArrayD<f32>),
     Ints(ArrayD<i64>),
@@ -69,8 +70,8 @@ impl GraphSession {
         self.spec.inputs.iter().any(|tensor| tensor.name == name)
     }
 
-    /// The size of one axis of an input, where the model fixes it.
-    fn fixed_size(&self, input: &str, axis: usize) -> Option<usize> {
+    /// The size of one axis of an input, where the model or the contract fixes it.
+    pub(crate) fn fixed_size(&self, input: &str, axis: usize) -> Option<usize> {
         let tensor = self.spec.inputs.iter().find(|tensor| tensor.name == input)?;
         match tensor.shape.get(axis) {
             Some(Dim::Fixed(size)) => Some(*size),
@@ -137,6 +138,15 @@ fn run_error(graph: Graph) -> impl Fn(ort::Error) -> SessionError {
     move |error| SessionError::Run { graph, message: error.to_string() }
 }
 
+/// The input that a decoder takes an output of state as, in the next run.
+fn past_of(output: &str) -> Option<String> {
+    match output.split_once('.')? {
+        ("present_conv", layer) => Some(format!("past_conv.{layer}")),
+        ("present", rest) => Some(format!("past_key_values.{rest}")),
+        _ => None,
+    }
+}
+
 /// A decoder with its state: the prompt first, then some tokens at a time.
 pub(crate) struct DecoderSession {
     session: GraphSession,
@@ -161,6 +171,13 @@ impl DecoderSession {
         &mut self,
         embeddings: ArrayView2<'_, f32>,
     ) -> Result<HashMap<String, ArrayD<f32>>, SessionError> {
+        if let Some(sequence) = self.session.fixed_size("inputs_embeds", 1) {
+            let pieces = embeddings.axis_chunks_iter(Axis(0), sequence);
+            return pieces
+                .map(|piece| self.run_padded(piece, sequence))
+                .last()
+                .unwrap_or_else(|| Ok(HashMap::new()));
+        }
         self.tokens += embeddings.nrows();
         let mask = Array2::<i64>::ones((1, self.tokens));
         let mut inputs = vec![
@@ -174,17 +191,55 @@ impl DecoderSession {
         }
         let mut outputs = self.session.run(inputs)?;
         for (name, array) in &mut outputs {
-            let past = match name.split_once('.') {
-                Some(("present_conv", layer)) => format!("past_conv.{layer}"),
-                Some(("present", rest)) => format!("past_key_values.{rest}"),
-                _ => continue,
-            };
+            let Some(past) = past_of(name) else { continue };
             if let Some(width) = self.session.fixed_size(&past, 2) {
                 // Where states of all positions are given, that of the last one counts.
                 let columns = array.len_of(Axis(2));
                 array.slice_axis_inplace(Axis(2), (columns - width..).into());
             }
             self.state.push((past, Tensor::Floats(array.clone())));
+        }
+        Ok(outputs)
+    }
+
+    /// Runs over at most `sequence` embeddings where that is the number of the graph's tokens, and
+    /// keys and values lie in buffers of a fixed length. Of these the outputs have what is valid.
+    fn run_padded(
+        &mut self,
+        embeddings: ArrayView2<'_, f32>,
+        sequence: usize,
+    ) -> Result<HashMap<String, ArrayD<f32>>, SessionError> {
+        let (cached, new) = (self.tokens, embeddings.nrows());
+        let total = self.session.fixed_size("attention_mask", 1).unwrap_or_default();
+        let places = total - sequence;
+        let mut padded = Array2::zeros((sequence, embeddings.ncols()));
+        padded.slice_mut(s![..new, ..]).assign(&embeddings);
+        let mask = Array2::from_shape_fn((1, total), |(_, place)| {
+            i64::from(place < cached || (places..places + new).contains(&place))
+        });
+        let mut inputs = vec![
+            ("inputs_embeds".to_owned(), Tensor::floats(&padded.view().insert_axis(Axis(0)))),
+            ("attention_mask".to_owned(), Tensor::ints(&mask.view())),
+        ];
+        let state = std::mem::take(&mut self.state);
+        let copies = state.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        inputs.extend(copies);
+        let mut buffers: HashMap<String, Tensor> = state.into_iter().collect();
+        let mut outputs = self.session.run(inputs)?;
+        self.tokens += new;
+        for (name, array) in &mut outputs {
+            let Some(past) = past_of(name) else { continue };
+            let Some(Tensor::Floats(mut buffer)) = buffers.remove(&past) else { continue };
+            if buffer.shape() == array.shape() {
+                buffer.assign(array);
+            } else {
+                let rows = array.slice_axis(Axis(2), (..new).into());
+                buffer.slice_axis_mut(Axis(2), (cached..cached + new).into()).assign(&rows);
+            }
+            if name.starts_with("present.") {
+                *array = buffer.slice_axis(Axis(2), (..self.tokens).into()).to_owned();
+            }
+            self.state.push((past, Tensor::Floats(buffer)));
         }
         Ok(outputs)
     }

@@ -4,9 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Recipe, VisionLayout, YamlError};
+use crate::{CacheUpdate, FixedSizes, Recipe, VisionLayout, YamlError};
 
-const COMMUNITY: &str = include_str!("../contracts/community.yaml");
+/// Name of the contract whose sizes are all fixed.
+pub(crate) const STATIC: &str = "static";
 
 /// The graphs that make up a model. The name is also the stem of the graph's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub enum Graph {
     /// The decoder as onnxruntime-genai wants it.
     #[serde(rename = "decoder_genai")]
     GenaiDecoder,
+    /// The decoder for several tokens of a prompt at a time, where sizes are fixed.
+    #[serde(rename = "decoder_prefill")]
+    PrefillDecoder,
     /// The decoder that gives logits and conv states of several of the last positions, so that
     /// drafted tokens can be checked and dropped.
     #[serde(rename = "decoder_speculative")]
@@ -49,6 +53,7 @@ impl Graph {
             Graph::Decoder => "decoder_model_merged",
             Graph::GenaiEmbeddings => "embeddings",
             Graph::GenaiDecoder => "decoder_genai",
+            Graph::PrefillDecoder => "decoder_prefill",
             Graph::SpeculativeDecoder => "decoder_speculative",
         }
     }
@@ -57,7 +62,9 @@ impl Graph {
     pub fn weights(self) -> Graph {
         match self {
             Graph::GenaiEmbeddings => Graph::EmbedTokens,
-            Graph::GenaiDecoder | Graph::SpeculativeDecoder => Graph::Decoder,
+            Graph::GenaiDecoder | Graph::PrefillDecoder | Graph::SpeculativeDecoder => {
+                Graph::Decoder
+            }
             other => other,
         }
     }
@@ -119,6 +126,8 @@ pub struct ModelDims {
     pub conv_l_cache: usize,
     /// Width of the vision tower.
     pub vision_hidden_size: usize,
+    /// Patches along one side of an image token.
+    pub downsample_factor: usize,
     /// Values of one patch: 3 * patch_size^2.
     pub patch_values: usize,
     /// Kind of each language-model layer.
@@ -142,6 +151,20 @@ impl ModelDims {
     /// Indices of the layers of one kind, ascending.
     pub fn layers(&self, kind: LayerKind) -> impl Iterator<Item = usize> + '_ {
         self.layer_types.iter().enumerate().filter_map(move |(i, &k)| (k == kind).then_some(i))
+    }
+}
+
+impl FixedSizes {
+    fn value(&self, symbol: &str, dims: &ModelDims) -> Option<usize> {
+        Some(match symbol {
+            "views" => self.views,
+            "patches" => self.patches,
+            "past_sequence" => self.past_sequence,
+            "sequence" => self.sequence,
+            // Where the model's factor is not known, neither is this.
+            "view_tokens" => self.patches.checked_div(dims.downsample_factor.pow(2)).unwrap_or(0),
+            _ => return None,
+        })
     }
 }
 
@@ -230,6 +253,18 @@ enum Symbol {
 #[serde(rename_all = "snake_case")]
 enum RecipeOption {
     LastHiddenState,
+    GraphUpdatesCache,
+    ClientUpdatesCache,
+}
+
+impl RecipeOption {
+    fn is_chosen(self, recipe: &Recipe) -> bool {
+        match self {
+            RecipeOption::LastHiddenState => recipe.last_hidden_state,
+            RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,
+            RecipeOption::ClientUpdatesCache => recipe.cache_update == CacheUpdate::Client,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -257,17 +292,18 @@ impl Contract {
     /// # Errors
     /// [`YamlError::Unknown`] when there is none of that name.
     pub fn builtin(name: &str) -> Result<Self, YamlError> {
-        match name {
-            "community" => serde_yaml::from_str(COMMUNITY).map_err(|source| YamlError::Invalid {
-                what: "the built-in contract 'community'".into(),
-                source,
-            }),
-            _ => Err(YamlError::Unknown {
-                kind: "contract",
-                name: name.into(),
-                known: "community".into(),
-            }),
-        }
+        let text = match name {
+            "community" => include_str!("../contracts/community.yaml"),
+            STATIC => include_str!("../contracts/static.yaml"),
+            _ => {
+                let (name, known) = (name.into(), format!("community, {STATIC}"));
+                return Err(YamlError::Unknown { kind: "contract", name, known });
+            }
+        };
+        serde_yaml::from_str(text).map_err(|source| YamlError::Invalid {
+            what: format!("the built-in contract '{name}'"),
+            source,
+        })
     }
 
     /// The graphs that a recipe consists of.
@@ -282,6 +318,9 @@ impl Contract {
         }
         if recipe.speculation {
             graphs.push(Graph::SpeculativeDecoder);
+        }
+        if recipe.sizes.is_some() {
+            graphs.push(Graph::PrefillDecoder);
         }
         graphs
     }
@@ -301,7 +340,7 @@ impl Contract {
         let resolve = |tensors: &[TensorTemplate]| -> Vec<Tensor> {
             tensors
                 .iter()
-                .filter(|t| t.option.is_none() || recipe.last_hidden_state)
+                .filter(|t| t.option.is_none_or(|option| option.is_chosen(recipe)))
                 .flat_map(|t| t.resolve(dims, recipe, state))
                 .collect()
         };
@@ -315,13 +354,19 @@ impl Contract {
 
 impl TensorTemplate {
     fn resolve(&self, dims: &ModelDims, recipe: &Recipe, state: Dtype) -> Vec<Tensor> {
+        let size = |name: &str| -> Option<usize> {
+            dims.value(name).or_else(|| recipe.sizes?.value(name, dims))
+        };
         let dim = |symbol: &Symbol| match symbol {
             Symbol::Size(n) => Dim::Fixed(*n),
             // All positions are computed, so there is one row of logits for each new token.
             Symbol::Name(s) if s == "num_logits" && recipe.logits == crate::Logits::All => {
                 Dim::Free("sequence".into())
             }
-            Symbol::Name(s) => dims.value(s).map_or_else(|| Dim::Free(s.clone()), Dim::Fixed),
+            Symbol::Name(s) => {
+                let sum = s.split(" + ").map(size).sum::<Option<usize>>();
+                sum.map_or_else(|| Dim::Free(s.clone()), Dim::Fixed)
+            }
         };
         let tensor = |name: String| Tensor {
             name,
@@ -350,6 +395,7 @@ mod tests {
             head_dim: 32,
             conv_l_cache: 3,
             vision_hidden_size: 96,
+            downsample_factor: 2,
             patch_values: 768,
             layer_types: vec![LayerKind::Conv, LayerKind::FullAttention, LayerKind::Conv],
         }

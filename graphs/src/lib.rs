@@ -25,7 +25,8 @@ pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };
 pub use recipe::{
-    GeluForm, Logits, Operators, Precision, Recipe, RecipeSource, TiedWeights, VisionLayout,
+    CacheUpdate, FixedSizes, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
+    TiedWeights, VisionLayout,
 };
 
 /// A YAML file that could not be read as what it should be.

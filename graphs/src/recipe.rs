@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activations, Bits, Dtype, Method, Module, Quantization, YamlError};
+use crate::{Activations, Bits, Dtype, Method, Module, Quantization, YamlError, contract::STATIC};
 
 /// Whether tower and projector are one graph or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,33 @@ impl std::str::FromStr for Precision {
     }
 }
 
+/// Sizes that the contract `static` fixes, for providers that want to know all shapes beforehand. Each
+/// is named as the dimension that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FixedSizes {
+    /// Views that go through the vision encoder at a time.
+    pub views: usize,
+    /// Patches of a view, padding included; those of a tile of 512x512 pixels are 1024.
+    pub patches: usize,
+    /// Tokens that the buffers of keys and values have place for.
+    pub past_sequence: usize,
+    /// Tokens of a prompt that go through the decoder at a time, padding included.
+    pub sequence: usize,
+}
+
+/// Who writes new keys and values into buffers of a fixed length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheUpdate {
+    /// The decoder, which gives the whole buffers.
+    #[default]
+    Graph,
+    /// The client, to whom the decoder gives the new tokens' keys and values only: for providers
+    /// without `ScatterND`.
+    Client,
+}
+
 /// Where a weight is stored that is both the token embedding and the output head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,6 +182,12 @@ pub struct Recipe {
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,
+    /// The sizes that are fixed, in the contract `static`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<FixedSizes>,
+    /// Who writes new keys and values, in the contract `static`.
+    #[serde(default)]
+    pub cache_update: CacheUpdate,
     /// Precisions to build where the user names none.
     #[serde(default = "only_fp32")]
     pub precisions: Vec<Precision>,
@@ -170,8 +203,8 @@ fn only_fp32() -> Vec<Precision> {
 
 impl Recipe {
     /// Names of the recipes built into this crate.
-    pub const BUILTIN: [&'static str; 7] =
-        ["default", "portable", "split", "features", "cuda", "tensorrt", "directml"];
+    pub const BUILTIN: [&'static str; 8] =
+        ["default", "portable", "split", "features", "cuda", "tensorrt", "coreml", "directml"];
 
     /// The recipe built into this crate under `name`.
     ///
@@ -185,6 +218,7 @@ impl Recipe {
             "features" => include_str!("../recipes/features.yaml"),
             "cuda" => include_str!("../recipes/cuda.yaml"),
             "tensorrt" => include_str!("../recipes/tensorrt.yaml"),
+            "coreml" => include_str!("../recipes/coreml.yaml"),
             "directml" => include_str!("../recipes/directml.yaml"),
             _ => {
                 return Err(YamlError::Unknown {
@@ -203,6 +237,35 @@ impl Recipe {
     /// [`YamlError`] when the name is unknown, or the file cannot be read or is not a recipe.
     pub fn load(name_or_path: &str) -> Result<Self, YamlError> {
         Ok(RecipeSource::load(name_or_path)?.recipe)
+    }
+
+    /// A key that does not go with the contract, and why.
+    fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
+        if self.contract != STATIC {
+            return self.sizes.map(|_| ("sizes", "'sizes' need 'contract: static'"));
+        }
+        let Some(FixedSizes { views, patches, past_sequence, sequence }) = self.sizes else {
+            return Some(("contract", "the contract 'static' needs 'sizes'"));
+        };
+        if [views, patches, past_sequence, sequence].contains(&0) {
+            return Some(("sizes", "'sizes' are at least 1"));
+        }
+        if sequence > past_sequence {
+            return Some(("sizes", "'sequence' is more than 'past_sequence'"));
+        }
+        if self.operators != Operators::Standard {
+            return Some(("operators", "the contract 'static' needs 'operators: standard'"));
+        }
+        let has_more = self.vision == VisionLayout::Split
+            || self.genai
+            || self.speculation
+            || self.last_hidden_state
+            || self.logits == Logits::All;
+        has_more.then_some((
+            "contract",
+            "the contract 'static' has one vision graph and decoders that give the last logits; leave \
+             out split vision, genai, speculation, last_hidden_state and all logits",
+        ))
     }
 
     fn parse(text: &str, what: String) -> Result<Self, YamlError> {
@@ -249,6 +312,9 @@ impl RecipeSource {
         if self.recipe.genai && self.recipe.vision == VisionLayout::Split {
             let message = "onnxruntime-genai needs 'vision: fused'".to_owned();
             return Err(self.mismatch("genai", message));
+        }
+        if let Some((key, message)) = self.recipe.unlike_its_contract() {
+            return Err(self.mismatch(key, message.to_owned()));
         }
         if self.recipe.precisions.is_empty() {
             return Err(self.mismatch("precisions", "'precisions' names none".to_owned()));

@@ -138,6 +138,7 @@ impl Config {
             head_dim: self.text.head_dim,
             conv_l_cache: self.text.conv_l_cache,
             vision_hidden_size: self.vision.hidden_size,
+            downsample_factor: self.projector.downsample_factor,
             patch_values: 3 * self.vision.patch_size.pow(2),
             layer_types: self.text.layer_types.clone(),
         }

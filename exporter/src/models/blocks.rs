@@ -157,9 +157,9 @@ impl<'g> Model<'g> {
         scores.softmax().to_graph_floats().matmul(values)
     }
 
-    /// 0 where `keep` is true, and the lowest finite float where it is false: what is added to
+    /// 0 where float32 `keep` is 1, and the lowest finite float where it is 0: what is added to
     /// attention scores to leave positions out.
     pub(super) fn attention_bias(self, keep: Value<'g>) -> Value<'g> {
-        keep.select(self.g.float(0.0), self.g.float(f32::MIN))
+        (keep - self.g.float(1.0)) * self.g.float(f32::MAX)
     }
 }

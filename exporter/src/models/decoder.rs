@@ -5,6 +5,7 @@ use lfm2vl_graphs::{LayerKind, Logits, Operators};
 use super::{
     Model,
     blocks::{Norm, Residual},
+    buffered::Buffered,
     embedding::EMBEDDING,
 };
 use crate::{
@@ -16,18 +17,37 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Step<'g> {
     /// [batch, sequence, -1] as a shape vector.
-    shape: Value<'g>,
-    kept: Kept<'g>,
-    attention: AttentionInputs<'g>,
+    pub(super) shape: Value<'g>,
+    pub(super) kept: Kept<'g>,
+    pub(super) attention: AttentionInputs<'g>,
 }
 
-/// Where in the sequence the outputs begin, counted from its end; int64 [1].
+/// Which of the positions are in the outputs.
 #[derive(Clone, Copy)]
-struct Kept<'g> {
-    /// The first position whose logits are computed.
-    logits: Value<'g>,
-    /// The first column of the conv states.
-    conv: Value<'g>,
+pub(super) enum Kept<'g> {
+    /// Those from a place on that is counted from the end, int64 [1]: of the positions whose logits
+    /// are computed, and of the columns of conv states.
+    From { logits: Value<'g>, conv: Value<'g> },
+    /// Those in these places, int64 [1] and [conv_L_cache].
+    At { logits: Value<'g>, conv: Value<'g> },
+}
+
+impl<'g> Kept<'g> {
+    /// Of the hidden states [batch, sequence, hidden].
+    fn of_positions(self, hidden: Value<'g>) -> Value<'g> {
+        match self {
+            Kept::From { logits, .. } => hidden.slice_at(1, logits),
+            Kept::At { logits, .. } => hidden.gather(logits, 1),
+        }
+    }
+
+    /// Of conv states and what follows them, along the axis of the columns.
+    fn of_columns(self, history: Value<'g>, axis: i64) -> Value<'g> {
+        match self {
+            Kept::From { conv, .. } => history.slice_at(axis, conv),
+            Kept::At { conv, .. } => history.gather(conv, axis),
+        }
+    }
 }
 
 /// The inputs of attention besides queries, keys and values, for each set of operators.
@@ -40,6 +60,8 @@ pub(super) enum AttentionInputs<'g> {
     /// added to the scores; which new positions are tokens, [batch * sequence, 1];
     /// float32 rotary factors of the new positions [sequence, head_dim / 2].
     Standard { bias: Value<'g>, tokens: Value<'g>, cos: Value<'g>, sin: Value<'g> },
+    /// Standard operators with keys and values in buffers of a fixed length.
+    Buffered(Buffered<'g>),
 }
 
 /// What `RotaryEmbedding` is given: rotary factors of the new positions
@@ -72,7 +94,7 @@ impl<'g> Model<'g> {
         };
 
         let scored = match logits {
-            Logits::Last => hidden.slice_at(1, kept.logits),
+            Logits::Last => kept.of_positions(hidden),
             Logits::All => hidden,
         };
         self.g.output("logits", self.head(scored, tied_head).to_exact());
@@ -108,11 +130,17 @@ impl<'g> Model<'g> {
         let shape = [text.vocab_size, text.hidden_size];
         let rows = hidden.reshape(&[-1, text.hidden_size as i64]);
         let logits = self.linear_with(rows, "lm_head", name, shape, None);
-        logits.reshape_to(hidden.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0))
+        match self.g.fixed_size("inputs_embeds", 1) {
+            Some(_) => logits.reshape(&[1, -1, text.vocab_size as i64]),
+            None => logits.reshape_to(hidden.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0)),
+        }
     }
 
     /// Masks and rotary factors, computed once for all layers.
     pub(super) fn step(self, embeds: Value<'g>, attention_mask: Value<'g>) -> Step<'g> {
+        if let Some(sequence) = self.g.fixed_size("inputs_embeds", 1) {
+            return self.fixed_step(attention_mask, sequence);
+        }
         let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
         let attention = match self.attention_operators() {
             Operators::OnnxRuntime => {
@@ -133,7 +161,7 @@ impl<'g> Model<'g> {
                 let seen = causal.and(is_token.unsqueeze(&[1, 2, 3]));
                 let new_tokens = attention_mask.gather(positions, 1).to_f32();
                 AttentionInputs::Standard {
-                    bias: self.attention_bias(seen),
+                    bias: self.attention_bias(seen.to_f32()),
                     tokens: new_tokens.reshape(&[-1, 1]).to_graph_floats(),
                     cos,
                     sin,
@@ -144,15 +172,15 @@ impl<'g> Model<'g> {
     }
 
     /// What is kept: as much as the graph is asked to, or that of the last position.
-    fn kept(self) -> Kept<'g> {
+    pub(super) fn kept(self) -> Kept<'g> {
         let width = self.config.text.conv_l_cache as i64;
         let starts = |starts: &[i64]| self.g.int_vector(starts);
         match self.g.find_input("num_logits_to_keep") {
             Some(count) => {
                 let count = count.unsqueeze(&[0]);
-                Kept { logits: starts(&[0]) - count, conv: starts(&[1 - width]) - count }
+                Kept::From { logits: starts(&[0]) - count, conv: starts(&[1 - width]) - count }
             }
-            None => Kept { logits: starts(&[-1]), conv: starts(&[-width]) },
+            None => Kept::From { logits: starts(&[-1]), conv: starts(&[-width]) },
         }
     }
 
@@ -175,7 +203,7 @@ impl<'g> Model<'g> {
     }
 
     /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.
-    fn rotary_factors(self, positions: Value<'g>) -> (Value<'g>, Value<'g>) {
+    pub(super) fn rotary_factors(self, positions: Value<'g>) -> (Value<'g>, Value<'g>) {
         let text = &self.config.text;
         let inverse_frequencies: Vec<f32> = (0..text.head_dim / 2)
             .map(|i| text.rope_theta.powf(-((2 * i) as f64) / text.head_dim as f64) as f32)
@@ -233,6 +261,9 @@ impl<'g> Model<'g> {
                 );
                 (attended, keys, values)
             }
+            AttentionInputs::Buffered(buffered) => {
+                self.buffered_attention(buffered, [query, keys, values], [past_keys, past_values])
+            }
             AttentionInputs::Standard { bias, cos, sin, .. } => {
                 let by_head = |v: Value<'g>, heads: usize| {
                     let shape = [heads as i64, head_dim as i64];
@@ -281,7 +312,8 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("conv");
 
         let x = match step.attention {
-            AttentionInputs::Fused { .. } => x,
+            // There it comes last, where the convolution does not look.
+            AttentionInputs::Fused { .. } | AttentionInputs::Buffered(_) => x,
             // Padding must not leak into the convolution.
             AttentionInputs::Standard { tokens, .. } => x * tokens,
         };
@@ -318,8 +350,8 @@ impl<'g> Model<'g> {
             &[("channels_last", Attribute::Int(1))],
         );
         // The operator keeps one column less than the contract, so the state is joined here.
-        let recent = past.concat(&[x.slice_at(1, kept.conv)], 1);
-        (convolved, recent.slice_at(1, kept.conv).transpose(&[0, 2, 1]))
+        let recent = past.concat(&[kept.of_columns(x, 1)], 1);
+        (convolved, kept.of_columns(recent, 1).transpose(&[0, 2, 1]))
     }
 
     /// The same as a plain depthwise convolution over state and x.
@@ -342,8 +374,7 @@ impl<'g> Model<'g> {
                 ("kernel_shape", Attribute::Ints(vec![text.conv_l_cache as i64])),
             ],
         );
-        let present = history.slice_at(2, kept.conv);
-        (convolved.transpose(&[0, 2, 1]), present)
+        (convolved.transpose(&[0, 2, 1]), kept.of_columns(history, 2))
     }
 
     /// SwiGLU: `w2(silu(w1 x) * w3 x)`.
@@ -372,7 +403,7 @@ pub(super) fn attention_operators(config: &Config, operators: Operators) -> Oper
 }
 
 /// Rotary embedding on x [batch, heads, sequence, head_dim], halves rotated against each other.
-fn rotate<'g>(x: Value<'g>, cos: Value<'g>, sin: Value<'g>) -> Value<'g> {
+pub(super) fn rotate<'g>(x: Value<'g>, cos: Value<'g>, sin: Value<'g>) -> Value<'g> {
     let [first, second] = x.split(3);
     (first * cos - second * sin).concat(&[second * cos + first * sin], 3)
 }

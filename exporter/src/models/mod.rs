@@ -2,6 +2,7 @@
 //! implementation, so node and weight names follow from them.
 
 mod blocks;
+mod buffered;
 mod decoder;
 mod embedding;
 mod positions;
@@ -10,7 +11,7 @@ mod stage;
 mod vision_tower;
 
 use lfm2vl_graphs::{
-    Activations, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization, Recipe,
+    Activations, CacheUpdate, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization, Recipe,
 };
 
 pub(crate) use stage::{Stage, build_stage};
@@ -54,7 +55,13 @@ pub(crate) struct Build<'a> {
 impl Build<'_> {
     /// Whether the decoder can write keys and values into the buffers of the old ones.
     pub(crate) fn is_in_place(&self) -> bool {
-        decoder::attention_operators(self.config, self.recipe.operators) == Operators::OnnxRuntime
+        match self.recipe.sizes {
+            Some(_) => self.recipe.cache_update == CacheUpdate::Graph,
+            None => {
+                let operators = decoder::attention_operators(self.config, self.recipe.operators);
+                operators == Operators::OnnxRuntime
+            }
+        }
     }
 
     /// The stored tensor and the blocks of a linear layer, where it has any.
@@ -110,7 +117,7 @@ pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
             g.output("image_features", features);
         }
         Graph::Decoder => model.decoder(recipe.logits, recipe.last_hidden_state, tied_head),
-        Graph::GenaiDecoder | Graph::SpeculativeDecoder => {
+        Graph::GenaiDecoder | Graph::PrefillDecoder | Graph::SpeculativeDecoder => {
             model.decoder(Logits::Last, false, tied_head)
         }
         Graph::GenaiEmbeddings => {

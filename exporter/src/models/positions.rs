@@ -10,12 +10,12 @@ use crate::onnx::Value;
 
 impl<'g> Model<'g> {
     /// Position embeddings [views, patches, hidden] for `spatial_shapes` [views, 2] (rows,
-    /// columns); `patches` is an int64 scalar. Rows past a view's own patches hold finite values
-    /// that nobody reads.
+    /// columns); `patch` is the number of each patch, int64 [patches]. Rows past a view's own
+    /// patches hold finite values that nobody reads.
     pub(super) fn position_embeddings(
         self,
         spatial_shapes: Value<'g>,
-        patches: Value<'g>,
+        patch: Value<'g>,
     ) -> Value<'g> {
         let vision = &self.config.vision;
         let (grid, size) = (vision.position_grid, vision.hidden_size);
@@ -23,9 +23,9 @@ impl<'g> Model<'g> {
 
         let rows = spatial_shapes.slice(1, 0, 1); // [views, 1]
         let cols = spatial_shapes.slice(1, 1, 2);
-        let patch = patches.range().unsqueeze(&[0]); // [1, patches]
+        let patch = patch.unsqueeze(&[0]); // [1, patches]
         let last_row = rows - self.g.ints(&[1], &[]);
-        let y = (patch / cols).min(last_row); // [views, patches]
+        let y = (patch / cols).at_most(last_row); // [views, patches]
         let x = patch.modulo(cols);
 
         let vertical = self.hat_weights(y, rows).unsqueeze(&[3]); // [views, patches, grid, 1]
@@ -47,7 +47,7 @@ impl<'g> Model<'g> {
         let centre = (position.to_f32() + half) * step;
         // Downsampling widens the hat, which is the antialiasing; upsampling keeps it at 1 cell.
         let support = step.max(self.g.float(1.0)).unsqueeze(&[2]);
-        let distance = (cell_centres - centre.unsqueeze(&[2])).abs() / support;
+        let distance = (cell_centres - centre.unsqueeze(&[2])).magnitude() / support;
         let hat = (self.g.float(1.0) - distance).max(self.g.float(0.0));
         hat / hat.sum(-1)
     }

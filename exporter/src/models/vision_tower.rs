@@ -52,19 +52,29 @@ impl<'g> Model<'g> {
 
     /// What the layers need of a batch of views.
     pub(super) fn batch(self, pixel_attention_mask: Value<'g>) -> Batch<'g> {
+        let shape = match self.fixed_views() {
+            Some((views, patches)) => self.g.int_vector(&[views as i64, patches as i64, -1]),
+            None => pixel_attention_mask.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
+        };
         Batch {
-            shape: pixel_attention_mask.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0),
+            shape,
             mask: match self.operators {
                 Operators::OnnxRuntime => {
                     let valid = pixel_attention_mask.to_i32();
                     Mask::Fused { all_valid: valid.min_all().to_bool(), valid }
                 }
                 Operators::Standard => {
-                    let valid = pixel_attention_mask.greater_or_equal(self.g.ints(&[1], &[]));
-                    Mask::Bias(self.attention_bias(valid.unsqueeze(&[1, 2])))
+                    let valid = pixel_attention_mask.unsqueeze(&[1, 2]);
+                    Mask::Bias(self.attention_bias(valid.to_f32()))
                 }
             },
         }
+    }
+
+    /// Views and patches of a batch, where the contract fixes them.
+    pub(super) fn fixed_views(self) -> Option<(usize, usize)> {
+        let size = |axis| self.g.fixed_size("pixel_values", axis);
+        size(0).zip(size(1))
     }
 
     /// One layer on the stream [views * patches, hidden].
@@ -94,7 +104,11 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("embeddings");
         let patches = pixel_values.reshape(&[-1, values as i64]).to_graph_floats();
         let embedded = self.linear(patches, "patch_embedding", values, vision.hidden_size, true);
-        let positions = self.position_embeddings(spatial_shapes, pixel_values.dim(1));
+        let patch = match self.fixed_views() {
+            Some((_, patches)) => self.g.counting(patches),
+            None => pixel_values.dim(1).range(),
+        };
+        let positions = self.position_embeddings(spatial_shapes, patch);
         embedded + positions.reshape(&[-1, vision.hidden_size as i64])
     }
 

@@ -171,6 +171,15 @@ impl GraphBuilder {
         self.spec.inputs.iter().any(|t| t.name == name)
     }
 
+    /// The size of one axis of an input or output, where the contract fixes it.
+    pub(crate) fn fixed_size(&self, name: &str, axis: usize) -> Option<usize> {
+        let mut tensors = self.spec.inputs.iter().chain(&self.spec.outputs);
+        match tensors.find(|t| t.name == name)?.shape.get(axis)? {
+            Dim::Fixed(size) => Some(*size),
+            Dim::Free(_) => None,
+        }
+    }
+
     /// Declares `value` to be the output `name` of the contract.
     pub(crate) fn output(&self, name: &str, value: Value<'_>) {
         assert!(self.spec.outputs.iter().any(|t| t.name == name), "no output {name}");
@@ -286,6 +295,12 @@ impl GraphBuilder {
     /// A constant int64 vector.
     pub(crate) fn int_vector(&self, values: &[i64]) -> Value<'_> {
         self.ints(values, &[values.len()])
+    }
+
+    /// The constant integers `0..end`.
+    pub(crate) fn counting(&self, end: usize) -> Value<'_> {
+        let values: Vec<i64> = (0..end as i64).collect();
+        self.int_vector(&values)
     }
 
     /// A constant float32 scalar.

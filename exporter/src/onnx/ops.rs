@@ -32,11 +32,6 @@ impl<'g> Value<'g> {
         self.unary("Identity")
     }
 
-    /// Element-wise absolute value.
-    pub(crate) fn abs(self) -> Self {
-        self.unary("Abs")
-    }
-
     /// Element-wise square root.
     pub(crate) fn sqrt(self) -> Self {
         self.unary("Sqrt")
@@ -67,11 +62,6 @@ impl<'g> Value<'g> {
         self.binary("Max", other)
     }
 
-    /// Element-wise minimum.
-    pub(crate) fn min(self, other: Self) -> Self {
-        self.binary("Min", other)
-    }
-
     /// Element-wise `self >= other`.
     pub(crate) fn greater_or_equal(self, other: Self) -> Self {
         self.binary("GreaterOrEqual", other)
@@ -95,11 +85,6 @@ impl<'g> Value<'g> {
     /// Element-wise logical and.
     pub(crate) fn and(self, other: Self) -> Self {
         self.binary("And", other)
-    }
-
-    /// `yes` where self is true, else `no`.
-    pub(crate) fn select(self, yes: Self, no: Self) -> Self {
-        self.graph.node(Op::onnx("Where"), &[self, yes, no], &[])
     }
 
     /// Matrix product, broadcast over leading dimensions.
@@ -164,6 +149,16 @@ impl<'g> Value<'g> {
     /// Smallest of all elements, as a scalar.
     pub(crate) fn min_all(self) -> Self {
         self.graph.node(Op::onnx("ReduceMin"), &[self], &[("keepdims", Int(0))])
+    }
+
+    /// Integers, but none above `limit`. Some providers have no `Min`.
+    pub(crate) fn at_most(self, limit: Self) -> Self {
+        self - (self - limit).max(self.graph.ints(&[0], &[]))
+    }
+
+    /// Absolute value of float32. Some providers have no `Abs`.
+    pub(crate) fn magnitude(self) -> Self {
+        self.max(self.graph.float(0.0) - self)
     }
 
     /// Remainder of integers that are not negative. Some providers have no `Mod` of integers.
@@ -232,6 +227,12 @@ impl<'g> Value<'g> {
     pub(crate) fn concat(self, others: &[Self], axis: i64) -> Self {
         let inputs: Vec<_> = [self].into_iter().chain(others.iter().copied()).collect();
         self.graph.node(Op::onnx("Concat"), &inputs, &[("axis", Int(axis))])
+    }
+
+    /// Splits an axis into parts of these sizes.
+    pub(crate) fn split_into<const N: usize>(self, sizes: [usize; N], axis: i64) -> [Self; N] {
+        let sizes = self.graph.int_vector(&sizes.map(|size| size as i64));
+        self.graph.node_with_outputs(Op::onnx("Split"), &[self, sizes], &[("axis", Int(axis))])
     }
 
     /// Splits an axis into `N` equal parts.

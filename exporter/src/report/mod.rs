@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lfm2vl_graphs::{Graph, Manifest, Precision};
+use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
@@ -84,6 +84,14 @@ pub struct ModuleQuality {
     pub output_cosine: Option<f64>,
 }
 
+/// Whether there can be a report on an export with this recipe.
+///
+/// # Errors
+/// [`ExportError::ReportSizes`].
+pub fn check(recipe: &Recipe) -> Result<(), ExportError> {
+    if recipe.sizes.is_some() { Err(ExportError::ReportSizes) } else { Ok(()) }
+}
+
 /// Compares an export in `folder` with float32 on the samples in `samples` (see
 /// [`read_samples`](crate::read_samples)).
 ///
@@ -98,6 +106,7 @@ pub fn measure(
     samples: &Path,
     on_step: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<QualityReport, ExportError> {
+    check(&manifest.recipe)?;
     let samples = read_samples(samples, folder)?;
     let scratch = tempfile::tempdir()
         .map_err(|source| ExportError::Write { path: std::env::temp_dir(), source })?;

@@ -10,7 +10,7 @@ use crate::{
 use super::{
     DECODE_STEPS, VerifyError,
     reference::{ReferenceModel, ReferenceState},
-    sample::Sample,
+    sample::{Sample, padded},
 };
 
 fn named(inputs: impl IntoIterator<Item = (&'static str, Tensor)>) -> Vec<(String, Tensor)> {
@@ -57,8 +57,9 @@ pub(super) fn genai_embeddings(
 }
 
 /// The batch of views as the inputs of the vision graphs.
-fn vision_inputs(sample: &Sample) -> Vec<(String, Tensor)> {
-    let (pixels, mask, shapes) = sample.padded();
+fn vision_inputs(
+    (pixels, mask, shapes): (Array3<f32>, Array2<i64>, Array2<i64>),
+) -> Vec<(String, Tensor)> {
     named([
         ("pixel_values", Tensor::floats(&pixels.view())),
         ("pixel_attention_mask", Tensor::ints(&mask.view())),
@@ -71,9 +72,23 @@ pub(super) fn vision_encoder(
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
-    let outputs = session.run(vision_inputs(sample))?;
     let mut comparison = Comparison::default();
-    comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
+    let Some((views, patches)) =
+        session.fixed_size("pixel_values", 0).zip(session.fixed_size("pixel_values", 1))
+    else {
+        let outputs = session.run(vision_inputs(sample.padded()))?;
+        comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
+        return Ok(comparison);
+    };
+    let factor = model.config().projector.downsample_factor;
+    for batch in sample.views.chunks(views) {
+        let outputs = session.run(vision_inputs(padded(batch, views, patches, factor)))?;
+        for (features, view) in outputs["image_features"].outer_iter().zip(batch) {
+            let expected = model.image_features(view.patches.view(), view.rows, view.cols)?;
+            let valid = features.slice_axis(Axis(0), (..expected.nrows()).into());
+            comparison.add(&valid, &expected);
+        }
+    }
     Ok(comparison)
 }
 
@@ -82,7 +97,7 @@ pub(super) fn vision_tower(
     model: &ReferenceModel<'_>,
     sample: &Sample,
 ) -> Result<Comparison, VerifyError> {
-    let outputs = session.run(vision_inputs(sample))?;
+    let outputs = session.run(vision_inputs(sample.padded()))?;
     let mut comparison = Comparison::default();
     for (hidden, view) in outputs["last_hidden_state"].outer_iter().zip(&sample.views) {
         let valid = hidden.slice_axis(Axis(0), (..view.rows * view.cols).into());

@@ -265,7 +265,10 @@ pub fn verify(
             Graph::VisionEncoder => (graphs::vision_encoder(&mut session, model, sample)?, None),
             Graph::VisionTower => (graphs::vision_tower(&mut session, model, sample)?, None),
             Graph::Projector => (graphs::projector(&mut session, model, sample)?, None),
-            Graph::Decoder | Graph::GenaiDecoder | Graph::SpeculativeDecoder => {
+            Graph::Decoder
+            | Graph::GenaiDecoder
+            | Graph::PrefillDecoder
+            | Graph::SpeculativeDecoder => {
                 let (comparison, top1) = graphs::decoder(session, model, sample)?;
                 (comparison, Some(top1))
             }

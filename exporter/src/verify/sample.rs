@@ -50,21 +50,31 @@ impl Sample {
 
     /// `pixel_values`, `pixel_attention_mask` and `spatial_shapes` of the batch, padded.
     pub(super) fn padded(&self) -> (Array3<f32>, Array2<i64>, Array2<i64>) {
-        let count = |view: &SampleView| view.patches.nrows();
+        let patches = self.views.iter().map(|view| view.patches.nrows()).max();
         // One patch more than needed, so that even the largest view is padded.
-        let patches = self.views.iter().map(count).max().unwrap_or_default() + 1;
-        let values = self.views.first().map_or(0, |view| view.patches.ncols());
-        let mut pixels = Array3::zeros((self.views.len(), patches, values));
-        let mut mask = Array2::zeros((self.views.len(), patches));
-        let mut shapes = Array2::zeros((self.views.len(), 2));
-        for (i, view) in self.views.iter().enumerate() {
-            pixels.slice_mut(s![i, ..count(view), ..]).assign(&view.patches);
-            mask.slice_mut(s![i, ..count(view)]).fill(1);
-            shapes[[i, 0]] = view.rows as i64;
-            shapes[[i, 1]] = view.cols as i64;
-        }
-        (pixels, mask, shapes)
+        padded(&self.views, self.views.len(), patches.unwrap_or_default() + 1, 1)
     }
+}
+
+/// `pixel_values`, `pixel_attention_mask` and `spatial_shapes` of some views, with views that are
+/// padding as a whole after them, whose shape is a block of `factor` x `factor`.
+pub(super) fn padded(
+    views: &[SampleView],
+    count: usize,
+    patches: usize,
+    factor: usize,
+) -> (Array3<f32>, Array2<i64>, Array2<i64>) {
+    let values = views.first().map_or(0, |view| view.patches.ncols());
+    let mut pixels = Array3::zeros((count, patches, values));
+    let mut mask = Array2::zeros((count, patches));
+    let mut shapes = Array2::from_elem((count, 2), factor as i64);
+    for (i, view) in views.iter().enumerate() {
+        pixels.slice_mut(s![i, ..view.patches.nrows(), ..]).assign(&view.patches);
+        mask.slice_mut(s![i, ..view.patches.nrows()]).fill(1);
+        shapes[[i, 0]] = view.rows as i64;
+        shapes[[i, 1]] = view.cols as i64;
+    }
+    (pixels, mask, shapes)
 }
 
 /// Reproducible noise (SplitMix64, Steele et al. 2014).

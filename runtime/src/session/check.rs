@@ -35,6 +35,7 @@ pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {
         head_dim: first(&attention, &key, 3),
         conv_l_cache: first(&conv, &|layer| format!("past_conv.{layer}"), 2),
         vision_hidden_size: 0,
+        downsample_factor: 0,
         patch_values: 0,
         layer_types: (0..count)
             .map(|layer| match conv.contains(&layer) {
