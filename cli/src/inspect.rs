@@ -71,6 +71,7 @@ fn report(engine: &Engine) -> Result<Value> {
                 "provider": info.provider,
                 "skipped": info.skipped,
                 "assignments": info.assignments,
+                "state_memory": info.state_memory,
                 "warning": crossing(&info),
             })
         })
@@ -144,6 +145,9 @@ fn to_text(report: &Value) -> String {
                 text += &format!(" {count} {operator}");
             }
             text.push('\n');
+        }
+        if let Some(memory) = graph["state_memory"].as_str() {
+            text += &format!("  state in the memory of {memory}\n");
         }
         if let Some(warning) = graph["warning"].as_str() {
             text += &format!("  warning: {warning}\n");

@@ -243,7 +243,7 @@ impl<'e> Generation<'e> {
         self.ahead.right = (!self.ahead.drafted.is_empty()).then_some(0);
         self.completion.drafted_tokens += self.ahead.drafted.len();
         ids.extend(&self.ahead.drafted);
-        let embeddings = self.engine.embed_answer(&ids)?;
+        let embeddings = self.engine.embed_answer(1, &ids)?;
         let kept = 1 + self.ahead.drafted.len();
         self.ahead.logits =
             self.engine.decoder().run_keeping(embeddings, state, kept)?.logits.into();

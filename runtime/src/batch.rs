@@ -180,8 +180,8 @@ impl<'e> Batch<'e> {
         let start = Instant::now();
         let ids: Vec<u32> =
             self.rows.iter().filter_map(|row| row.generation.last_token()).collect();
-        let embeddings = self.engine.embed_answer(&ids)?.permuted_axes([1, 0, 2]);
-        let logits = self.engine.decoder().run(embeddings, &mut self.state)?.logits;
+        let embeddings = self.engine.embed_answer(ids.len(), &ids)?;
+        let logits = self.engine.decoder().run_keeping(embeddings, &mut self.state, 1)?.logits;
         let seconds = start.elapsed().as_secs_f64();
         for (row, logits) in self.rows.iter_mut().zip(logits) {
             row.generation.take_logits(logits, seconds);

@@ -217,8 +217,7 @@ impl<'e> Conversation<'e> {
         let (mut logits, mut from) = (Vec::new(), reused_tokens);
         for end in self.pauses(&computed.tokens, reused_tokens) {
             let piece = s![.., from - reused_tokens..end - reused_tokens, ..];
-            let piece = embeddings.slice(piece).to_owned();
-            logits = decoder.run(piece, &mut computed.state)?.logits.concat();
+            logits = decoder.run(embeddings.slice(piece), &mut computed.state)?.logits.concat();
             if end < prompt_tokens {
                 self.remember(&computed.tokens[..end], &computed.state);
             }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, panic::resume_unwind, path::Path, thread, time:
 
 use lfm2vl_graphs::{Contract, Graph, ModelDims, Precision, Recipe};
 use ndarray::{Array2, Array3, Axis, concatenate};
+use ort::value::DynTensor;
 
 use crate::{
     Batch, Conversation, Error, GenerationOptions, PromptOptions, Prompter, Provider,
@@ -11,8 +12,8 @@ use crate::{
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{
-        Assignment, Decoder, EmbedTokens, GraphSession, Outlet, SessionOptions, Skipped, Vision,
-        check, dims_of, state_dtype,
+        Assignment, Decoder, DeviceMemory, EmbedTokens, GraphSession, Outlet, SessionOptions,
+        Skipped, Vision, check, dims_of, state_dtype,
     },
 };
 
@@ -70,6 +71,9 @@ pub struct GraphInfo {
     pub skipped: Vec<Skipped>,
     /// What each provider took of it. Nodes that no wanted provider takes run on the CPU.
     pub assignments: Vec<Assignment>,
+    /// Where a decoder's state lies between runs, by ONNX Runtime's name of the memory (`Cpu`,
+    /// `Cuda`); none for graphs without state.
+    pub state_memory: Option<String>,
 }
 
 impl EngineBuilder {
@@ -188,25 +192,36 @@ impl EngineBuilder {
                 false => Vision::Fused(open(Graph::VisionEncoder)?),
             })
         };
-        let decoder = match self.speculation {
-            true => Graph::SpeculativeDecoder,
-            false => Graph::Decoder,
+        let open_decoders = || -> Result<_, Error> {
+            let graph = match self.speculation {
+                true => Graph::SpeculativeDecoder,
+                false => Graph::Decoder,
+            };
+            // A folder without it runs prompts token by token.
+            let has_prefill = !folder.precisions(Graph::PrefillDecoder).is_empty();
+            let prefill = has_prefill.then(|| open(Graph::PrefillDecoder)).transpose()?;
+            Ok((open(graph)?, prefill))
         };
         // ONNX Runtime arranges the weights of a graph with one thread; the decoder's take as long as
         // all the rest.
         let (decoder, embed_tokens, vision, prompter) = thread::scope(|scope| {
-            let decoder = scope.spawn(|| open(decoder));
+            let decoder = scope.spawn(open_decoders);
             let prompter = Prompter::from_folder(&self.folder, &self.overrides);
             let (embed_tokens, vision) = (open(Graph::EmbedTokens), open_vision());
             let decoder = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
             (decoder, embed_tokens, vision, prompter)
         });
-        let (prompter, decoder) = (prompter?, decoder?);
+        let (prompter, (decoder, prefill)) = (prompter?, decoder?);
         let dims = dims_of(&decoder);
         let checker = Checker { contract: &contract, recipe: &recipe, dims: &dims };
-        let decoder = Decoder { spec: checker.check(&decoder)?, session: decoder };
+        let spec = checker.check(&decoder)?;
+        if let Some(prefill) = &prefill {
+            checker.check(prefill)?;
+        }
+        let decoder = Decoder::new(decoder, prefill, spec)?;
         let embed_tokens = embed_tokens?;
         checker.check(&embed_tokens)?;
+        let embed_tokens = EmbedTokens::new(embed_tokens, decoder.memory())?;
         let vision = vision?;
         for session in vision.sessions() {
             checker.check(session)?;
@@ -214,7 +229,7 @@ impl EngineBuilder {
         Ok(Engine {
             folder,
             prompter,
-            embed_tokens: EmbedTokens(embed_tokens),
+            embed_tokens,
             vision,
             decoder,
             load_seconds: start.elapsed().as_secs_f64(),
@@ -315,9 +330,10 @@ impl Engine {
         self.load_seconds
     }
 
-    /// Most tokens of a conversation.
+    /// Most tokens of a conversation: the model's, or fewer where the decoder has place for fewer.
     pub fn context(&self) -> usize {
-        self.folder.context()
+        let places = self.decoder.fixed_places().unwrap_or(usize::MAX);
+        self.folder.context().min(places)
     }
 
     /// The loaded graphs.
@@ -329,7 +345,8 @@ impl Engine {
                 .collect()
         };
         let mut sessions = self.vision.sessions();
-        sessions.extend([&self.embed_tokens.0, &self.decoder.session]);
+        sessions.push(&self.embed_tokens.session);
+        sessions.extend(self.decoder.sessions());
         sessions
             .into_iter()
             .map(|session| GraphInfo {
@@ -340,6 +357,8 @@ impl Engine {
                 provider: session.provider().to_owned(),
                 skipped: session.skipped().to_vec(),
                 assignments: session.assignments().to_vec(),
+                state_memory: (session.graph().weights() == Graph::Decoder)
+                    .then(|| self.decoder.memory().map_or("Cpu", DeviceMemory::name).to_owned()),
             })
             .collect()
     }
@@ -372,14 +391,14 @@ impl Engine {
         features: &[Array2<f32>],
     ) -> Result<Array2<f32>, Error> {
         let embeddings = self.embed(ids, features)?;
-        let step = self.decoder.run(embeddings, &mut self.decoder.new_state()?)?;
+        let step = self.decoder.run(embeddings.view(), &mut self.decoder.new_state()?)?;
         step.last_hidden_state.ok_or(Error::NoHiddenState)
     }
 
-    /// Embeddings [1, ids, hidden] of tokens that the model wrote; an image token among them has
-    /// no image.
-    pub(crate) fn embed_answer(&self, ids: &[u32]) -> Result<Array3<f32>, Error> {
-        self.embed_tokens.run(ids)
+    /// Embeddings [rows, ids / rows, hidden] of tokens that the model wrote; an image token among
+    /// them has no image.
+    pub(crate) fn embed_answer(&self, rows: usize, ids: &[u32]) -> Result<DynTensor, Error> {
+        self.embed_tokens.rows(rows, ids)
     }
 
     pub(crate) fn decoder(&self) -> &Decoder {

@@ -126,6 +126,16 @@ pub enum Error {
         /// Placeholders of the prompt.
         places: usize,
     },
+    /// A view does not fit a vision graph of fixed size.
+    #[error(
+        "a view of the image has {view} patches and the vision graph takes {graph}; allow fewer image tokens, or export with more 'patches' in the recipe's sizes"
+    )]
+    TooManyPatches {
+        /// Patches of the view.
+        view: usize,
+        /// Patches that the graph takes.
+        graph: usize,
+    },
     /// The decoder was exported without its hidden state.
     #[error("the decoder has no output last_hidden_state; export the model with --recipe features")]
     NoHiddenState,

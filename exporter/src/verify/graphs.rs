@@ -80,9 +80,8 @@ pub(super) fn vision_encoder(
         comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
         return Ok(comparison);
     };
-    let factor = model.config().projector.downsample_factor;
     for batch in sample.views.chunks(views) {
-        let outputs = session.run(vision_inputs(padded(batch, views, patches, factor)))?;
+        let outputs = session.run(vision_inputs(padded(batch, views, patches)))?;
         for (features, view) in outputs["image_features"].outer_iter().zip(batch) {
             let expected = model.image_features(view.patches.view(), view.rows, view.cols)?;
             let valid = features.slice_axis(Axis(0), (..expected.nrows()).into());

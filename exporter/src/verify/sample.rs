@@ -52,23 +52,23 @@ impl Sample {
     pub(super) fn padded(&self) -> (Array3<f32>, Array2<i64>, Array2<i64>) {
         let patches = self.views.iter().map(|view| view.patches.nrows()).max();
         // One patch more than needed, so that even the largest view is padded.
-        padded(&self.views, self.views.len(), patches.unwrap_or_default() + 1, 1)
+        padded(&self.views, self.views.len(), patches.unwrap_or_default() + 1)
     }
 }
 
-/// `pixel_values`, `pixel_attention_mask` and `spatial_shapes` of some views, with views that are
-/// padding as a whole after them, whose shape is a block of `factor` x `factor`.
+/// `pixel_values`, `pixel_attention_mask` and `spatial_shapes` of so many views; where there are
+/// fewer, the last one comes again.
 pub(super) fn padded(
     views: &[SampleView],
     count: usize,
     patches: usize,
-    factor: usize,
 ) -> (Array3<f32>, Array2<i64>, Array2<i64>) {
     let values = views.first().map_or(0, |view| view.patches.ncols());
     let mut pixels = Array3::zeros((count, patches, values));
     let mut mask = Array2::zeros((count, patches));
-    let mut shapes = Array2::from_elem((count, 2), factor as i64);
-    for (i, view) in views.iter().enumerate() {
+    let mut shapes = Array2::zeros((count, 2));
+    let again = std::iter::repeat_n(views.last(), count).flatten();
+    for (i, view) in views.iter().chain(again).take(count).enumerate() {
         pixels.slice_mut(s![i, ..view.patches.nrows(), ..]).assign(&view.patches);
         mask.slice_mut(s![i, ..view.patches.nrows()]).fill(1);
         shapes[[i, 0]] = view.rows as i64;

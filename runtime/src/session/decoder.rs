@@ -4,25 +4,33 @@ use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
 use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, concatenate, s};
 use ort::{
     session::SessionOutputs,
-    value::{DynValue, Value},
+    value::{DynTensor, Tensor},
 };
 
 use super::{
     DecoderState, GraphSession,
     check::{NUM_LOGITS, POSITION_IDS},
+    memory::{DeviceMemory, on_host},
+    state::fixed_places,
 };
 use crate::Error;
 
+const EMBEDDINGS: &str = "inputs_embeds";
 const LOGITS: &str = "logits";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
 /// Tokens that go through the decoder in one run at most. More make it no faster.
 const MAX_TOKENS: usize = 256;
 
-/// The decoder graph.
+/// The decoder graph, and the one for prompts where sizes are fixed.
 pub(crate) struct Decoder {
-    pub(crate) session: GraphSession,
-    pub(crate) spec: GraphSpec,
+    session: GraphSession,
+    prefill: Option<GraphSession>,
+    spec: GraphSpec,
+    /// Whether it writes keys and values into the buffers of the old ones.
+    in_place: bool,
+    /// Where its state lies; `None` is the host's memory.
+    memory: Option<DeviceMemory>,
 }
 
 /// What a run of the decoder gives.
@@ -35,12 +43,43 @@ pub(crate) struct Step {
 }
 
 impl Decoder {
+    /// A decoder of which `spec` are the inputs and outputs.
+    pub(crate) fn new(
+        session: GraphSession,
+        prefill: Option<GraphSession>,
+        spec: GraphSpec,
+    ) -> Result<Self, Error> {
+        let (in_place, memory) = session.with(|session| {
+            let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
+            let mut states =
+                spec.outputs.iter().filter(|output| output.name.starts_with("present"));
+            let memory = match states.next() {
+                Some(state) => DeviceMemory::of_output(session, &state.name)?,
+                None => None,
+            };
+            Ok((in_place, memory))
+        })?;
+        Ok(Decoder { session, prefill, spec, in_place, memory })
+    }
+
+    /// Every session.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = &GraphSession> {
+        [&self.session].into_iter().chain(&self.prefill)
+    }
+
+    /// Where its state lies.
+    pub(crate) fn memory(&self) -> Option<&DeviceMemory> {
+        self.memory.as_ref()
+    }
+
+    /// Most tokens of a state, where the graph has a limit.
+    pub(crate) fn fixed_places(&self) -> Option<usize> {
+        fixed_places(&self.spec)
+    }
+
     /// The state before any token.
     pub(crate) fn new_state(&self) -> Result<DecoderState, Error> {
-        self.session.with(|session| {
-            let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
-            DecoderState::new(&self.spec, in_place)
-        })
+        self.checked(DecoderState::new(&self.spec, self.in_place, self.memory.clone()))
     }
 
     /// Whether tokens can be dropped after a run.
@@ -59,15 +98,19 @@ impl Decoder {
     /// Long prompts go through in pieces, so that memory does not grow with them.
     pub(crate) fn run(
         &self,
-        embeddings: Array3<f32>,
+        embeddings: ArrayView3<'_, f32>,
         state: &mut DecoderState,
     ) -> Result<Step, Error> {
-        if embeddings.len_of(Axis(1)) <= MAX_TOKENS {
-            return self.run_keeping(embeddings, state, 1);
-        }
         let (mut logits, mut hidden_states) = (Vec::new(), Vec::new());
-        for piece in embeddings.axis_chunks_iter(Axis(1), MAX_TOKENS) {
-            let step = self.run_keeping(piece.to_owned(), state, 1)?;
+        let mut rest = embeddings;
+        while rest.len_of(Axis(1)) > 0 {
+            let (session, size) = self.session_for(rest.len_of(Axis(1)), state.tokens());
+            let piece;
+            (piece, rest) = rest.split_at(Axis(1), size.tokens);
+            let mut padded = Array3::zeros((piece.dim().0, size.padded, piece.dim().2));
+            padded.slice_mut(s![.., ..size.tokens, ..]).assign(&piece);
+            let padded = self.checked(Tensor::from_array(padded))?.upcast();
+            let step = self.run_session(session, padded, size, state, 1)?;
             logits = step.logits;
             hidden_states.extend(step.last_hidden_state);
         }
@@ -75,38 +118,81 @@ impl Decoder {
         Ok(Step { logits, last_hidden_state: concatenate(Axis(0), &views).ok() })
     }
 
-    /// As [`run`](Self::run), and gives the logits of the last `keep` positions; all but one of
-    /// them can be dropped from the state. More than one need a speculative decoder.
+    /// As [`run`](Self::run), over as many tokens as one run takes. Gives the logits of the last `keep`
+    /// positions; all but one of them can be dropped from the state. More than one need a
+    /// speculative decoder.
     pub(crate) fn run_keeping(
         &self,
-        embeddings: Array3<f32>,
+        embeddings: DynTensor,
         state: &mut DecoderState,
         keep: usize,
     ) -> Result<Step, Error> {
-        let tokens = embeddings.len_of(Axis(1));
+        let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
+        let takes = self.session.fixed_size(EMBEDDINGS, 1);
+        if takes.is_some_and(|takes| takes != tokens) {
+            let embeddings = self.checked(on_host(&embeddings))?;
+            let view = self.checked(embeddings.try_extract_array::<f32>())?;
+            let view = view.into_dimensionality::<Ix3>();
+            let view =
+                view.map_err(|_| self.session.contract_error("embeddings of another rank"))?;
+            return self.run(view, state);
+        }
+        self.run_session(&self.session, embeddings, Size::of(tokens), state, keep)
+    }
+
+    /// What to run the next of so many tokens with, and how many of them.
+    fn session_for(&self, tokens: usize, covered: usize) -> (&GraphSession, Size) {
+        let of = |session: &GraphSession| session.fixed_size(EMBEDDINGS, 1);
+        let Some(takes) = of(&self.session) else {
+            return (&self.session, Size::of(tokens.min(MAX_TOKENS)));
+        };
+        let places = self.fixed_places().unwrap_or_default();
+        let prefill = self.prefill.as_ref().and_then(|session| Some((session, of(session)?)));
+        // Padding needs a place, too.
+        match prefill.filter(|(_, padded)| tokens > 1 && covered + padded <= places) {
+            Some((session, padded)) => (session, Size { tokens: tokens.min(padded), padded }),
+            None => (&self.session, Size { tokens: tokens.min(takes), padded: takes }),
+        }
+    }
+
+    /// Runs a session over embeddings [rows, padded, hidden].
+    fn run_session(
+        &self,
+        session: &GraphSession,
+        embeddings: DynTensor,
+        size: Size,
+        state: &mut DecoderState,
+        keep: usize,
+    ) -> Result<Step, Error> {
+        let Size { tokens, padded } = size;
         let rows = state.rows();
         let positions =
             Array2::from_shape_fn((rows.len(), tokens), |(row, i)| (rows[row] + i) as i64);
-        let mut mask = Array2::<i64>::zeros((rows.len(), state.tokens() + tokens));
-        for (mut mask, row) in mask.rows_mut().into_iter().zip(rows) {
-            mask.slice_mut(s![..row + tokens]).fill(1);
-        }
-        self.session.with(|session| {
-            let mut inputs: Vec<(&str, DynValue)> = vec![
-                ("inputs_embeds", Value::from_array(embeddings)?.into_dyn()),
-                ("attention_mask", Value::from_array(mask)?.into_dyn()),
+        let mask = match self.fixed_places() {
+            // The new tokens stand behind the buffers.
+            Some(places) => Array2::from_shape_fn((rows.len(), places + padded), |(row, place)| {
+                i64::from(place < rows[row] || (places..places + tokens).contains(&place))
+            }),
+            None => Array2::from_shape_fn((rows.len(), state.tokens() + tokens), |(row, place)| {
+                i64::from(place < rows[row] + tokens)
+            }),
+        };
+        session.with(|ort_session| {
+            let mut inputs: Vec<(&str, DynTensor)> = vec![
+                (EMBEDDINGS, embeddings),
+                ("attention_mask", Tensor::from_array(mask)?.upcast()),
             ];
-            if self.session.has_input(POSITION_IDS) {
-                inputs.push((POSITION_IDS, Value::from_array(positions)?.into_dyn()));
+            if session.has_input(POSITION_IDS) {
+                inputs.push((POSITION_IDS, Tensor::from_array(positions)?.upcast()));
             }
-            if self.session.has_input(NUM_LOGITS) {
+            if session.has_input(NUM_LOGITS) {
                 let count = Array0::from_elem((), keep as i64);
-                inputs.push((NUM_LOGITS, Value::from_array(count)?.into_dyn()));
+                inputs.push((NUM_LOGITS, Tensor::from_array(count)?.upcast()));
             }
-            let gives_hidden = self.session.has_output(LAST_HIDDEN_STATE);
+            let gives_hidden = session.has_output(LAST_HIDDEN_STATE);
             let outputs = [LOGITS, LAST_HIDDEN_STATE];
             let outputs = if gives_hidden { &outputs[..] } else { &outputs[..1] };
-            state.run(session, tokens, inputs, outputs, |outputs| {
+            state.run(ort_session, tokens, inputs, outputs, |outputs| {
                 let logits = batch_of(outputs, LOGITS)?;
                 let first = logits.len_of(Axis(1)).checked_sub(keep);
                 let first =
@@ -118,6 +204,19 @@ impl Decoder {
                 Ok(Step { logits, last_hidden_state: hidden })
             })
         })
+    }
+}
+
+/// How many tokens a run is over, and how many with padding.
+#[derive(Clone, Copy)]
+struct Size {
+    tokens: usize,
+    padded: usize,
+}
+
+impl Size {
+    fn of(tokens: usize) -> Self {
+        Size { tokens, padded: tokens }
     }
 }
 

@@ -1,26 +1,66 @@
 //! Token embedding.
 
 use ndarray::{Array2, Array3, Axis, Ix3};
-use ort::value::Value;
+use ort::value::{DynTensor, DynTensorValueType, Tensor};
 
-use super::GraphSession;
+use super::{
+    GraphSession,
+    memory::{DeviceMemory, memory_info},
+};
 use crate::Error;
 
+const EMBEDDINGS: &str = "inputs_embeds";
+
 /// The token embedding graph.
-pub(crate) struct EmbedTokens(pub(crate) GraphSession);
+pub(crate) struct EmbedTokens {
+    pub(crate) session: GraphSession,
+    /// Where it puts embeddings that the decoder is given as they are; `None` is the host's memory.
+    memory: Option<DeviceMemory>,
+}
 
 impl EmbedTokens {
+    /// The graph, for a decoder whose state is in `decoder`'s memory.
+    pub(crate) fn new(
+        session: GraphSession,
+        decoder: Option<&DeviceMemory>,
+    ) -> Result<Self, Error> {
+        let memory = session.with(|session| DeviceMemory::of_output(session, EMBEDDINGS))?;
+        Ok(EmbedTokens { session, memory: memory.filter(|memory| Some(memory) == decoder) })
+    }
+
     /// Embeddings [1, ids, hidden].
     pub(crate) fn run(&self, ids: &[u32]) -> Result<Array3<f32>, Error> {
-        let row: Array2<i64> = Array2::from_shape_fn((1, ids.len()), |(_, i)| i64::from(ids[i]));
-        let embeddings = self.0.with(|session| {
-            let ids = Value::from_array(row)?;
-            let outputs = session.run(vec![("input_ids", ids)])?;
-            Ok(outputs["inputs_embeds"].try_extract_array::<f32>()?.to_owned())
-        })?;
-        let embeddings = embeddings.into_dimensionality::<Ix3>().ok();
+        let embeddings = self.run_in((1, ids.len()), ids, None)?;
+        let embeddings = embeddings.try_extract_array::<f32>().ok();
+        let embeddings = embeddings.and_then(|e| e.to_owned().into_dimensionality::<Ix3>().ok());
         embeddings
             .filter(|e| e.len_of(Axis(1)) == ids.len())
-            .ok_or_else(|| self.0.contract_error("inputs_embeds has not one row for each id"))
+            .ok_or_else(|| self.session.contract_error("inputs_embeds has not one row for each id"))
+    }
+
+    /// Embeddings [rows, ids / rows, hidden] for the decoder.
+    pub(crate) fn rows(&self, rows: usize, ids: &[u32]) -> Result<DynTensor, Error> {
+        self.run_in((rows, ids.len() / rows), ids, self.memory.as_ref())
+    }
+
+    fn run_in(
+        &self,
+        shape: (usize, usize),
+        ids: &[u32],
+        memory: Option<&DeviceMemory>,
+    ) -> Result<DynTensor, Error> {
+        let ids = ids.iter().map(|&id| i64::from(id)).collect();
+        let ids = Array2::from_shape_vec(shape, ids);
+        let ids = ids.map_err(|_| self.session.contract_error("rows of one length"))?;
+        self.session.with(|session| {
+            let mut binding = session.create_binding()?;
+            binding.bind_input("input_ids", &Tensor::from_array(ids)?)?;
+            binding.bind_output_to_device(EMBEDDINGS, &memory_info(memory)?)?;
+            let mut outputs = session.run_binding(&binding)?;
+            let embeddings = outputs.remove(EMBEDDINGS);
+            embeddings
+                .ok_or_else(|| ort::Error::new(format!("no output {EMBEDDINGS}")))?
+                .downcast::<DynTensorValueType>()
+        })
     }
 }

@@ -4,7 +4,9 @@ mod assignment;
 mod check;
 mod decoder;
 mod embedding;
+mod memory;
 mod state;
+mod tensors;
 mod vision;
 
 use std::{path::Path, sync::Mutex};
@@ -18,6 +20,7 @@ pub use assignment::Assignment;
 pub(crate) use check::{check, dims_of, state_dtype};
 pub(crate) use decoder::Decoder;
 pub(crate) use embedding::EmbedTokens;
+pub(crate) use memory::DeviceMemory;
 pub(crate) use state::{Checkpoint, DecoderState};
 pub(crate) use vision::Vision;
 
@@ -144,6 +147,12 @@ impl GraphSession {
 
     fn has_input(&self, name: &str) -> bool {
         self.inputs.iter().any(|input| input.name() == name)
+    }
+
+    /// The size of one axis of an input, where the graph fixes it.
+    pub(crate) fn fixed_size(&self, input: &str, axis: usize) -> Option<usize> {
+        let input = self.inputs.iter().find(|outlet| outlet.name() == input)?;
+        usize::try_from(*input.dtype().tensor_shape()?.get(axis)?).ok()
     }
 
     fn has_output(&self, name: &str) -> bool {

@@ -1,14 +1,14 @@
 //! The decoder's hybrid state: conv states, keys and values, as the last run left them.
 
-use std::{fmt::Debug, ops::Range};
-
-use half::f16;
-use lfm2vl_graphs::{Dim, Dtype, GraphSpec, Tensor as Input};
-use ndarray::{ArrayD, Axis, Slice};
+use lfm2vl_graphs::{Dim, GraphSpec};
 use ort::{
-    memory::{Allocator, MemoryInfo},
     session::{Session, SessionOutputs},
-    value::{DynTensor, DynValue, PrimitiveTensorElementType, TensorElementType, Value},
+    value::{DynTensor, DynTensorValueType},
+};
+
+use super::{
+    memory::{DeviceMemory, memory_info},
+    tensors::{Part, Rest, assemble, axis_2, bytes, copy, size, write, zeros},
 };
 
 /// Tokens by which buffers of keys and values grow at least. Memory that is never written is never
@@ -21,9 +21,21 @@ pub(crate) struct DecoderState {
     tensors: Vec<StateTensor>,
     /// Tokens that the state covers, of each row.
     tokens: Vec<usize>,
-    /// Tokens that the buffers of keys and values have place for; `None` where each run makes new
-    /// ones.
-    capacity: Option<usize>,
+    cache: Cache,
+    /// Where the tensors are; `None` is the host's memory.
+    memory: Option<DeviceMemory>,
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Cache {
+    /// Each run makes new ones.
+    #[default]
+    Remade,
+    /// In buffers that runs write into, and that grow; with places for so many tokens.
+    Growing(usize),
+    /// In buffers of one length, which runs write into or else this program.
+    Fixed { places: usize, by_graph: bool },
 }
 
 struct StateTensor {
@@ -31,7 +43,7 @@ struct StateTensor {
     present: String,
     /// Conv states [batch, hidden, columns], or keys or values [batch, kv_heads, tokens, head_dim].
     /// Where ONNX Runtime made it, a run takes it without a copy.
-    value: DynValue,
+    value: DynTensor,
     /// Columns that a run takes of conv states; `None` for keys and values. After a run that kept
     /// several positions there are more, the last position's at the end.
     conv_width: Option<usize>,
@@ -41,7 +53,7 @@ struct StateTensor {
 /// those of a shorter one, but conv states do not.
 pub(crate) struct Checkpoint {
     tokens: usize,
-    conv: Vec<DynValue>,
+    conv: Vec<DynTensor>,
 }
 
 impl Checkpoint {
@@ -54,7 +66,18 @@ impl Checkpoint {
 impl DecoderState {
     /// The state before any token: zero conv states, no keys and values. With `in_place` the graph
     /// writes new keys and values into the buffers of the old ones.
-    pub(crate) fn new(decoder: &GraphSpec, in_place: bool) -> ort::Result<Self> {
+    pub(crate) fn new(
+        decoder: &GraphSpec,
+        in_place: bool,
+        memory: Option<DeviceMemory>,
+    ) -> ort::Result<Self> {
+        let cache = match (fixed_places(decoder), in_place) {
+            (Some(places), by_graph) => Cache::Fixed { places, by_graph },
+            (None, true) => Cache::Growing(0),
+            (None, false) => Cache::Remade,
+        };
+        // This program writes where it can.
+        let memory = memory.filter(|_| !matches!(cache, Cache::Fixed { by_graph: false, .. }));
         let tensors = decoder.inputs.iter().filter_map(|input| {
             let (present, is_conv) = match input.name.split_once('.')? {
                 ("past_conv", layer) => (format!("present_conv.{layer}"), true),
@@ -62,15 +85,15 @@ impl DecoderState {
                 _ => return None,
             };
             let conv_width = is_conv.then(|| size(&input.shape[2]));
-            let value = zeros(input);
+            let value = zeros(input).and_then(|value| match &memory {
+                Some(memory) => memory.hold(value),
+                None => Ok(value),
+            });
             let past = input.name.clone();
             Some(value.map(|value| StateTensor { past, present, value, conv_width }))
         });
-        Ok(DecoderState {
-            tensors: tensors.collect::<ort::Result<_>>()?,
-            tokens: vec![0],
-            capacity: in_place.then_some(0),
-        })
+        let tensors = tensors.collect::<ort::Result<_>>()?;
+        Ok(DecoderState { tensors, tokens: vec![0], cache, memory })
     }
 
     /// Tokens that the state covers, of the longest row.
@@ -86,7 +109,7 @@ impl DecoderState {
     /// Whether rows of different lengths can be run together: keys and values then lie in buffers
     /// of one length.
     pub(crate) fn can_be_batched(&self) -> bool {
-        self.capacity.is_some()
+        matches!(self.cache, Cache::Growing(_))
     }
 
     /// Runs the session over `tokens` more tokens of each row with these inputs besides the state,
@@ -95,15 +118,19 @@ impl DecoderState {
         &mut self,
         session: &mut Session,
         tokens: usize,
-        inputs: Vec<(&str, DynValue)>,
+        inputs: Vec<(&str, DynTensor)>,
         outputs: &[&str],
         read: impl FnOnce(&SessionOutputs<'_>) -> ort::Result<T>,
     ) -> ort::Result<T> {
         self.reserve(self.tokens() + tokens)?;
         self.drop_columns(0)?;
-        let in_place = self.capacity.is_some();
+        let in_place = match self.cache {
+            Cache::Remade => false,
+            Cache::Growing(_) => true,
+            Cache::Fixed { by_graph, .. } => by_graph,
+        };
         let mut binding = session.create_binding()?;
-        let memory = MemoryInfo::default();
+        let (memory, host) = (memory_info(self.memory.as_ref())?, memory_info(None)?);
         for (name, value) in &inputs {
             binding.bind_input(*name, value)?;
         }
@@ -115,13 +142,21 @@ impl DecoderState {
             }
         }
         for name in outputs {
-            binding.bind_output_to_device(*name, &memory)?;
+            binding.bind_output_to_device(*name, &host)?;
         }
         let mut made = session.run_binding(&binding)?;
+        let covered = self.tokens();
         for tensor in self.tensors.iter_mut().filter(|t| !in_place || t.conv_width.is_some()) {
-            tensor.value = made
+            let new = made
                 .remove(&tensor.present)
                 .ok_or_else(|| ort::Error::new(format!("no output {}", tensor.present)))?;
+            let new = new.downcast::<DynTensorValueType>()?;
+            match self.cache {
+                Cache::Fixed { .. } if tensor.conv_width.is_none() => {
+                    write(&new, tokens, &mut tensor.value, covered)?;
+                }
+                _ => tensor.value = new,
+            }
         }
         let result = read(&made);
         self.tokens.iter_mut().for_each(|row| *row += tokens);
@@ -130,17 +165,27 @@ impl DecoderState {
 
     /// Makes place for keys and values of so many tokens.
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
-        let Some(capacity) = self.capacity.filter(|&capacity| capacity < tokens) else {
-            return Ok(());
+        let (places, rest) = match self.cache {
+            Cache::Growing(places) if places < tokens => {
+                (tokens.max(places * 3 / 2).next_multiple_of(GROWTH), Rest::Unwritten)
+            }
+            Cache::Fixed { places, .. } if places < tokens => {
+                return Err(ort::Error::new(format!("the decoder has place for {places} tokens")));
+            }
+            // What is behind the tokens is multiplied with zero.
+            Cache::Fixed { places, .. } => (places, Rest::Zero),
+            Cache::Remade | Cache::Growing(_) => return Ok(()),
         };
-        let capacity = tokens.max(capacity * 3 / 2).next_multiple_of(GROWTH);
-        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_none()) {
+        let caches = self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_none());
+        for tensor in caches.filter(|tensor| axis_2(&tensor.value) < places) {
             let rows = self.tokens.iter().enumerate();
             let parts: Vec<_> =
                 rows.map(|(row, &tokens)| Part { of: &tensor.value, row, at: 0..tokens }).collect();
-            tensor.value = assemble(&parts, capacity)?;
+            tensor.value = assemble(&parts, places, rest, self.memory.as_ref())?;
         }
-        self.capacity = Some(capacity);
+        if let Cache::Growing(old) = &mut self.cache {
+            *old = places;
+        }
         Ok(())
     }
 
@@ -165,18 +210,19 @@ impl DecoderState {
             let parts: Vec<_> = (0..self.tokens.len())
                 .map(|row| Part { of: &tensor.value, row, at: end - width..end })
                 .collect();
-            tensor.value = assemble(&parts, width)?;
+            tensor.value = assemble(&parts, width, Rest::Unwritten, self.memory.as_ref())?;
         }
         Ok(())
     }
 
     /// Leaves the keys and values of the first tokens, where their number is told by their shape.
     fn shorten(&mut self, tokens: usize) -> ort::Result<()> {
-        if self.capacity.is_some() {
+        if self.cache != Cache::Remade {
             return Ok(());
         }
         for tensor in self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_none()) {
-            tensor.value = assemble(&[Part { of: &tensor.value, row: 0, at: 0..tokens }], tokens)?;
+            let first = Part { of: &tensor.value, row: 0, at: 0..tokens };
+            tensor.value = assemble(&[first], tokens, Rest::Unwritten, self.memory.as_ref())?;
         }
         Ok(())
     }
@@ -184,7 +230,8 @@ impl DecoderState {
     /// Remembers this state.
     pub(crate) fn checkpoint(&self) -> ort::Result<Checkpoint> {
         let conv = self.tensors.iter().filter(|tensor| tensor.conv_width.is_some());
-        let conv = conv.map(|tensor| copy(&tensor.value)).collect::<ort::Result<_>>()?;
+        let copies = conv.map(|tensor| copy(&tensor.value, self.memory.as_ref()));
+        let conv = copies.collect::<ort::Result<_>>()?;
         Ok(Checkpoint { tokens: self.tokens(), conv })
     }
 
@@ -192,7 +239,7 @@ impl DecoderState {
     pub(crate) fn rewind(&mut self, checkpoint: &Checkpoint) -> ort::Result<()> {
         let conv = self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_some());
         for (tensor, earlier) in conv.zip(&checkpoint.conv) {
-            tensor.value = copy(earlier)?;
+            tensor.value = copy(earlier, self.memory.as_ref())?;
         }
         self.tokens = vec![checkpoint.tokens];
         self.shorten(checkpoint.tokens)
@@ -210,11 +257,7 @@ impl DecoderState {
 
     /// Bytes of the state's buffers.
     pub(crate) fn bytes(&self) -> usize {
-        let bytes = |tensor: &StateTensor| {
-            let size = if is_half(&tensor.value) { 2 } else { 4 };
-            size * shape(&tensor.value).iter().product::<usize>()
-        };
-        self.tensors.iter().map(bytes).sum()
+        self.tensors.iter().map(|tensor| bytes(&tensor.value)).sum()
     }
 
     /// Adds the row of another state.
@@ -225,14 +268,14 @@ impl DecoderState {
         }
         let mut rows: Vec<_> = (0..self.tokens.len()).map(|row| (&*self, row)).collect();
         rows.push((&row, 0));
-        let capacity = self.capacity.max(row.capacity).unwrap_or_default();
+        let capacity = self.growing_places().max(row.growing_places());
         *self = self.select(&rows, capacity)?;
         Ok(())
     }
 
     /// Takes out a row; those after it move up.
     pub(crate) fn leave(&mut self, row: usize) -> ort::Result<DecoderState> {
-        let capacity = self.capacity.unwrap_or_default();
+        let capacity = self.growing_places();
         let left = self.select(&[(self, row)], capacity)?;
         let rest: Vec<_> =
             (0..self.tokens.len()).filter(|&r| r != row).map(|row| (&*self, row)).collect();
@@ -255,91 +298,37 @@ impl DecoderState {
                 Part { of, row, at }
             };
             let parts: Vec<_> = rows.iter().map(part).collect();
-            let places = match self.capacity {
-                Some(_) => capacity,
-                None => parts.iter().map(|part| part.at.len()).max().unwrap_or_default(),
+            let places = match self.cache {
+                Cache::Remade => parts.iter().map(|part| part.at.len()).max().unwrap_or_default(),
+                Cache::Growing(_) | Cache::Fixed { .. } => capacity,
             };
-            let value = assemble(&parts, tensor.conv_width.unwrap_or(places))?;
+            let places = tensor.conv_width.unwrap_or(places);
+            let value = assemble(&parts, places, Rest::Unwritten, self.memory.as_ref())?;
             let (past, present) = (tensor.past.clone(), tensor.present.clone());
             Ok(StateTensor { past, present, value, conv_width: tensor.conv_width })
         });
         Ok(DecoderState {
             tensors: tensors.collect::<ort::Result<_>>()?,
             tokens: rows.iter().map(|(state, row)| state.tokens[*row]).collect(),
-            capacity: self.capacity.map(|_| capacity),
+            cache: match self.cache {
+                Cache::Growing(_) => Cache::Growing(capacity),
+                other => other,
+            },
+            memory: self.memory.clone(),
         })
     }
-}
 
-/// The first value of an input for a batch of one; sizes that grow are 0.
-fn zeros(input: &Input) -> ort::Result<DynValue> {
-    let shape: Vec<usize> = input.shape.iter().map(size).collect();
-    match input.dtype {
-        Dtype::Float16 => {
-            Value::from_array(ArrayD::from_elem(shape, f16::ZERO)).map(Value::into_dyn)
-        }
-        _ => Value::from_array(ArrayD::<f32>::zeros(shape)).map(Value::into_dyn),
+    fn growing_places(&self) -> usize {
+        if let Cache::Growing(places) = self.cache { places } else { 0 }
     }
 }
 
-fn size(dim: &Dim) -> usize {
-    match dim {
-        Dim::Fixed(size) => *size,
-        Dim::Free(name) => usize::from(name == "batch_size"),
+/// The length of the buffers of keys and values, where the graph fixes it.
+pub(crate) fn fixed_places(decoder: &GraphSpec) -> Option<usize> {
+    let mut caches =
+        decoder.inputs.iter().filter(|input| input.name.starts_with("past_key_values."));
+    match caches.next()?.shape.get(2)? {
+        Dim::Fixed(places) => Some(*places),
+        Dim::Free(_) => None,
     }
-}
-
-fn is_half(value: &DynValue) -> bool {
-    value.dtype().tensor_type() == Some(TensorElementType::Float16)
-}
-
-fn shape(value: &DynValue) -> Vec<usize> {
-    let shape = value.shape().iter();
-    shape.map(|&size| size.max(0) as usize).collect()
-}
-
-/// Columns of conv states; tokens that keys or values have place for.
-fn axis_2(value: &DynValue) -> usize {
-    shape(value).get(2).copied().unwrap_or_default()
-}
-
-/// Places `at` on the third axis of one row of a state's tensor.
-struct Part<'v> {
-    of: &'v DynValue,
-    row: usize,
-    at: Range<usize>,
-}
-
-/// A new tensor of which each row begins with a part, and has `capacity` places on its third axis.
-/// What is in the other places is never read.
-fn assemble(parts: &[Part<'_>], capacity: usize) -> ort::Result<DynValue> {
-    match parts.iter().any(|part| is_half(part.of)) {
-        true => assemble_of::<f16>(parts, capacity),
-        false => assemble_of::<f32>(parts, capacity),
-    }
-}
-
-fn assemble_of<T>(parts: &[Part<'_>], capacity: usize) -> ort::Result<DynValue>
-where
-    T: PrimitiveTensorElementType + Clone + Debug + 'static,
-{
-    let mut shape = parts.first().map_or_else(Vec::new, |part| shape(part.of));
-    let no_rows = || ort::Error::new("a state needs a row");
-    *shape.first_mut().ok_or_else(no_rows)? = parts.len();
-    *shape.get_mut(2).ok_or_else(no_rows)? = capacity;
-    let mut new = DynTensor::new(&Allocator::default(), T::into_tensor_element_type(), shape)?;
-    let mut rows = new.try_extract_array_mut::<T>()?;
-    for (mut row, part) in rows.outer_iter_mut().zip(parts) {
-        let from = part.of.try_extract_array::<T>()?;
-        let from = from.index_axis(Axis(0), part.row);
-        row.slice_axis_mut(Axis(1), Slice::from(..part.at.len()))
-            .assign(&from.slice_axis(Axis(1), Slice::from(part.at.clone())));
-    }
-    Ok(new.into_dyn())
-}
-
-/// A copy of a state of one row.
-fn copy(value: &DynValue) -> ort::Result<DynValue> {
-    let columns = axis_2(value);
-    assemble(&[Part { of: value, row: 0, at: 0..columns }], columns)
 }

@@ -1,0 +1,117 @@
+//! Where tensors lie: in the host's memory, or in that of the device that runs a graph.
+
+use std::{
+    borrow::Cow,
+    ffi::CStr,
+    ptr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ndarray::arr1;
+use ort::{
+    AsPointer,
+    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
+    session::Session,
+    sys::OrtMemoryInfoDeviceType,
+    value::{DynTensor, Tensor},
+};
+
+/// The memory of a device, by ONNX Runtime's name of it and the device's number.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceMemory {
+    name: String,
+    id: i32,
+    allocator: Arc<Mutex<Allocator>>,
+}
+
+impl PartialEq for DeviceMemory {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, self.id) == (&other.name, other.id)
+    }
+}
+
+impl DeviceMemory {
+    /// Where a session puts the output `name`, if that is a device that tensors can be copied to and
+    /// from; `None` for the host's memory.
+    pub(crate) fn of_output(session: &Session, name: &str) -> ort::Result<Option<Self>> {
+        let outputs = session.outputs();
+        let Some(index) = outputs.iter().position(|output| output.name() == name) else {
+            return Ok(None);
+        };
+        let api = ort::api();
+        let mut places = vec![ptr::null(); outputs.len()];
+        let mut device = OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+        let (mut id, mut text) = (0, ptr::null());
+        // SAFETY: the session is alive, `places` has room for all outputs, and the others are valid for
+        // writes. ONNX Runtime keeps what it sets them to as long as the session.
+        let (name, id) = unsafe {
+            let get = api.SessionGetMemoryInfoForOutputs;
+            ort::Error::result_from_status(get(session.ptr(), places.as_mut_ptr(), places.len()))?;
+            (api.MemoryInfoGetDeviceType)(places[index], &raw mut device);
+            if device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU {
+                return Ok(None);
+            }
+            ort::Error::result_from_status((api.MemoryInfoGetId)(places[index], &raw mut id))?;
+            ort::Error::result_from_status((api.MemoryInfoGetName)(places[index], &raw mut text))?;
+            (CStr::from_ptr(text).to_string_lossy().into_owned(), id)
+        };
+        let memory = DeviceMemory::new(session, name, id)?;
+        Ok(memory.keeps_tensors().then_some(memory))
+    }
+
+    fn new(session: &Session, name: String, id: i32) -> ort::Result<Self> {
+        let info = info_of(&name, id)?;
+        let allocator = Arc::new(Mutex::new(Allocator::new(session, info)?));
+        Ok(DeviceMemory { name, id, allocator })
+    }
+
+    /// Whether a tensor comes back from it as it was.
+    fn keeps_tensors(&self) -> bool {
+        let there_and_back = || -> ort::Result<bool> {
+            let sent = Tensor::from_array(arr1(&[1.0_f32, 2.0]))?;
+            let kept = self.hold(sent.upcast())?;
+            let back = on_host(&kept)?;
+            Ok(back.try_extract_array::<f32>()? == arr1(&[1.0_f32, 2.0]).into_dyn())
+        };
+        there_and_back().unwrap_or(false)
+    }
+
+    /// A copy of a tensor in this memory; one without elements stays where it is.
+    pub(crate) fn hold(&self, tensor: DynTensor) -> ort::Result<DynTensor> {
+        if tensor.shape().num_elements() == 0 {
+            return Ok(tensor);
+        }
+        let allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only such tensors can be bound to outputs.
+        let mut held = DynTensor::new(&allocator, *tensor.data_type(), tensor.shape().clone())?;
+        drop(allocator);
+        tensor.copy_into(&mut held)?;
+        Ok(held)
+    }
+
+    /// ONNX Runtime's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A description for ONNX Runtime.
+pub(crate) fn memory_info(memory: Option<&DeviceMemory>) -> ort::Result<MemoryInfo<'static>> {
+    match memory {
+        Some(memory) => info_of(&memory.name, memory.id),
+        None => Ok(MemoryInfo::default()),
+    }
+}
+
+fn info_of(name: &str, id: i32) -> ort::Result<MemoryInfo<'static>> {
+    let device = AllocationDevice::new(name);
+    MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::Default)
+}
+
+/// The tensor, or a copy of it where it lies on a device.
+pub(crate) fn on_host(tensor: &DynTensor) -> ort::Result<Cow<'_, DynTensor>> {
+    match tensor.memory_info().is_cpu_accessible() {
+        true => Ok(Cow::Borrowed(tensor)),
+        false => tensor.to(AllocationDevice::CPU, 0).map(Cow::Owned),
+    }
+}
