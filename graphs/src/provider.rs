@@ -18,9 +18,6 @@ pub struct ProviderTable {
     pub onnxruntime: String,
     /// Where the table was taken from.
     pub source: String,
-    /// Whether it takes nodes whose shapes are not all known; what is predicted does not look at
-    /// shapes.
-    pub dynamic_shapes: bool,
     /// What it takes of each operator; one that is not here it does not take. Names outside the
     /// standard domain begin with `DOMAIN:`.
     pub operators: BTreeMap<String, OperatorSupport>,
@@ -35,7 +32,10 @@ pub struct OperatorSupport {
     /// Inputs that must be constants, by their places.
     #[serde(default)]
     pub constant: Vec<usize>,
-    /// The largest rank, which is not looked at either.
+    /// Whether the sizes of the main input must all be known beforehand.
+    #[serde(default)]
+    pub static_input: bool,
+    /// The largest rank of inputs and outputs.
     pub max_rank: Option<usize>,
     /// A limit that the other keys cannot say.
     pub note: Option<String>,

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import onnxruntime
+import static_folder
 from safetensors.numpy import load_file
 
 BARS = {"features": 1e-4, "logits": 1e-3, "steps": 1e-3, "states": 1e-4}
@@ -34,11 +35,34 @@ def image_features(graphs, golden):
     pixels[mask == 1] = ((golden["pixels_uint8"] / 255).astype(np.float32) - 0.5) / 0.5
     shapes = golden["spatial_shapes"]
     inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+    if "decoder_prefill" in graphs:
+        return static_folder.image_features(graphs["vision_encoder"], pixels, mask, shapes)
     if "vision_encoder" in graphs:
         return graphs["vision_encoder"].run(["image_features"], inputs)[0]
     hidden = graphs["vision_tower"].run(["last_hidden_state"], inputs)[0]
     inputs = {"last_hidden_state": hidden, "spatial_shapes": shapes}
     return graphs["projector"].run(["image_features"], inputs)[0]
+
+
+class Decoder:
+    """The rows of a batch, with their state."""
+
+    def __init__(self, graph, rows):
+        self.graph, self.outputs = graph, [o.name for o in graph.get_outputs()]
+        sizes = {"batch_size": rows, "past_sequence": 0}
+        self.state = {
+            i.name: np.zeros([sizes.get(d, d) for d in i.shape], np.float32)
+            for i in graph.get_inputs()
+            if i.name.startswith("past")
+        }
+
+    def run(self, embeds, mask):
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, **self.state}
+        results = dict(zip(self.outputs, self.graph.run(self.outputs, inputs)))
+        for name in self.state:
+            present = name.replace("past_key_values", "present").replace("past_conv", "present_conv")
+            self.state[name] = results[present]
+        return results["logits"]
 
 
 def check(folder, golden):
@@ -50,23 +74,9 @@ def check(folder, golden):
     embeds = embed.run(None, {"input_ids": ids})[0]
     embeds[ids == image_token] = golden["image_features"]
 
-    outputs = [o.name for o in decoder.get_outputs()]
-    sizes = {"batch_size": len(ids), "past_sequence": 0}
-    state = {
-        i.name: np.zeros([sizes.get(d, d) for d in i.shape], np.float32)
-        for i in decoder.get_inputs()
-        if i.name.startswith("past")
-    }
-
-    def run(embeds):
-        inputs = {"inputs_embeds": embeds, "attention_mask": mask, **state}
-        results = dict(zip(outputs, decoder.run(outputs, inputs)))
-        for name in state:
-            present = name.replace("past_key_values", "present").replace("past_conv", "present_conv")
-            state[name] = results[present]
-        return results["logits"]
-
-    logits = run(embeds)
+    decoder = static_folder.Decoder(graphs) if "decoder_prefill" in graphs else Decoder(decoder, len(ids))
+    logits = decoder.run(embeds, mask)
+    state = decoder.state
     every = logits.shape[1] > 1
     errors["logits"] = error(
         logits[:, golden["logits_positions"]] if every else logits, golden["logits"][:, slice(None) if every else slice(-1, None)]
@@ -84,7 +94,7 @@ def check(folder, golden):
     for step in range(golden["greedy_ids"].shape[1]):
         greedy.append(logits[:, -1].argmax(-1))
         mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
-        logits = run(embed.run(None, {"input_ids": greedy[-1][:, None]})[0])
+        logits = decoder.run(embed.run(None, {"input_ids": greedy[-1][:, None]})[0], mask)
         if "step_logits" in golden:
             errors["steps"] = max(errors["steps"], error(logits[:, -1], golden["step_logits"][:, step]))
     return errors, np.array_equal(np.array(greedy).T, golden["greedy_ids"])

@@ -10,6 +10,6 @@ mod write;
 
 pub(crate) use graph::{Attribute, FinishedGraph, Floats, GraphBuilder, Op, Tap, Value};
 pub(crate) use ops::Gelu;
-pub(crate) use proto::{DataType, GraphProto, ModelProto, NodeProto, TensorProto};
+pub(crate) use proto::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 pub(crate) use weight::Encoding;
 pub(crate) use write::{Model, Plan, WrittenFile, write_file};

@@ -97,7 +97,7 @@ fn a_plugin_without_a_device_gives_way_to_the_next_provider() {
 #[test]
 fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
     let Some(openvino) = plugin("LFM2VL_OPENVINO") else { return };
-    for recipe in ["default", "portable"] {
+    for recipe in ["default", "portable", "tensorrt", "coreml"] {
         let Some(engine) = on_plugin(recipe, &openvino) else { return };
         for partition in predicted(recipe, Precision::Fp32, "openvino") {
             let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
@@ -147,7 +147,7 @@ fn the_cpu_takes_all_as_predicted() {
 
 #[test]
 fn providers_have_all_of_their_recipes() {
-    for name in ["cuda", "tensorrt", "directml"] {
+    for name in ["cuda", "tensorrt", "coreml", "directml"] {
         for precision in Recipe::builtin(name).unwrap().precisions {
             for partition in predicted(name, precision, name) {
                 let graph = partition.graph;
@@ -166,7 +166,10 @@ fn check_provider_names_what_is_left_and_writes_nothing() {
     let decoder = report["graphs"].as_array().unwrap();
     let decoder = decoder.iter().find(|graph| graph["graph"] == "decoder_model_merged").unwrap();
     let left = decoder["left"].as_array().unwrap();
-    let attention =
-        left.iter().find(|left| left["operator"] == "com.microsoft:GroupQueryAttention");
-    assert_eq!(attention.unwrap()["reason"], "the provider does not have it");
+    let reason = |operator: &str| {
+        let left = left.iter().find(|left| left["operator"] == operator);
+        left.unwrap()["reason"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(reason("com.microsoft:GroupQueryAttention"), "the provider does not have it");
+    assert_eq!(reason("Slice"), "its input has free sizes");
 }

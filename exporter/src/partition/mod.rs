@@ -1,10 +1,13 @@
 //! Which nodes of a graph an execution provider will take, told from its table of operators before
 //! anyone has the hardware.
 
+mod shapes;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use lfm2vl_graphs::{Contract, Dtype, Graph, Precision, ProviderTable};
+use lfm2vl_graphs::{Contract, Dtype, Graph, OperatorSupport, Precision, ProviderTable};
 use serde::Serialize;
+use shapes::Shapes;
 
 use crate::{
     ExportOptions,
@@ -114,11 +117,13 @@ enum Verdict {
 struct Values {
     types: HashMap<String, DataType>,
     constants: HashSet<String>,
+    shapes: Shapes,
 }
 
 impl Values {
     fn of(finished: &FinishedGraph) -> Self {
-        let mut values = Values { types: HashMap::new(), constants: HashSet::new() };
+        let shapes = Shapes::of(finished);
+        let mut values = Values { types: HashMap::new(), constants: HashSet::new(), shapes };
         for input in &finished.spec.inputs {
             let data_type = match input.dtype {
                 Dtype::Float32 => DataType::Float,
@@ -146,6 +151,7 @@ impl Values {
         for name in &node.output {
             self.types.insert(name.clone(), output);
         }
+        self.shapes.add(node);
         let mut inputs = node.input.iter().filter(|input| !input.is_empty());
         // ONNX Runtime leaves DequantizeLinear for providers that compute with integers.
         let stays = node.op_type == "DequantizeLinear" || branches(node).next().is_some();
@@ -167,12 +173,30 @@ impl Values {
         if let Some(place) = support.constant.iter().find(not_constant) {
             return Verdict::Left(format!("input {place} is no constant"));
         }
+        if let Some(reason) = self.unfit_shape(node, support) {
+            return Verdict::Left(reason);
+        }
         for inner in branches(node).flat_map(|branch| &branch.node) {
             if let Verdict::Left(reason) = self.judge(inner, table) {
                 return Verdict::Left(format!("{} in a branch: {reason}", operator(inner)));
             }
         }
         Verdict::Taken
+    }
+
+    /// Why the provider does not take a node with these shapes.
+    fn unfit_shape(&self, node: &NodeProto, support: &OperatorSupport) -> Option<String> {
+        let shape = |name: &String| self.shapes.get(name);
+        let ranks = node.input.iter().chain(&node.output).filter_map(shape).map(Vec::len);
+        let (rank, most) = (ranks.max().unwrap_or(0), support.max_rank.unwrap_or(usize::MAX));
+        if rank > most {
+            return Some(format!("rank {rank}, and {most} is the most"));
+        }
+        let is_known = || {
+            let main = node.input.first().and_then(shape);
+            main.is_some_and(|sizes| sizes.iter().all(Option::is_some))
+        };
+        (support.static_input && !is_known()).then(|| "its input has free sizes".to_owned())
     }
 
     /// The type that tables speak of.
