@@ -94,7 +94,7 @@ impl GraphSession {
             .collect()
     }
 
-    /// Runs the graph; all outputs of the contract by name.
+    /// Runs the graph; all outputs of the contract that are floats by name.
     pub(crate) fn run(
         &mut self,
         inputs: Vec<(String, Tensor)>,
@@ -116,9 +116,8 @@ impl GraphSession {
             })
             .collect::<Result<Vec<_>, SessionError>>()?;
         let outputs = self.session.run(inputs).map_err(&run_error)?;
-        self.spec
-            .outputs
-            .iter()
+        let floats = self.spec.outputs.iter().filter(|tensor| tensor.dtype != Dtype::Int64);
+        floats
             .map(|tensor| {
                 let output = &outputs[tensor.name.as_str()];
                 let array = match tensor.dtype {

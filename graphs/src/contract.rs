@@ -253,6 +253,7 @@ enum Symbol {
 #[serde(rename_all = "snake_case")]
 enum RecipeOption {
     LastHiddenState,
+    Candidates,
     GraphUpdatesCache,
     ClientUpdatesCache,
 }
@@ -261,6 +262,7 @@ impl RecipeOption {
     fn is_chosen(self, recipe: &Recipe) -> bool {
         match self {
             RecipeOption::LastHiddenState => recipe.last_hidden_state,
+            RecipeOption::Candidates => recipe.candidates > 0,
             RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,
             RecipeOption::ClientUpdatesCache => recipe.cache_update == CacheUpdate::Client,
         }
@@ -355,7 +357,11 @@ impl Contract {
 impl TensorTemplate {
     fn resolve(&self, dims: &ModelDims, recipe: &Recipe, state: Dtype) -> Vec<Tensor> {
         let size = |name: &str| -> Option<usize> {
-            dims.value(name).or_else(|| recipe.sizes?.value(name, dims))
+            match name {
+                // Where the model's vocabulary is not known, neither is this.
+                "candidates" => Some(recipe.candidates.min(dims.vocab_size)),
+                _ => dims.value(name).or_else(|| recipe.sizes?.value(name, dims)),
+            }
         };
         let dim = |symbol: &Symbol| match symbol {
             Symbol::Size(n) => Dim::Fixed(*n),

@@ -179,6 +179,10 @@ pub struct Recipe {
     /// weights.
     #[serde(default)]
     pub speculation: bool,
+    /// Most likely tokens that decoders name besides giving all logits, so that a sampler on another
+    /// device seldom needs these; none if 0.
+    #[serde(default)]
+    pub candidates: usize,
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,

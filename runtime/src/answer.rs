@@ -7,7 +7,7 @@ use crate::{
     chat::{Reply, TextStream},
     conversation::Computed,
     generate::{DraftLength, FinishReason, GenerationOptions, Passed, Sampler, StopText},
-    session::DecoderState,
+    session::{DecoderState, Logits},
 };
 
 /// Where the time of an answer went, in seconds.
@@ -62,7 +62,7 @@ impl Completion {
 /// What a prompt's own run gave.
 pub(crate) struct Prepared {
     pub(crate) computed: Computed,
-    pub(crate) logits: Vec<f32>,
+    pub(crate) logits: Option<Logits>,
     pub(crate) prompt_tokens: usize,
     pub(crate) reused_tokens: usize,
     pub(crate) image_tokens: usize,
@@ -90,7 +90,7 @@ pub(crate) struct Generation<'e> {
 /// What runs have computed that is not part of the answer yet.
 struct Ahead {
     /// Logits of the next token, and of those after it, should it be what was drafted.
-    logits: VecDeque<Vec<f32>>,
+    logits: VecDeque<Logits>,
     /// Drafted tokens, which the state covers already.
     drafted: VecDeque<u32>,
     /// How many tokens of the last draft were right, if there was one.
@@ -116,7 +116,7 @@ impl<'e> Generation<'e> {
                 false => engine.folder().eos_token_ids(),
             },
             ahead: Ahead {
-                logits: VecDeque::from([prepared.logits]),
+                logits: prepared.logits.into_iter().collect(),
                 drafted: VecDeque::new(),
                 right: None,
             },
@@ -161,7 +161,7 @@ impl<'e> Generation<'e> {
     }
 
     /// Takes in the logits after the last token, and the seconds that they took.
-    pub(crate) fn take_logits(&mut self, logits: Vec<f32>, seconds: f64) {
+    pub(crate) fn take_logits(&mut self, logits: Logits, seconds: f64) {
         self.ahead.logits.push_back(logits);
         self.completion.timings.decode += seconds;
     }
@@ -210,7 +210,12 @@ impl<'e> Generation<'e> {
             self.run()?;
         }
         let Some(logits) = self.ahead.logits.pop_front() else { return Ok(None) };
-        let id = self.sampler.choose(logits, &self.computed.tokens);
+        let history = &self.computed.tokens;
+        let known = logits.candidates();
+        let id = match known.and_then(|known| self.sampler.choose_among(known, history)) {
+            Some(id) => id,
+            None => self.sampler.choose(self.engine.decoder().checked(logits.all())?, history),
+        };
         if self.eos_token_ids.contains(&id) {
             self.completion.finish_reason = FinishReason::Stop;
             return Ok(None);

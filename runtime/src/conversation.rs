@@ -214,10 +214,10 @@ impl<'e> Conversation<'e> {
         let start = Instant::now();
         let decoder = self.engine.decoder();
         let embeddings = self.engine.embed(&computed.tokens[reused_tokens..], &features)?;
-        let (mut logits, mut from) = (Vec::new(), reused_tokens);
+        let (mut logits, mut from) = (None, reused_tokens);
         for end in self.pauses(&computed.tokens, reused_tokens) {
             let piece = s![.., from - reused_tokens..end - reused_tokens, ..];
-            logits = decoder.run(embeddings.slice(piece), &mut computed.state)?.logits.concat();
+            logits = decoder.run(embeddings.slice(piece), &mut computed.state)?.logits.pop();
             if end < prompt_tokens {
                 self.remember(&computed.tokens[..end], &computed.state);
             }

@@ -97,7 +97,13 @@ impl<'g> Model<'g> {
             Logits::Last => kept.of_positions(hidden),
             Logits::All => hidden,
         };
-        self.g.output("logits", self.head(scored, tied_head).to_exact());
+        let logits = self.head(scored, tied_head).to_exact();
+        self.g.output("logits", logits);
+        if let Some(count) = self.g.fixed_size("candidate_ids", 2) {
+            let [values, ids] = logits.top(count);
+            self.g.output("candidate_logits", values);
+            self.g.output("candidate_ids", ids);
+        }
         if last_hidden_state {
             self.g.output("last_hidden_state", hidden.to_exact());
         }

@@ -98,6 +98,12 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx("Gemm"), &inputs, &[("transB", Int(1))])
     }
 
+    /// The largest values along the last dimension, in order, and their places as int64.
+    pub(crate) fn top(self, count: usize) -> [Self; 2] {
+        let count = self.graph.int_vector(&[count as i64]);
+        self.graph.node_with_outputs(Op::onnx("TopK"), &[self, count], &[("axis", Int(-1))])
+    }
+
     /// Element-wise GELU.
     pub(crate) fn gelu(self, formula: Gelu) -> Self {
         let approximate = match formula {

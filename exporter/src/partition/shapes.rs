@@ -185,6 +185,13 @@ impl Shapes {
                 let (start, end) = (bound("start", 0)?, bound("end", rank)?.min(rank));
                 Some(vec![end.checked_sub(start)])
             }
+            "TopK" => {
+                let (mut shape, count) = (input(0)?, ints(1)?.first()?);
+                let rank = shape.len();
+                *shape.get_mut(axis(int("axis").unwrap_or(-1), rank)?)? =
+                    usize::try_from(*count).ok();
+                Some(shape)
+            }
             "Range" => Some(vec![None]),
             "NonZero" => Some(vec![Some(input(0)?.len()), None]),
             "If" => None,

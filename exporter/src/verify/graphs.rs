@@ -166,6 +166,13 @@ pub(super) fn decoder(
         comparison.add(logits, expected);
         let last = expected.index_axis(Axis(0), positions - 1).to_vec();
         let ours = logits.index_axis(Axis(1), positions - 1).iter().copied().collect::<Vec<_>>();
+        if let Some(candidates) = outputs.get("candidate_logits") {
+            let mut sorted = last.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            sorted.truncate(candidates.len_of(Axis(2)));
+            let candidates = candidates.index_axis(Axis(1), positions - 1);
+            comparison.add(&candidates, &ndarray::arr1(&sorted));
+        }
         let token = argmax(&last);
         agreeing += usize::from(argmax(&ours) == token);
 

@@ -32,12 +32,45 @@ impl Sampler {
     /// The token to follow `history` (prompt and answer so far), given its `logits`, one for each token of
     /// the vocabulary.
     pub fn choose(&mut self, mut logits: Vec<f32>, history: &[u32]) -> u32 {
-        penalize_repetition(&mut logits, history, self.options.repetition_penalty);
-        if self.options.temperature == 0.0 {
-            return most_likely(&logits);
+        penalize(&mut logits, history, self.options.repetition_penalty);
+        let logits = (0..).zip(logits);
+        match self.options.temperature == 0.0 {
+            true => most_likely(logits).0,
+            false => self.draw(&self.left(logits)),
         }
-        let candidates = self.candidates(&logits);
-        let probabilities = softmax(&candidates);
+    }
+
+    /// The same, where only some logits are known: those of the most likely tokens, the largest first.
+    /// `None` where another token could have been chosen.
+    pub(crate) fn choose_among(&mut self, known: &[(u32, f32)], history: &[u32]) -> Option<u32> {
+        let GenerationOptions { temperature, top_k, top_p, min_p, repetition_penalty, .. } =
+            self.options;
+        // A penalty makes no other token likelier than the last known one was without it.
+        let (_, most) = *known.last().filter(|_| repetition_penalty >= 1.0)?;
+        let is_written = |id: u32| repetition_penalty != 1.0 && history.contains(&id);
+        let logits = known.iter().map(|&(id, logit)| match is_written(id) {
+            true => (id, penalized(logit, repetition_penalty)),
+            false => (id, logit),
+        });
+        if temperature == 0.0 {
+            let (id, logit) = most_likely(logits);
+            return (logit > most).then_some(id);
+        }
+        let mut logits: Vec<(u32, f32)> = logits.collect();
+        logits.sort_by_key(|(id, _)| *id);
+        let kept = self.left(logits.iter().copied());
+        // Either the top k are all known, or whatever min-p leaves.
+        logits.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        let has_top_k = top_k.and_then(|k| logits.get(k - 1)).is_some_and(|(_, kth)| *kth > most);
+        let scale = temperature.recip();
+        let below = most * scale - logits.first()?.1 * scale;
+        let is_beyond_min_p = top_p.is_none() && min_p.is_some_and(|p| below.exp() < p);
+        (has_top_k || is_beyond_min_p).then(|| self.draw(&kept))
+    }
+
+    /// One of the candidates by their probabilities.
+    fn draw(&mut self, candidates: &[Candidate]) -> u32 {
+        let probabilities = softmax(candidates);
         let mut left: f32 = self.random.random();
         for (candidate, probability) in candidates.iter().zip(&probabilities) {
             left -= probability;
@@ -49,12 +82,12 @@ impl Sampler {
         candidates.first().map_or(0, |candidate| candidate.id)
     }
 
-    /// The tokens that temperature, top-k, top-p and min-p leave, most likely first.
-    fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
+    /// The tokens that temperature, top-k, top-p and min-p leave of those with these logits, most
+    /// likely first. They come in the order of their ids.
+    fn left(&self, logits: impl Iterator<Item = (u32, f32)>) -> Vec<Candidate> {
         let scale = self.options.temperature.recip();
-        let mut candidates: Vec<Candidate> = (0..)
-            .zip(logits)
-            .map(|(id, &logit)| Candidate { id, logit: logit * scale })
+        let mut candidates: Vec<Candidate> = logits
+            .map(|(id, logit)| Candidate { id, logit: logit * scale })
             .filter(|candidate| !candidate.logit.is_nan())
             .collect();
         candidates.sort_by(|a, b| b.logit.total_cmp(&a.logit));
@@ -75,35 +108,40 @@ impl Sampler {
             candidates.truncate(count.max(1));
         }
         if let Some(p) = self.options.min_p {
-            let probabilities = softmax(&candidates);
-            let least = p * probabilities.first().copied().unwrap_or_default();
-            candidates.truncate(probabilities.iter().take_while(|&&q| q >= least).count().max(1));
+            let largest = candidates.first().map_or(0.0, |candidate| candidate.logit);
+            let likely = candidates.iter().take_while(|c| (c.logit - largest).exp() >= p);
+            candidates.truncate(likely.count().max(1));
         }
         candidates
     }
 }
 
-/// Divides positive logits of tokens in `history` by the penalty, and multiplies negative ones.
-fn penalize_repetition(logits: &mut [f32], history: &[u32], penalty: f32) {
+/// Makes tokens in `history` less likely.
+fn penalize(logits: &mut [f32], history: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
     }
     for id in history.iter().copied().collect::<BTreeSet<_>>() {
         if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            *logit = penalized(*logit, penalty);
         }
     }
 }
 
-/// The token with the largest logit; the first of equals.
-fn most_likely(logits: &[f32]) -> u32 {
+/// A positive logit divided by the penalty, or a negative one multiplied.
+fn penalized(logit: f32, penalty: f32) -> f32 {
+    if logit < 0.0 { logit * penalty } else { logit / penalty }
+}
+
+/// The token with the largest logit, of equals the one with the smallest id; and the logit.
+fn most_likely(logits: impl Iterator<Item = (u32, f32)>) -> (u32, f32) {
     let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > best.1 {
+    for (id, logit) in logits {
+        if logit > best.1 || (logit == best.1 && id < best.0) {
             best = (id, logit);
         }
     }
-    best.0
+    best
 }
 
 /// Probabilities of candidates of which the first is the most likely.
@@ -144,8 +182,8 @@ mod tests {
             };
             let mut logits: Vec<f32> = serde_json::from_value(golden["logits"].clone()).unwrap();
             let history: Vec<u32> = serde_json::from_value(golden["history"].clone()).unwrap();
-            penalize_repetition(&mut logits, &history, options.repetition_penalty);
-            let mut candidates = Sampler::new(&options).candidates(&logits);
+            penalize(&mut logits, &history, options.repetition_penalty);
+            let mut candidates = Sampler::new(&options).left((0..).zip(logits));
             candidates.sort_by_key(|candidate| candidate.id);
             let kept: Vec<(u32, f32)> = serde_json::from_value(golden["kept"].clone()).unwrap();
             assert_eq!(
@@ -163,6 +201,36 @@ mod tests {
     fn greedy_takes_the_first_of_equals() {
         let mut sampler = Sampler::new(&GenerationOptions::default());
         assert_eq!(sampler.choose(vec![0.0, 2.0, 2.0, f32::NAN], &[]), 1);
+    }
+
+    #[test]
+    fn the_most_likely_tokens_alone_give_the_same_choice_or_none() {
+        let mut random = StdRng::seed_from_u64(3);
+        let mut chosen = 0;
+        let choices = 3_000;
+        for round in 0..choices {
+            // Few different values, so that there are ties.
+            let logits: Vec<f32> =
+                (0..200).map(|_| random.random_range(-30..=30) as f32 / 4.0).collect();
+            let history: Vec<u32> = (0..40).map(|_| random.random_range(0..200)).collect();
+            let mut known: Vec<(u32, f32)> = (0..).zip(logits.clone()).collect();
+            known.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+            known.truncate(24);
+            let options = GenerationOptions {
+                temperature: [0.0, 0.1, 1.0][round % 3],
+                top_k: [None, Some(1), Some(5), Some(23), Some(50)][round % 5],
+                top_p: [None, None, Some(0.9)][round / 3 % 3],
+                min_p: [None, Some(0.15)][round / 9 % 2],
+                repetition_penalty: [1.0, 1.05, 1.5, 0.9][round / 18 % 4],
+                seed: Some(round as u64),
+                ..GenerationOptions::default()
+            };
+            if let Some(id) = Sampler::new(&options).choose_among(&known, &history) {
+                chosen += 1;
+                assert_eq!(id, Sampler::new(&options).choose(logits, &history), "{options:?}");
+            }
+        }
+        assert!((choices / 4..choices).contains(&chosen), "{chosen} of {choices}");
     }
 
     #[test]

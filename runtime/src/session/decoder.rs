@@ -8,15 +8,15 @@ use ort::{
 };
 
 use super::{
-    DecoderState, GraphSession,
+    DecoderState, GraphSession, Logits,
     check::{NUM_LOGITS, POSITION_IDS},
+    logits::{CANDIDATES, LOGITS},
     memory::{DeviceMemory, on_host},
     state::fixed_places,
 };
 use crate::Error;
 
 const EMBEDDINGS: &str = "inputs_embeds";
-const LOGITS: &str = "logits";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
 /// Tokens that go through the decoder in one run at most. More make it no faster.
@@ -35,8 +35,8 @@ pub(crate) struct Decoder {
 
 /// What a run of the decoder gives.
 pub(crate) struct Step {
-    /// Logits [vocab] of the positions that were kept, row after row.
-    pub(crate) logits: Vec<Vec<f32>>,
+    /// Logits of the positions that were kept, row after row.
+    pub(crate) logits: Vec<Logits>,
     /// Hidden states [tokens, hidden] of the first row after the last norm, where the graph gives
     /// them.
     pub(crate) last_hidden_state: Option<Array2<f32>>,
@@ -190,15 +190,14 @@ impl Decoder {
                 inputs.push((NUM_LOGITS, Tensor::from_array(count)?.upcast()));
             }
             let gives_hidden = session.has_output(LAST_HIDDEN_STATE);
-            let outputs = [LOGITS, LAST_HIDDEN_STATE];
-            let outputs = if gives_hidden { &outputs[..] } else { &outputs[..1] };
-            state.run(ort_session, tokens, inputs, outputs, |outputs| {
-                let logits = batch_of(outputs, LOGITS)?;
-                let first = logits.len_of(Axis(1)).checked_sub(keep);
-                let first =
-                    first.ok_or_else(|| ort::Error::new("logits have too few positions"))?;
-                let kept = logits.slice(s![.., first.., ..]);
-                let logits = kept.rows().into_iter().map(|row| row.to_vec()).collect();
+            let gives_candidates = CANDIDATES.iter().all(|name| session.has_output(name));
+            // With candidates the rest is seldom wanted, and stays where it is.
+            let place = self.memory.as_ref().filter(|_| gives_candidates);
+            let mut outputs = vec![(LOGITS, place)];
+            outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
+            outputs.extend(gives_hidden.then_some((LAST_HIDDEN_STATE, None)));
+            state.run(ort_session, tokens, inputs, &outputs, |outputs| {
+                let logits = Logits::of_run(outputs, keep, gives_candidates)?;
                 let hidden = gives_hidden.then(|| batch_of(outputs, LAST_HIDDEN_STATE));
                 let hidden = hidden.transpose()?.map(|h| h.index_axis(Axis(0), 0).to_owned());
                 Ok(Step { logits, last_hidden_state: hidden })

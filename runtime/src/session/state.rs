@@ -113,14 +113,14 @@ impl DecoderState {
     }
 
     /// Runs the session over `tokens` more tokens of each row with these inputs besides the state,
-    /// moves the state on, and gives the other outputs to `read`.
+    /// moves the state on, and gives the other outputs to `read`, from where they are wanted.
     pub(crate) fn run<T>(
         &mut self,
         session: &mut Session,
         tokens: usize,
         inputs: Vec<(&str, DynTensor)>,
-        outputs: &[&str],
-        read: impl FnOnce(&SessionOutputs<'_>) -> ort::Result<T>,
+        outputs: &[(&str, Option<&DeviceMemory>)],
+        read: impl FnOnce(&mut SessionOutputs<'_>) -> ort::Result<T>,
     ) -> ort::Result<T> {
         self.reserve(self.tokens() + tokens)?;
         self.drop_columns(0)?;
@@ -130,7 +130,7 @@ impl DecoderState {
             Cache::Fixed { by_graph, .. } => by_graph,
         };
         let mut binding = session.create_binding()?;
-        let (memory, host) = (memory_info(self.memory.as_ref())?, memory_info(None)?);
+        let memory = memory_info(self.memory.as_ref())?;
         for (name, value) in &inputs {
             binding.bind_input(*name, value)?;
         }
@@ -141,8 +141,8 @@ impl DecoderState {
                 false => binding.bind_output_to_device(&tensor.present, &memory)?,
             }
         }
-        for name in outputs {
-            binding.bind_output_to_device(*name, &host)?;
+        for (name, place) in outputs {
+            binding.bind_output_to_device(*name, &memory_info(*place)?)?;
         }
         let mut made = session.run_binding(&binding)?;
         let covered = self.tokens();
@@ -158,7 +158,7 @@ impl DecoderState {
                 _ => tensor.value = new,
             }
         }
-        let result = read(&made);
+        let result = read(&mut made);
         self.tokens.iter_mut().for_each(|row| *row += tokens);
         result
     }

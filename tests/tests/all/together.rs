@@ -57,14 +57,15 @@ fn again(
 
 #[test]
 fn drafts_do_not_change_the_tokens() {
-    let folder = tiny_shapes("default");
-    let plain = Engine::builder(&folder).build().unwrap();
-    let speculative = Engine::builder(&folder).speculation(true).build().unwrap();
+    let plain = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let speculative = Engine::builder(tiny_shapes("default")).speculation(true).build().unwrap();
+    // With candidates instead of all logits.
+    let of_candidates = Engine::builder(tiny_shapes("cuda")).speculation(true).build().unwrap();
     let (mut drafted, mut accepted, mut tokens) = (0, 0, 0);
     for (index, question) in sample_questions().iter().enumerate().step_by(3) {
         let (expected, expected_second) = alone(&plain, question, index);
-        for most in [1, 4, 9] {
-            let mut conversation = ask(&speculative, question);
+        for (most, engine) in [(1, &speculative), (4, &of_candidates), (9, &speculative)] {
+            let mut conversation = ask(engine, question);
             let options =
                 GenerationOptions { prompt_lookup_num_tokens: Some(most), ..options(index) };
             let answer = conversation.generate(&options).unwrap().finish().unwrap();
@@ -147,20 +148,24 @@ fn in_a_batch(engine: &Engine, rows: usize) -> Vec<(Completion, String, Completi
 
 #[test]
 fn batches_do_not_change_the_tokens() {
-    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
-    let answers = in_a_batch(&engine, 5);
+    let plain = Engine::builder(tiny_shapes("default")).build().unwrap();
     let questions = sample_questions();
-    let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
-    assert_eq!(answers.len(), asked.len());
-    for ((index, question), (answer, text, second)) in asked.into_iter().zip(answers) {
-        let (expected, expected_second) = alone(&engine, question, index);
-        assert_eq!(answer.token_ids, expected.token_ids, "{question:?}");
-        assert_eq!((&answer.text, &text), (&expected.text, &expected.text));
-        assert_eq!(
-            (answer.finish_reason, answer.prompt_tokens),
-            (expected.finish_reason, expected.prompt_tokens)
-        );
-        assert_eq!(second.token_ids, expected_second.token_ids, "{question:?}");
+    // The second one gives candidates instead of all logits.
+    for recipe in ["default", "cuda"] {
+        let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+        let answers = in_a_batch(&engine, 5);
+        let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
+        assert_eq!(answers.len(), asked.len());
+        for ((index, question), (answer, text, second)) in asked.into_iter().zip(answers) {
+            let (expected, expected_second) = alone(&plain, question, index);
+            assert_eq!(answer.token_ids, expected.token_ids, "{recipe} {question:?}");
+            assert_eq!((&answer.text, &text), (&expected.text, &expected.text));
+            assert_eq!(
+                (answer.finish_reason, answer.prompt_tokens),
+                (expected.finish_reason, expected.prompt_tokens)
+            );
+            assert_eq!(second.token_ids, expected_second.token_ids, "{recipe} {question:?}");
+        }
     }
 }
 
@@ -203,12 +208,22 @@ fn a_row_can_leave_early_and_a_conversation_can_be_refused() {
 
 #[test]
 fn caches_do_not_change_the_tokens() {
-    let folder = tiny_shapes("default");
+    caches_change_nothing("default", 4);
+}
+
+#[test]
+fn caches_do_not_change_the_tokens_where_sizes_are_fixed() {
+    caches_change_nothing("coreml", 20);
+    caches_change_nothing("tensorrt", 30);
+}
+
+fn caches_change_nothing(recipe: &'static str, step: usize) {
+    let folder = tiny_shapes(recipe);
     let plain = Engine::builder(&folder).image_cache(0).build().unwrap();
     let caching = Engine::builder(&folder).state_cache(64 << 20).build().unwrap();
     let options = GenerationOptions::default();
     let mut reused = 0;
-    for question in sample_questions().iter().step_by(4) {
+    for question in sample_questions().iter().step_by(step) {
         let mut expected = instructed(&plain, question);
         let first = expected.generate(&options).unwrap().finish().unwrap();
         let second = again(expected, question, &options);
