@@ -1,9 +1,10 @@
 """Whether a model gives the same answers on a GPU as on the CPU, and how fast it is there.
 
-    python3 gpu_check.py [--provider cuda] [--samples N] [--repeat N]
+    python3 gpu_check.py [--provider cuda] [--samples N] [--rounds N] [--repeat N] [--out FILE.json]
 
-Runs in the folder that `cargo xtask gpu-check` makes, and needs nothing else; transformers (bfloat16) is
-measured beside it where it is installed.
+Runs in the folder that `cargo xtask gpu-check` makes, and needs nothing else. With torch installed it measures
+what the device can do at most, with transformers that one in bfloat16, and with onnxruntime-genai-cuda that
+one in float16; all take turns.
 """
 
 import argparse
@@ -11,24 +12,29 @@ import importlib.util
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
+import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--provider", default="cuda")
 parser.add_argument("--samples", type=int, default=117)
-parser.add_argument("--repeat", type=int, default=5)
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--repeat", type=int, default=3)
+parser.add_argument("--out", type=pathlib.Path, default="gpu-check.json")
 args = parser.parse_args()
 here = pathlib.Path(__file__).resolve().parent
 (library,) = here.glob("lib/libonnxruntime.so*")
 environment = os.environ | {"ORT_DYLIB_PATH": str(library)}
+config = json.loads((here / "checkpoint/config.json").read_text())
 
 
-def lfm2vl(*arguments):
-    command = [here / "lfm2vl", *arguments, "--json"]
+def run(*command):
+    """The last line, or all, of what a program prints, which is JSON."""
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     if process.returncode:
-        sys.exit(process.stderr)
+        sys.exit(f"{' '.join(map(str, command))}\n{process.stderr}")
     return json.loads(process.stdout)
 
 
@@ -40,60 +46,130 @@ def device():
         return "no NVIDIA GPU"
 
 
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def limits():
+    """Floating-point operations and bytes a second: of float16 products, and of copies."""
+    import torch
+
+    def seconds(work, repeat=20):
+        work()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeat):
+            work()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / repeat
+
+    size = 8192
+    a = torch.randn(size, size, device="cuda", dtype=torch.float16)
+    source = torch.empty(2 << 30, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return {
+        "flops": 2 * size**3 / seconds(lambda: a @ a),
+        "bytes": 2 * source.numel() / seconds(lambda: target.copy_(source)),
+    }
+
+
 def parity(precision):
     model, samples = here / "tiny-shapes", here / "samples"
-    for graph in lfm2vl("inspect", model, "--precision", precision, "--provider", args.provider)["graphs"]:
-        shares = [f"{assigned['nodes']} on {assigned['provider']}" for assigned in graph["assignments"]]
-        print(f"  {graph['graph']}: nodes {', '.join(shares)}")
+    command = [here / "lfm2vl", "inspect", model, "--precision", precision, "--provider", args.provider, "--json"]
+    for graph in run(*command)["graphs"]:
+        shares = [f"{assigned['nodes']} nodes on {assigned['provider']}" for assigned in graph["assignments"]]
+        state = f"; state in the memory of {graph['state_memory']}" if graph["state_memory"] else ""
+        print(f"  {graph['graph']}: {', '.join(shares)}{state}")
     questions = json.loads((samples / "samples.json").read_text())[: args.samples]
     same = 0
     for question in questions:
-        prompt = ["--prompt", question["prompt"], "--precision", precision]
+        prompt = ["--prompt", question["prompt"], "--precision", precision, "--json"]
         for image in question["images"]:
             prompt += ["--image", samples / image]
-        tokens = [lfm2vl("run", model, *prompt, "--provider", p)["token_ids"] for p in (args.provider, "cpu")]
+        tokens = [run(here / "lfm2vl", "run", model, *prompt, "--provider", p)["token_ids"] for p in (args.provider, "cpu")]
         same += tokens[0] == tokens[1]
     print(f"  {same} of {len(questions)} answers have the CPU's tokens")
+    return {"same": same, "of": len(questions)}
 
 
-SCENARIOS = [
-    ("vision, 512x512 tile, ms", "vision_ms", ["--image", "512x512.png", "--prompt-tokens", 20, "--new-tokens", 1]),
-    ("prefill of 512, tokens/s", "prefill_tokens_per_second", ["--prompt-tokens", 512, "--new-tokens", 1]),
-    ("decode after 128, tokens/s", "decode_tokens_per_second", ["--prompt-tokens", 128, "--new-tokens", 128]),
-    ("photo: first token, ms", "time_to_first_token_ms", ["--image", "1280x720.jpg", "--prompt-tokens", 20]),
-]
+def vision_flops(patches_of_views):
+    """Operations of the tower's products, of which attention has those of every pair of patches."""
+    vision = config["vision_config"]
+    width, layers, inner = (vision[k] for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    return sum(layers * (2 * p * (4 * width**2 + 2 * width * inner) + 4 * p**2 * width) for p in patches_of_views)
+
+
 BATCHES = [8, 32]
+TILES = 8
+SCENARIOS = {
+    "vision, 512x512 tile, ms": ("vision_ms", ["--image", "512x512.png", "--prompt-tokens", 20, "--new-tokens", 1]),
+    f"vision, {TILES} tiles and thumbnail, ms": ("vision_ms", ["--image", "2048x1024.png", "--prompt-tokens", 20, "--new-tokens", 1]),
+    "prefill of 512, tokens/s": ("prefill_tokens_per_second", ["--prompt-tokens", 512, "--new-tokens", 1]),
+    "decode after 128, tokens/s": ("decode_tokens_per_second", ["--prompt-tokens", 128, "--new-tokens", 128]),
+    "photo: first token, ms": ("time_to_first_token_ms", ["--image", "1280x720.jpg", "--prompt-tokens", 20, "--new-tokens", 1]),
+}
+BATCH = ["--prompt-tokens", 128, "--new-tokens", 128]
+for rows in BATCHES:
+    SCENARIOS[f"decode of {rows} together, tokens/s"] = ("decode_tokens_per_second", [*BATCH, "--batch", rows])
 
 
-def scenario(arguments):
-    return [str(here / "photos" / a) if str(a).endswith((".png", ".jpg")) else str(a) for a in arguments]
+def contenders():
+    """Name -> (command, whether it sees)."""
+    bench = [here / "lfm2vl", "bench", here / "450m", "--provider", args.provider, "--json"]
+    found = {f"lfm2vl {p}": ([*bench, "--precision", p], True) for p in ("fp16", "q4f16")}
+    if args.provider == "cuda" and has("transformers"):
+        script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
+        found["transformers bf16"] = ([*script, "--device", "cuda"], True)
+    if args.provider == "cuda" and has("onnxruntime_genai"):
+        found["genai fp16"] = ([sys.executable, here / "genai_model.py", here / "genai"], False)
+    return found
 
 
-def speed(precision):
-    bench = ["bench", here / "450m", "--precision", precision, "--provider", args.provider, "--repeat", args.repeat]
-    for name, key, arguments in SCENARIOS:
-        print(f"  {name:<28} {lfm2vl(*bench, *scenario(arguments))[key]:>10.1f}")
-    for rows in BATCHES:
-        decode = ["--prompt-tokens", 128, "--new-tokens", 128, "--batch", rows]
-        print(f"  {f'batch of {rows}, tokens/s':<28} {lfm2vl(*bench, *decode)['decode_tokens_per_second']:>10.1f}")
+def speed():
+    figures = {}
+    for _ in range(args.rounds):
+        for scenario, (key, arguments) in SCENARIOS.items():
+            arguments = [here / "photos" / a if str(a).endswith((".png", ".jpg")) else a for a in arguments]
+            for name, (command, sees) in contenders().items():
+                if sees or "--image" not in arguments:
+                    figure = run(*command, *arguments, "--repeat", args.repeat)[key]
+                    figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
+    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}
 
 
-def transformers():
-    script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
-    for name, key, arguments in SCENARIOS:
-        command = [*script, "--device", "cuda", "--repeat", args.repeat, *scenario(arguments)]
-        process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        print(f"  {name:<28} {json.loads(process.stdout)[key]:>10.1f}")
+def shares(figures, most):
+    """What the figures are of the device's limits."""
+    # 8 tiles of 32x32 patches, and a thumbnail of 22x44.
+    work = vision_flops([1024] * TILES + [968])
+    for name, ms in figures[f"vision, {TILES} tiles and thumbnail, ms"].items():
+        yield f"vision, {TILES} tiles, share of the float16 products' rate", name, work / (ms / 1e3) / most["flops"]
+    for precision in ("fp16", "q4f16"):
+        decoder = here / f"450m/onnx/decoder_model_merged_{precision}.onnx_data"
+        for rows in (1, *BATCHES):
+            scenario = "decode after 128, tokens/s" if rows == 1 else f"decode of {rows} together, tokens/s"
+            steps = figures[scenario][f"lfm2vl {precision}"] / rows
+            share = steps * decoder.stat().st_size / most["bytes"]
+            yield f"decode of {rows}, share of the memory's rate", f"lfm2vl {precision}", share
 
 
 print(device())
+report = {"device": device(), "provider": args.provider, "parity": {}}
 for precision in ("fp16", "q4f16"):
     print(f"{precision} on {args.provider}, the sample model")
-    parity(precision)
-    print(f"{precision} on {args.provider}, the 450M shape")
-    speed(precision)
-if args.provider == "cuda" and importlib.util.find_spec("transformers"):
-    print("transformers, bfloat16 on cuda, the 450M shape")
-    transformers()
-else:
-    print("transformers is left out: it is not installed, or the provider is not cuda")
+    report["parity"][precision] = parity(precision)
+report["figures"] = speed()
+names = list(contenders())
+print(f"the 450M shape, medians of {args.rounds} rounds in turns\n")
+print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
+for scenario, figures in report["figures"].items():
+    print(f"| {scenario} |", " | ".join(f"{figures[n]:.1f}" if n in figures else "-" for n in names), "|")
+if args.provider == "cuda" and has("torch"):
+    report["limits"] = limits()
+    print(f"\nlimits, measured with torch: {report['limits']['flops'] / 1e12:.0f} TFLOP/s in float16, ", end="")
+    print(f"{report['limits']['bytes'] / 1e12:.2f} TB/s")
+    report["shares"] = [[*entry] for entry in shares(report["figures"], report["limits"])]
+    for what, name, share in report["shares"]:
+        print(f"  {what}, {name}: {share:.2f}")
+args.out.write_text(json.dumps(report, indent=1))
+missing = [p for p in ("torch", "transformers", "onnxruntime_genai") if not has(p)]
+print(f"\nnot installed, and so left out: {', '.join(missing)}" if missing else "")

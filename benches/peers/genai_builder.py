@@ -1,9 +1,9 @@
 """onnxruntime-genai's model builder on the text model of an LFM2-VL checkpoint.
 
     python3 genai_builder.py CHECKPOINT OUT [--block-size 32] [--symmetric] [--method default|rtn|k_quant]
-                             [--head-bits 8] [--precision int4|fp32] [--input-ids]
+                             [--head-bits 8] [--precision int4|fp16|fp32] [--provider cpu|cuda] [--input-ids]
 
-Writes the text model alone as an `lfm2` checkpoint, then runs the builder on it for the CPU. The decoder
+Writes the text model alone as an `lfm2` checkpoint, then runs the builder on it. The decoder
 takes `inputs_embeds`, so that prompts with images can be run, or `input_ids` with --input-ids. The builder's
 own defaults are --symmetric --input-ids; tied embeddings are then read from the quantized head. Prints one
 line of JSON: seconds (of the clock, and of all cores) and peak resident MB of the builder alone, megabytes of
@@ -32,7 +32,8 @@ parser.add_argument("--block-size", type=int, default=32)
 parser.add_argument("--symmetric", action="store_true")
 parser.add_argument("--method", choices=["default", "rtn", "k_quant"], default="default")
 parser.add_argument("--head-bits", type=int, choices=[4, 8], default=4)
-parser.add_argument("--precision", choices=["int4", "fp32"], default="int4")
+parser.add_argument("--precision", choices=["int4", "fp16", "fp32"], default="int4")
+parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--input-ids", action="store_true")
 args = parser.parse_args()
 
@@ -95,7 +96,7 @@ def run_builder(source, temporary):
     if args.head_bits == 8:
         options["matmul_mixed_precision"] = "last_matmul:int8"
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-    command += ["-i", source, "-o", args.out, "-p", args.precision, "-e", "cpu", "-c", temporary / "cache"]
+    command += ["-i", source, "-o", args.out, "-p", args.precision, "-e", args.provider, "-c", temporary / "cache"]
     command += ["--extra_options", *(f"{key}={str(value).lower()}" for key, value in options.items())]
     log = temporary / "log"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

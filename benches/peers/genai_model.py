@@ -1,6 +1,6 @@
-"""onnxruntime-genai on the CPU: where the time of an answer goes, as one line of JSON.
+"""onnxruntime-genai: where the time of an answer goes, as one line of JSON.
 
-    python3 genai_model.py MODEL [--prompt-tokens N] [--new-tokens N] [--repeat N] [--cold]
+    python3 genai_model.py MODEL [--prompt-tokens N] [--new-tokens N] [--batch N] [--repeat N] [--cold]
 
 MODEL is a text model that genai_builder.py made with --input-ids; the keys are those of
 `lfm2vl bench --json`. Needs onnxruntime-genai and numpy.
@@ -18,6 +18,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("model")
 parser.add_argument("--prompt-tokens", type=int, default=512)
 parser.add_argument("--new-tokens", type=int, default=64)
+parser.add_argument("--batch", type=int, default=1, help="conversations that are decoded together")
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--cold", action="store_true", help="without a run before the first one")
 args = parser.parse_args()
@@ -31,10 +32,10 @@ prompt = np.random.default_rng(0).integers(1000, 60000, args.prompt_tokens).asty
 def measure(prompt):
     parameters = og.GeneratorParams(model)
     length = len(prompt) + args.new_tokens
-    parameters.set_search_options(do_sample=False, min_length=length, max_length=length)
+    parameters.set_search_options(do_sample=False, min_length=length, max_length=length, batch_size=args.batch)
     generator = og.Generator(model, parameters)
     start = time.perf_counter()
-    generator.append_tokens(prompt)
+    generator.append_tokens(np.tile(prompt, (args.batch, 1)))
     generator.generate_next_token()
     first = time.perf_counter()
     for _ in range(args.new_tokens - 1):
@@ -52,5 +53,5 @@ report = {
     "time_to_first_token_ms": 1e3 * prefill,
 }
 if args.new_tokens > 1:
-    report["decode_tokens_per_second"] = (args.new_tokens - 1) / decode
+    report["decode_tokens_per_second"] = args.batch * (args.new_tokens - 1) / decode
 print(json.dumps(report))

@@ -1,7 +1,7 @@
 """transformers: where the time of an answer goes, as one line of JSON.
 
-    python3 transformers_model.py CHECKPOINT [--image FILE] [--prompt-tokens N] [--new-tokens N] [--repeat N]
-        [--threads N] [--cold] [--dtype float32|bfloat16] [--device cpu|cuda]
+    python3 transformers_model.py CHECKPOINT [--image FILE] [--prompt-tokens N] [--new-tokens N] [--batch N]
+        [--repeat N] [--threads N] [--cold] [--dtype float32|bfloat16] [--device cpu|cuda]
 
 The keys are those of `lfm2vl bench --json`. Needs transformers, torch, torchvision and pillow.
 """
@@ -20,6 +20,7 @@ parser.add_argument("checkpoint")
 parser.add_argument("--image")
 parser.add_argument("--prompt-tokens", type=int, default=512)
 parser.add_argument("--new-tokens", type=int, default=64)
+parser.add_argument("--batch", type=int, default=1, help="conversations that are decoded together")
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--cold", action="store_true", help="without a run before the first one")
@@ -56,6 +57,9 @@ def measure(prompt):
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     inputs = inputs.to(args.device)
+    if args.batch > 1:
+        assert not args.image, "only text is decoded together"
+        inputs = {name: rows.repeat(args.batch, 1) for name, rows in inputs.items()}
     if args.image:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     times["preprocess_ms"] = now() - start
@@ -71,7 +75,7 @@ def measure(prompt):
     times["time_to_first_token_ms"] = first - start
     times["total_ms"] = end - start
     if args.new_tokens > 1:
-        times["decode"] = (end - first) / (args.new_tokens - 1)
+        times["decode"] = (end - first) / (args.new_tokens - 1) / args.batch
     if args.image:
         names = ["pixel_values", "spatial_shapes", "pixel_attention_mask"]
         vision = now()

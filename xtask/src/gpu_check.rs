@@ -19,8 +19,8 @@ pub(crate) fn run(out: &Path) -> Result<()> {
     setup::build_release(&features)?;
     fs::create_dir_all(out)?;
     copy(&programs.path("lfm2vl")?, out)?;
-    for script in ["benches/gpu_check.py", "benches/peers/transformers_model.py"] {
-        copy(&root().join(script), out)?;
+    for script in ["gpu_check.py", "peers/transformers_model.py", "peers/genai_model.py"] {
+        copy(&root().join("benches").join(script), out)?;
     }
     let library = setup::packages(".onnxruntime-gpu", LIBRARY)?.join("onnxruntime/capi");
     copy_files(&library, &out.join("lib"), |name| name.starts_with("libonnxruntime"))?;
@@ -39,6 +39,12 @@ pub(crate) fn run(out: &Path) -> Result<()> {
     copy_files(&sample_model.join("samples"), &out.join("samples"), |_| true)?;
     copy_files(&setup::photos()?, &out.join("photos"), |_| true)?;
     copy_files(&checkpoint, &out.join("checkpoint"), |_| true)?;
+    let genai = out.join("genai");
+    if !genai.is_dir() {
+        let mut builder = setup::peer("genai_builder.py")?;
+        builder.arg(&checkpoint).arg(&genai).args(["--precision", "fp16", "--provider", "cuda"]);
+        setup::quietly(builder.arg("--input-ids"))?;
+    }
     println!("copy {} to the machine and run: python3 gpu_check.py", out.display());
     Ok(())
 }

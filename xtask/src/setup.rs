@@ -194,7 +194,7 @@ pub(crate) fn peer(script: &str) -> Result<Command> {
 pub(crate) fn photos() -> Result<PathBuf> {
     let photos = root().join("demo/photos");
     // The one that is written last.
-    if !photos.join("256x256.png").is_file() {
+    if !photos.join("2048x1024.png").is_file() {
         run(peer("make_photos.py")?.arg(&photos))?;
     }
     Ok(photos)

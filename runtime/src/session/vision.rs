@@ -10,16 +10,23 @@ use ort::{
 
 use super::GraphSession;
 use crate::{
-    Error,
+    Error, Provider,
     image::{PaddedViews, PatchGrid, ProcessedImage, View},
 };
 
-/// Patches that go through the tower in one run at most, a whole tile's, unless a view has more: it
-/// bounds the memory that a run takes, and larger runs are no faster.
-const MAX_PATCHES: usize = 1024;
-/// Views that share a run at most. In graphs whose inputs have 8 bits and one scale, they share the
-/// scale as well.
-const MAX_VIEWS: usize = 4;
+/// What goes through the tower in one run at most, unless a single view has more: it bounds the memory
+/// that a run takes.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    patches: usize,
+    /// In graphs whose inputs have 8 bits and one scale, views that share a run share the scale.
+    views: usize,
+}
+
+/// A whole tile; larger runs are no faster.
+const ON_CPU: Limits = Limits { patches: 1024, views: 4 };
+/// Eight tiles, to keep a device busy.
+const ELSEWHERE: Limits = Limits { patches: 8192, views: 8 };
 
 /// The vision graphs.
 pub(crate) enum Vision {
@@ -83,10 +90,12 @@ impl Vision {
 
     /// Only views of equal shape share a run, so nothing is padded.
     fn run_as_they_are(&self, image: &ProcessedImage) -> Result<Vec<Array2<f32>>, Error> {
+        let on_cpu = self.sessions()[0].provider() == Provider::Cpu.name();
+        let limits = if on_cpu { ON_CPU } else { ELSEWHERE };
         let batches: Vec<_> = image
             .groups()
             .flat_map(|(grid, views)| {
-                let batch = (MAX_PATCHES / grid.patches().max(1)).clamp(1, MAX_VIEWS);
+                let batch = (limits.patches / grid.patches().max(1)).clamp(1, limits.views);
                 let starts = (0..views.len_of(Axis(0))).step_by(batch);
                 starts.map(move |start| {
                     let end = views.len_of(Axis(0)).min(start + batch);
