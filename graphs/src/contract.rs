@@ -156,15 +156,17 @@ impl ModelDims {
 
 impl FixedSizes {
     fn value(&self, symbol: &str, dims: &ModelDims) -> Option<usize> {
-        Some(match symbol {
+        match symbol {
             "views" => self.views,
             "patches" => self.patches,
-            "past_sequence" => self.past_sequence,
-            "sequence" => self.sequence,
+            "past_sequence" => Some(self.past_sequence),
+            "sequence" => Some(self.sequence),
             // Where the model's factor is not known, neither is this.
-            "view_tokens" => self.patches.checked_div(dims.downsample_factor.pow(2)).unwrap_or(0),
-            _ => return None,
-        })
+            "view_tokens" => {
+                Some(self.patches?.checked_div(dims.downsample_factor.pow(2)).unwrap_or(0))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -254,6 +256,8 @@ enum Symbol {
 enum RecipeOption {
     LastHiddenState,
     Candidates,
+    FixedViews,
+    FreeViews,
     GraphUpdatesCache,
     ClientUpdatesCache,
 }
@@ -263,6 +267,8 @@ impl RecipeOption {
         match self {
             RecipeOption::LastHiddenState => recipe.last_hidden_state,
             RecipeOption::Candidates => recipe.candidates > 0,
+            RecipeOption::FixedViews => recipe.sizes.is_some_and(|sizes| sizes.views.is_some()),
+            RecipeOption::FreeViews => recipe.sizes.is_none_or(|sizes| sizes.views.is_none()),
             RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,
             RecipeOption::ClientUpdatesCache => recipe.cache_update == CacheUpdate::Client,
         }

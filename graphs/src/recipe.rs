@@ -118,10 +118,11 @@ impl std::str::FromStr for Precision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FixedSizes {
-    /// Views that go through the vision encoder at a time.
-    pub views: usize,
-    /// Patches of a view, padding included; those of a tile of 512x512 pixels are 1024.
-    pub patches: usize,
+    /// Views that go through the vision encoder at a time; any number when not given.
+    pub views: Option<usize>,
+    /// Patches of a view, padding included; those of a tile of 512x512 pixels are 1024. Given with
+    /// `views`.
+    pub patches: Option<usize>,
     /// Tokens that the buffers of keys and values have place for.
     pub past_sequence: usize,
     /// Tokens of a prompt that go through the decoder at a time, padding included.
@@ -207,8 +208,17 @@ fn only_fp32() -> Vec<Precision> {
 
 impl Recipe {
     /// Names of the recipes built into this crate.
-    pub const BUILTIN: [&'static str; 8] =
-        ["default", "portable", "split", "features", "cuda", "tensorrt", "coreml", "directml"];
+    pub const BUILTIN: [&'static str; 9] = [
+        "default",
+        "portable",
+        "split",
+        "features",
+        "cuda",
+        "cuda-graph",
+        "tensorrt",
+        "coreml",
+        "directml",
+    ];
 
     /// The recipe built into this crate under `name`.
     ///
@@ -221,6 +231,7 @@ impl Recipe {
             "split" => include_str!("../recipes/split.yaml"),
             "features" => include_str!("../recipes/features.yaml"),
             "cuda" => include_str!("../recipes/cuda.yaml"),
+            "cuda-graph" => include_str!("../recipes/cuda-graph.yaml"),
             "tensorrt" => include_str!("../recipes/tensorrt.yaml"),
             "coreml" => include_str!("../recipes/coreml.yaml"),
             "directml" => include_str!("../recipes/directml.yaml"),
@@ -251,14 +262,17 @@ impl Recipe {
         let Some(FixedSizes { views, patches, past_sequence, sequence }) = self.sizes else {
             return Some(("contract", "the contract 'static' needs 'sizes'"));
         };
-        if [views, patches, past_sequence, sequence].contains(&0) {
+        if [views, patches, Some(past_sequence), Some(sequence)].contains(&Some(0)) {
             return Some(("sizes", "'sizes' are at least 1"));
+        }
+        if views.is_some() != patches.is_some() {
+            return Some(("sizes", "'views' and 'patches' go together"));
         }
         if sequence > past_sequence {
             return Some(("sizes", "'sequence' is more than 'past_sequence'"));
         }
-        if self.operators != Operators::Standard {
-            return Some(("operators", "the contract 'static' needs 'operators: standard'"));
+        if self.operators == Operators::OnnxRuntime && self.cache_update == CacheUpdate::Client {
+            return Some(("cache_update", "'cache_update: client' needs 'operators: standard'"));
         }
         let has_more = self.vision == VisionLayout::Split
             || self.genai

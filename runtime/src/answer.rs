@@ -281,7 +281,7 @@ impl<'e> Generation<'e> {
     /// Makes the answer a message of its conversation, unless it failed.
     pub(crate) fn end(&mut self, conversation: &mut Conversation<'_>) {
         let (false, Ok(text)) = (self.failed, self.covered_text()) else { return };
-        let is_settled = self.drop_draft().is_ok();
+        let is_settled = self.drop_draft().is_ok() && self.computed.state.settle().is_ok();
         let prompter = self.engine.prompter();
         let ids = &self.completion.token_ids;
         // What was cut off is in the state, too.

@@ -158,11 +158,12 @@ impl<'e> Conversation<'e> {
     }
 
     /// Adds what the model said, as covered text, with the state after it if that is known.
-    pub(crate) fn push_answer(&mut self, covered: String, computed: Option<Computed>) {
+    pub(crate) fn push_answer(&mut self, covered: String, mut computed: Option<Computed>) {
         self.messages.push(Message::assistant(self.engine.prompter().uncover(&covered)));
         self.covered.push(Message::assistant(covered));
-        if let Some(computed) = &computed {
-            self.remember(&computed.tokens[..computed.state.tokens()], &computed.state);
+        if let Some(computed) = &mut computed {
+            let covered = computed.state.tokens();
+            self.remember(&computed.tokens[..covered], &mut computed.state);
         }
         self.computed = computed;
     }
@@ -219,7 +220,7 @@ impl<'e> Conversation<'e> {
             let piece = s![.., from - reused_tokens..end - reused_tokens, ..];
             logits = decoder.run(embeddings.slice(piece), &mut computed.state)?.logits.pop();
             if end < prompt_tokens {
-                self.remember(&computed.tokens[..end], &computed.state);
+                self.remember(&computed.tokens[..end], &mut computed.state);
             }
             from = end;
         }
@@ -292,7 +293,7 @@ impl<'e> Conversation<'e> {
     }
 
     /// Keeps a state in the engine's cache.
-    fn remember(&self, tokens: &[u32], state: &DecoderState) {
+    fn remember(&self, tokens: &[u32], state: &mut DecoderState) {
         let Some(prefix) = self.prefix(tokens) else { return };
         // What cannot be copied is not kept.
         if !self.engine.states.contains(&prefix)

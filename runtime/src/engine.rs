@@ -178,7 +178,14 @@ impl EngineBuilder {
             let wanted = self.precision.or(bundle.map(|bundle| bundle.precision(graph)));
             let precision = folder.choose(graph, wanted)?;
             let providers = self.graph_providers.get(&part(graph)).unwrap_or(&self.providers);
-            let options = SessionOptions { providers: providers.clone(), threads: self.threads };
+            let providers = providers.iter().map(|provider| match graph {
+                // Only these steps have the same sizes each time.
+                Graph::Decoder if recipe.sizes.is_some() => Ok(provider.clone()),
+                Graph::Decoder if provider.records() => Err(Error::NothingToRecord),
+                _ => Ok(provider.clone().without_recording()),
+            });
+            let providers = providers.collect::<Result<_, Error>>()?;
+            let options = SessionOptions { providers, threads: self.threads };
             GraphSession::open(graph, precision, &folder.graph_file(graph, precision), &options)
         };
         let open_vision = || -> Result<Vision, Error> {

@@ -63,6 +63,11 @@ pub enum Error {
         "the engine was loaded without speculation, which prompt_lookup_num_tokens needs; load it with EngineBuilder::speculation"
     )]
     NoSpeculation,
+    /// The decoder's sizes change from step to step.
+    #[error(
+        "graph_capture needs a decoder whose sizes are fixed; export with --recipe cuda-graph, or leave the setting out"
+    )]
+    NothingToRecord,
     /// Conversations cannot be run together.
     #[error(
         "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators, as in the recipe 'default'"

@@ -35,7 +35,7 @@ def image_features(graphs, golden):
     pixels[mask == 1] = ((golden["pixels_uint8"] / 255).astype(np.float32) - 0.5) / 0.5
     shapes = golden["spatial_shapes"]
     inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
-    if "decoder_prefill" in graphs:
+    if "vision_encoder" in graphs and isinstance(graphs["vision_encoder"].get_inputs()[0].shape[0], int):
         return static_folder.image_features(graphs["vision_encoder"], pixels, mask, shapes)
     if "vision_encoder" in graphs:
         return graphs["vision_encoder"].run(["image_features"], inputs)[0]

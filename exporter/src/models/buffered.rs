@@ -1,9 +1,11 @@
 //! The decoder where every size is fixed: keys and values lie in buffers of one length, the cached
 //! tokens' first, and a mask tells which places count.
 
+use lfm2vl_graphs::Operators;
+
 use super::{
     Model,
-    decoder::{AttentionInputs, Kept, Step, rotate},
+    decoder::{AttentionInputs, Kept, Rotary, Step, rotate},
 };
 use crate::onnx::Value;
 
@@ -44,19 +46,27 @@ impl<'g> Model<'g> {
                 }
             }
         };
-        let buffered = Buffered {
-            sequence,
-            bias: self.attention_bias(cached.to_f32()).unsqueeze(&[1, 2]),
-            causal: (sequence > 1).then(|| self.causal_bias(sequence)),
-            cos,
-            sin,
-            places: self.updates_cache(sequence).then(|| self.places(positions)),
+        let attention = match self.attention_operators() {
+            // Padding is written as if it were tokens, and overwritten by those.
+            Operators::OnnxRuntime => AttentionInputs::Fused {
+                last_position: (past + self.g.int_vector(&[sequence as i64 - 1])).to_i32(),
+                total: self.g.ints(&[(total - sequence) as i64], &[]).to_i32(),
+                rotary: Rotary {
+                    cos: cos.to_graph_floats(),
+                    sin: sin.to_graph_floats(),
+                    rows: self.g.counting(sequence).unsqueeze(&[0]),
+                },
+            },
+            Operators::Standard => AttentionInputs::Buffered(Buffered {
+                sequence,
+                bias: self.attention_bias(cached.to_f32()).unsqueeze(&[1, 2]),
+                causal: (sequence > 1).then(|| self.causal_bias(sequence)),
+                cos,
+                sin,
+                places: self.updates_cache(sequence).then(|| self.places(positions)),
+            }),
         };
-        Step {
-            shape: self.g.int_vector(&[1, sequence as i64, -1]),
-            kept,
-            attention: AttentionInputs::Buffered(buffered),
-        }
+        Step { shape: self.g.int_vector(&[1, sequence as i64, -1]), kept, attention }
     }
 
     /// Whether the graph gives whole buffers.

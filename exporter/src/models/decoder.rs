@@ -69,9 +69,9 @@ pub(super) enum AttentionInputs<'g> {
 /// [batch, sequence].
 #[derive(Clone, Copy)]
 pub(super) struct Rotary<'g> {
-    cos: Value<'g>,
-    sin: Value<'g>,
-    rows: Value<'g>,
+    pub(super) cos: Value<'g>,
+    pub(super) sin: Value<'g>,
+    pub(super) rows: Value<'g>,
 }
 
 impl<'g> Model<'g> {
@@ -190,7 +190,7 @@ impl<'g> Model<'g> {
         }
     }
 
-    fn attention_operators(self) -> Operators {
+    pub(super) fn attention_operators(self) -> Operators {
         attention_operators(self.config, self.operators)
     }
 
@@ -356,8 +356,10 @@ impl<'g> Model<'g> {
             &[("channels_last", Attribute::Int(1))],
         );
         // The operator keeps one column less than the contract, so the state is joined here.
-        let recent = past.concat(&[kept.of_columns(x, 1)], 1);
-        (convolved, kept.of_columns(recent, 1).transpose(&[0, 2, 1]))
+        // Where they are counted from the end, no others are needed.
+        let x = if let Kept::From { .. } = kept { kept.of_columns(x, 1) } else { x };
+        let recent = kept.of_columns(past.concat(&[x], 1), 1);
+        (convolved, recent.transpose(&[0, 2, 1]))
     }
 
     /// The same as a plain depthwise convolution over state and x.

@@ -178,6 +178,26 @@ impl Provider {
         }
     }
 
+    /// Whether it is to record runs and replay them.
+    pub(crate) fn records(&self) -> bool {
+        match self {
+            Provider::Cuda(options) => options.graph_capture,
+            Provider::WebGpu(options) => options.graph_capture,
+            _ => false,
+        }
+    }
+
+    /// The same provider, running each run anew.
+    pub(crate) fn without_recording(self) -> Self {
+        match self {
+            Provider::Cuda(options) => Provider::Cuda(Cuda { graph_capture: false, ..options }),
+            Provider::WebGpu(options) => {
+                Provider::WebGpu(WebGpu { graph_capture: false, ..options })
+            }
+            other => other,
+        }
+    }
+
     /// ONNX Runtime's names of it. Those of a plugin are known once it is loaded.
     pub(crate) fn ep_names(&self) -> Vec<String> {
         let name = match self {

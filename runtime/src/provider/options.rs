@@ -16,8 +16,8 @@ pub struct Cuda {
     pub device_id: u32,
     /// Most bytes of device memory that the provider's arena takes.
     pub memory_limit: Option<u64>,
-    /// Records the kernels of a run as a CUDA graph and replays it. All shapes and buffers must
-    /// stay the same from run to run.
+    /// Records the kernels of the decoder's step as a CUDA graph and replays it, for folders whose
+    /// decoder has fixed sizes, as of the recipe `cuda-graph`.
     pub graph_capture: bool,
     /// Whether float32 products may use TF32; ONNX Runtime's choice when not given.
     pub tf32: Option<bool>,
@@ -189,8 +189,8 @@ impl OpenVino {
 pub struct WebGpu {
     /// Which of the contexts that the program made; 0 is ONNX Runtime's own.
     pub device_id: u32,
-    /// Records the commands of a run and replays them. All shapes and buffers must stay the same
-    /// from run to run.
+    /// Records the commands of the decoder's step and replays them, for folders whose decoder has
+    /// fixed sizes.
     pub graph_capture: bool,
 }
 

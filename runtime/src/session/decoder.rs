@@ -3,7 +3,7 @@
 use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
 use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, concatenate, s};
 use ort::{
-    session::SessionOutputs,
+    session::{RunOptions, SessionOutputs},
     value::{DynTensor, Tensor},
 };
 
@@ -12,6 +12,7 @@ use super::{
     check::{NUM_LOGITS, POSITION_IDS},
     logits::{CANDIDATES, LOGITS},
     memory::{DeviceMemory, on_host},
+    recorded::{NOT_RECORDED, RECORDING, Recorder},
     state::fixed_places,
 };
 use crate::Error;
@@ -31,6 +32,8 @@ pub(crate) struct Decoder {
     in_place: bool,
     /// Where its state lies; `None` is the host's memory.
     memory: Option<DeviceMemory>,
+    /// For steps over one token, where the graph takes only these and writes in place.
+    recorder: Option<Recorder>,
 }
 
 /// What a run of the decoder gives.
@@ -59,7 +62,10 @@ impl Decoder {
             };
             Ok((in_place, memory))
         })?;
-        Ok(Decoder { session, prefill, spec, in_place, memory })
+        let has_steps = in_place && fixed_places(&spec).is_some();
+        let has_steps = has_steps && session.fixed_size(EMBEDDINGS, 1) == Some(1);
+        let recorder = has_steps.then(|| Recorder::new(memory.clone(), session.records));
+        Ok(Decoder { session, prefill, spec, in_place, memory, recorder })
     }
 
     /// Every session.
@@ -137,7 +143,44 @@ impl Decoder {
                 view.map_err(|_| self.session.contract_error("embeddings of another rank"))?;
             return self.run(view, state);
         }
-        self.run_session(&self.session, embeddings, Size::of(tokens), state, keep)
+        match &self.recorder {
+            Some(recorder) => self.step(recorder, &embeddings, state),
+            None => self.run_session(&self.session, embeddings, Size::of(tokens), state, keep),
+        }
+    }
+
+    /// Runs over the embedding [1, 1, hidden] of one token, in buffers that stay where they are.
+    fn step(
+        &self,
+        recorder: &Recorder,
+        embedding: &DynTensor,
+        state: &mut DecoderState,
+    ) -> Result<Step, Error> {
+        let mask = self.mask(state, Size::of(1));
+        let gives_candidates = self.session.gives_candidates();
+        let mut outputs = vec![LOGITS];
+        outputs.extend(CANDIDATES.iter().filter(|_| gives_candidates));
+        self.session.with(|session| {
+            let mask = Tensor::from_array(mask)?.upcast();
+            state.step(session, recorder, [embedding, &mask], &outputs, |outputs| {
+                let logits = Logits::of_run(outputs, 1, gives_candidates)?;
+                Ok(Step { logits, last_hidden_state: None })
+            })
+        })
+    }
+
+    /// Which tokens there are, for a run over `size` more.
+    fn mask(&self, state: &DecoderState, Size { tokens, padded }: Size) -> Array2<i64> {
+        let rows = state.rows();
+        match self.fixed_places() {
+            // The new tokens stand behind the buffers.
+            Some(places) => Array2::from_shape_fn((rows.len(), places + padded), |(row, place)| {
+                i64::from(place < rows[row] || (places..places + tokens).contains(&place))
+            }),
+            None => Array2::from_shape_fn((rows.len(), state.tokens() + tokens), |(row, place)| {
+                i64::from(place < rows[row] + tokens)
+            }),
+        }
     }
 
     /// What to run the next of so many tokens with, and how many of them.
@@ -164,19 +207,10 @@ impl Decoder {
         state: &mut DecoderState,
         keep: usize,
     ) -> Result<Step, Error> {
-        let Size { tokens, padded } = size;
-        let rows = state.rows();
+        let (tokens, rows) = (size.tokens, state.rows());
         let positions =
             Array2::from_shape_fn((rows.len(), tokens), |(row, i)| (rows[row] + i) as i64);
-        let mask = match self.fixed_places() {
-            // The new tokens stand behind the buffers.
-            Some(places) => Array2::from_shape_fn((rows.len(), places + padded), |(row, place)| {
-                i64::from(place < rows[row] || (places..places + tokens).contains(&place))
-            }),
-            None => Array2::from_shape_fn((rows.len(), state.tokens() + tokens), |(row, place)| {
-                i64::from(place < rows[row] + tokens)
-            }),
-        };
+        let mask = self.mask(state, size);
         session.with(|ort_session| {
             let mut inputs: Vec<(&str, DynTensor)> = vec![
                 (EMBEDDINGS, embeddings),
@@ -190,13 +224,17 @@ impl Decoder {
                 inputs.push((NUM_LOGITS, Tensor::from_array(count)?.upcast()));
             }
             let gives_hidden = session.has_output(LAST_HIDDEN_STATE);
-            let gives_candidates = CANDIDATES.iter().all(|name| session.has_output(name));
+            let gives_candidates = session.gives_candidates();
             // With candidates the rest is seldom wanted, and stays where it is.
             let place = self.memory.as_ref().filter(|_| gives_candidates);
             let mut outputs = vec![(LOGITS, place)];
             outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
             outputs.extend(gives_hidden.then_some((LAST_HIDDEN_STATE, None)));
-            state.run(ort_session, tokens, inputs, &outputs, |outputs| {
+            let mut options = RunOptions::new()?;
+            if session.records {
+                options.set(RECORDING, NOT_RECORDED)?;
+            }
+            state.run(ort_session, tokens, inputs, &outputs, &options, |outputs| {
                 let logits = Logits::of_run(outputs, keep, gives_candidates)?;
                 let hidden = gives_hidden.then(|| batch_of(outputs, LAST_HIDDEN_STATE));
                 let hidden = hidden.transpose()?.map(|h| h.index_axis(Axis(0), 0).to_owned());

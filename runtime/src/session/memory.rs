@@ -7,13 +7,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use half::f16;
 use ndarray::arr1;
 use ort::{
     AsPointer,
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::Session,
     sys::OrtMemoryInfoDeviceType,
-    value::{DynTensor, Tensor},
+    value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType},
 };
 
 /// The memory of a device, by ONNX Runtime's name of it and the device's number.
@@ -81,11 +82,8 @@ impl DeviceMemory {
         if tensor.shape().num_elements() == 0 {
             return Ok(tensor);
         }
-        let allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only such tensors can be bound to outputs.
-        let mut held = DynTensor::new(&allocator, *tensor.data_type(), tensor.shape().clone())?;
-        drop(allocator);
-        tensor.copy_into(&mut held)?;
+        let mut held = new_tensor(*tensor.data_type(), &tensor.shape()[..], Some(self))?;
+        overwrite(&mut held, &tensor)?;
         Ok(held)
     }
 
@@ -93,6 +91,48 @@ impl DeviceMemory {
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// A tensor that can be bound to an output, with whatever the memory held.
+pub(super) fn new_tensor(
+    dtype: TensorElementType,
+    shape: &[i64],
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<DynTensor> {
+    match memory {
+        Some(memory) => {
+            let allocator = memory.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+            DynTensor::new(&allocator, dtype, shape.to_vec())
+        }
+        None => DynTensor::new(&Allocator::default(), dtype, shape.to_vec()),
+    }
+}
+
+/// Copies all of a tensor into another one of its shape.
+pub(super) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<()> {
+    let on_host = |tensor: &DynTensor| tensor.memory_info().is_cpu_accessible();
+    if !(on_host(into) && on_host(from)) {
+        return from.copy_into(into);
+    }
+    match from.data_type() {
+        TensorElementType::Float32 => overwrite_on_host::<f32>(into, from),
+        TensorElementType::Float16 => overwrite_on_host::<f16>(into, from),
+        TensorElementType::Int64 => overwrite_on_host::<i64>(into, from),
+        _ => from.copy_into(into),
+    }
+}
+
+fn overwrite_on_host<T: PrimitiveTensorElementType + Copy>(
+    into: &mut DynTensor,
+    from: &DynTensor,
+) -> ort::Result<()> {
+    let (_, from) = from.try_extract_tensor::<T>()?;
+    let (_, into) = into.try_extract_tensor_mut::<T>()?;
+    match from.len() == into.len() {
+        true => into.copy_from_slice(from),
+        false => return Err(ort::Error::new("a tensor of another size")),
+    }
+    Ok(())
 }
 
 /// A description for ONNX Runtime.

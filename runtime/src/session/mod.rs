@@ -6,6 +6,7 @@ mod decoder;
 mod embedding;
 mod logits;
 mod memory;
+mod recorded;
 mod state;
 mod tensors;
 mod vision;
@@ -52,6 +53,8 @@ pub(crate) struct GraphSession {
     inputs: Vec<Outlet>,
     outputs: Vec<Outlet>,
     provider: String,
+    /// Whether the provider can record runs.
+    records: bool,
     skipped: Vec<Skipped>,
     assignments: Vec<Assignment>,
 }
@@ -115,6 +118,7 @@ impl GraphSession {
             outputs: copied(session.outputs()),
             session: Mutex::new(session),
             provider: provider.name(),
+            records: provider.records(),
             skipped,
             assignments,
         })
@@ -159,6 +163,10 @@ impl GraphSession {
 
     fn has_output(&self, name: &str) -> bool {
         self.outputs.iter().any(|output| output.name() == name)
+    }
+
+    fn gives_candidates(&self) -> bool {
+        logits::CANDIDATES.iter().all(|name| self.has_output(name))
     }
 
     pub(crate) fn outputs(&self) -> &[Outlet] {

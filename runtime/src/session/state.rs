@@ -2,12 +2,13 @@
 
 use lfm2vl_graphs::{Dim, GraphSpec};
 use ort::{
-    session::{Session, SessionOutputs},
+    session::{RunOptions, Session, SessionOutputs},
     value::{DynTensor, DynTensorValueType},
 };
 
 use super::{
     memory::{DeviceMemory, memory_info},
+    recorded::{Lease, Recorder},
     tensors::{Part, Rest, assemble, axis_2, bytes, copy, size, write, zeros},
 };
 
@@ -24,6 +25,8 @@ pub(crate) struct DecoderState {
     cache: Cache,
     /// Where the tensors are; `None` is the host's memory.
     memory: Option<DeviceMemory>,
+    /// The buffers of steps, which have the state instead of the tensors while they are leased.
+    lease: Option<Lease>,
 }
 
 /// How keys and values are kept.
@@ -38,15 +41,15 @@ enum Cache {
     Fixed { places: usize, by_graph: bool },
 }
 
-struct StateTensor {
-    past: String,
-    present: String,
+pub(super) struct StateTensor {
+    pub(super) past: String,
+    pub(super) present: String,
     /// Conv states [batch, hidden, columns], or keys or values [batch, kv_heads, tokens, head_dim].
     /// Where ONNX Runtime made it, a run takes it without a copy.
-    value: DynTensor,
+    pub(super) value: DynTensor,
     /// Columns that a run takes of conv states; `None` for keys and values. After a run that kept
     /// several positions there are more, the last position's at the end.
-    conv_width: Option<usize>,
+    pub(super) conv_width: Option<usize>,
 }
 
 /// What it takes to go back to an earlier state: keys and values of a longer state begin with
@@ -93,7 +96,7 @@ impl DecoderState {
             Some(value.map(|value| StateTensor { past, present, value, conv_width }))
         });
         let tensors = tensors.collect::<ort::Result<_>>()?;
-        Ok(DecoderState { tensors, tokens: vec![0], cache, memory })
+        Ok(DecoderState { tensors, tokens: vec![0], cache, memory, lease: None })
     }
 
     /// Tokens that the state covers, of the longest row.
@@ -120,8 +123,10 @@ impl DecoderState {
         tokens: usize,
         inputs: Vec<(&str, DynTensor)>,
         outputs: &[(&str, Option<&DeviceMemory>)],
+        options: &RunOptions,
         read: impl FnOnce(&mut SessionOutputs<'_>) -> ort::Result<T>,
     ) -> ort::Result<T> {
+        self.settle()?;
         self.reserve(self.tokens() + tokens)?;
         self.drop_columns(0)?;
         let in_place = match self.cache {
@@ -144,7 +149,7 @@ impl DecoderState {
         for (name, place) in outputs {
             binding.bind_output_to_device(*name, &memory_info(*place)?)?;
         }
-        let mut made = session.run_binding(&binding)?;
+        let mut made = session.run_binding_with_options(&binding, options)?;
         let covered = self.tokens();
         for tensor in self.tensors.iter_mut().filter(|t| !in_place || t.conv_width.is_some()) {
             let new = made
@@ -161,6 +166,33 @@ impl DecoderState {
         let result = read(&mut made);
         self.tokens.iter_mut().for_each(|row| *row += tokens);
         result
+    }
+
+    /// Runs the session over one more token of a decoder whose sizes are fixed.
+    pub(crate) fn step<T>(
+        &mut self,
+        session: &mut Session,
+        recorder: &Recorder,
+        [embeddings, attention_mask]: [&DynTensor; 2],
+        outputs: &[&str],
+        read: impl FnOnce(&mut SessionOutputs<'_>) -> ort::Result<T>,
+    ) -> ort::Result<T> {
+        self.reserve(self.tokens() + 1)?;
+        let lease = match &mut self.lease {
+            Some(lease) => lease,
+            none => none.insert(recorder.lease(session, &self.tensors, outputs)?),
+        };
+        let result = lease.step(session, embeddings, attention_mask, read)?;
+        self.tokens.iter_mut().for_each(|row| *row += 1);
+        Ok(result)
+    }
+
+    /// Takes the state back from the buffers of steps, which others may use then.
+    pub(crate) fn settle(&mut self) -> ort::Result<()> {
+        match self.lease.take() {
+            Some(mut lease) => lease.unload(&mut self.tensors),
+            None => Ok(()),
+        }
     }
 
     /// Makes place for keys and values of so many tokens.
@@ -191,6 +223,7 @@ impl DecoderState {
 
     /// Drops the last `count` tokens, which the last run must have kept with one more.
     pub(crate) fn drop_last(&mut self, count: usize) -> ort::Result<()> {
+        self.settle()?;
         self.drop_columns(count)?;
         self.tokens.iter_mut().for_each(|row| *row -= count);
         let tokens = self.tokens();
@@ -228,7 +261,8 @@ impl DecoderState {
     }
 
     /// Remembers this state.
-    pub(crate) fn checkpoint(&self) -> ort::Result<Checkpoint> {
+    pub(crate) fn checkpoint(&mut self) -> ort::Result<Checkpoint> {
+        self.settle()?;
         let conv = self.tensors.iter().filter(|tensor| tensor.conv_width.is_some());
         let copies = conv.map(|tensor| copy(&tensor.value, self.memory.as_ref()));
         let conv = copies.collect::<ort::Result<_>>()?;
@@ -237,6 +271,7 @@ impl DecoderState {
 
     /// Goes back to an earlier state of the same tokens.
     pub(crate) fn rewind(&mut self, checkpoint: &Checkpoint) -> ort::Result<()> {
+        self.settle()?;
         let conv = self.tensors.iter_mut().filter(|tensor| tensor.conv_width.is_some());
         for (tensor, earlier) in conv.zip(&checkpoint.conv) {
             tensor.value = copy(earlier, self.memory.as_ref())?;
@@ -246,11 +281,12 @@ impl DecoderState {
     }
 
     /// A copy of the state, with no more memory than it needs.
-    pub(crate) fn copy(&self) -> ort::Result<DecoderState> {
+    pub(crate) fn copy(&mut self) -> ort::Result<DecoderState> {
+        self.settle()?;
         self.select(&[(self, 0)], self.tokens())
     }
 
-    /// A copy of the state for runs up to so many tokens.
+    /// A copy of a copy, for runs up to so many tokens.
     pub(crate) fn with_place_for(&self, tokens: usize) -> ort::Result<DecoderState> {
         self.select(&[(self, 0)], tokens.next_multiple_of(GROWTH))
     }
@@ -315,6 +351,7 @@ impl DecoderState {
                 other => other,
             },
             memory: self.memory.clone(),
+            lease: None,
         })
     }
 

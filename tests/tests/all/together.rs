@@ -215,6 +215,7 @@ fn caches_do_not_change_the_tokens() {
 fn caches_do_not_change_the_tokens_where_sizes_are_fixed() {
     caches_change_nothing("coreml", 20);
     caches_change_nothing("tensorrt", 30);
+    caches_change_nothing("cuda-graph", 10);
 }
 
 fn caches_change_nothing(recipe: &'static str, step: usize) {
@@ -247,6 +248,44 @@ fn caches_change_nothing(recipe: &'static str, step: usize) {
             assert!(answer.reused_tokens >= first.prompt_tokens, "{}", answer.reused_tokens);
         }
     }
+}
+
+/// Where sizes are fixed, steps run in buffers that conversations lend and give back.
+#[test]
+fn answers_in_turns_are_the_same_in_all_recipes() {
+    let expected = answers_in_turns("default");
+    for recipe in ["cuda-graph", "tensorrt", "coreml"] {
+        assert_eq!(answers_in_turns(recipe), expected, "{recipe}");
+    }
+}
+
+/// Token by token, three answers in turns, of which one is given up; then another question to each.
+fn answers_in_turns(recipe: &'static str) -> Vec<Vec<u32>> {
+    let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+    let options =
+        GenerationOptions { max_new_tokens: 24, ignore_eos: true, ..GenerationOptions::default() };
+    let mut conversations: Vec<_> =
+        sample_questions()[..3].iter().map(|question| ask(&engine, question)).collect();
+    let mut answers: Vec<_> = conversations
+        .iter_mut()
+        .map(|conversation| conversation.generate(&options).unwrap())
+        .collect();
+    for round in 0..20 {
+        if round == 8 {
+            answers.remove(1);
+        }
+        for answer in &mut answers {
+            answer.next().unwrap().unwrap();
+        }
+    }
+    let finished = answers.into_iter().map(|answer| answer.finish().unwrap().token_ids);
+    let mut tokens: Vec<Vec<u32>> = finished.collect();
+    for conversation in &mut conversations {
+        conversation.push(Message::user("And now?"));
+        let answer = conversation.generate(&options).unwrap().finish().unwrap();
+        tokens.push(answer.token_ids);
+    }
+    tokens
 }
 
 #[test]
