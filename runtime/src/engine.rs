@@ -12,7 +12,7 @@ use crate::{
     folder::ModelFolder,
     image::{ImageProcessor, Overrides, ProcessedImage},
     session::{
-        Assignment, Decoder, DeviceMemory, EmbedTokens, GraphSession, Outlet, SessionOptions,
+        Assignment, Decoder, DeviceMemory, EmbedTokens, GraphSession, HOST, Outlet, SessionOptions,
         Skipped, Vision, check, dims_of, state_dtype,
     },
 };
@@ -365,7 +365,7 @@ impl Engine {
                 skipped: session.skipped().to_vec(),
                 assignments: session.assignments().to_vec(),
                 state_memory: (session.graph().weights() == Graph::Decoder)
-                    .then(|| self.decoder.memory().map_or("Cpu", DeviceMemory::name).to_owned()),
+                    .then(|| self.decoder.memory().map_or(HOST, DeviceMemory::name).to_owned()),
             })
             .collect()
     }

@@ -27,9 +27,10 @@ const PYTHON_PACKAGES: [&str; 6] = [
 
 /// The execution providers in libraries of their own that `cargo xtask setup --provider` installs: name
 /// and Python package.
-const PLUGINS: [(&str, &str); 3] = [
+const PLUGINS: [(&str, &str); 4] = [
     ("ggml", "onnxruntime-ggml==0.2.0"),
     ("openvino", "onnxruntime-ep-openvino==1.8.1"),
+    ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx==0.5.0"),
     ("webgpu", "onnxruntime-ep-webgpu==0.4.0"),
 ];
 

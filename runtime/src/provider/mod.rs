@@ -330,7 +330,16 @@ fn parse_plugin(path: &str, settings: &[(String, String)]) -> Result<Plugin, Str
         serde_json::from_value(Value::String(device.clone()))
             .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
     });
-    Ok(Plugin { library: path.into(), device: device.transpose()?, settings })
+    let device_index = settings.remove("device_index");
+    let device_index = device_index.map(|index| {
+        index.parse().map_err(|_| format!("'{index}' is not an index of a device; use 0, 1, ..."))
+    });
+    Ok(Plugin {
+        library: path.into(),
+        device: device.transpose()?,
+        device_index: device_index.transpose()?,
+        settings,
+    })
 }
 
 #[cfg(test)]
@@ -424,8 +433,11 @@ mod tests {
         let webgpu = settings("webgpu", &[("device_id", "2"), ("graph_capture", "true")]);
         assert_eq!(webgpu, pairs(&[("deviceId", "2"), ("enableGraphCapture", "1")]));
         assert_eq!(settings("directml", &[("adapter", "1")]), pairs(&[("device_id", "1")]));
-        let plugin = settings("plugin:/some/folder", &[("device", "gpu"), ("key", "value")]);
-        assert_eq!(plugin, pairs(&[("key", "value")]));
+        let options = [("device", "gpu"), ("device_index", "1"), ("key", "value")];
+        let plugin = Provider::parse("plugin:/some/folder", &pairs(&options)).unwrap();
+        assert_eq!(plugin.settings(), pairs(&[("key", "value")]));
+        let Provider::Plugin(Plugin { device, device_index, .. }) = plugin else { panic!() };
+        assert_eq!((device, device_index), (Some(DeviceKind::Gpu), Some(1)));
         assert_eq!(settings("cpu", &[]), []);
     }
 
@@ -439,6 +451,7 @@ mod tests {
         assert!(error("coreml", "compute_units", "tpu").contains("unknown variant `tpu`"));
         assert!(error("cpu", "threads", "1").contains("unknown field"));
         assert!(error("plugin:x", "device", "tpu").contains("use cpu, gpu or npu"));
+        assert!(error("plugin:x", "device_index", "-1").contains("use 0, 1"));
         let unknown = Provider::parse("rocm", &[]).unwrap_err().to_string();
         assert!(unknown.contains("'rocm' is not a provider; use cpu, cuda"), "{unknown}");
     }

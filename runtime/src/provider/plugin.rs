@@ -36,6 +36,8 @@ pub struct Plugin {
     pub library: PathBuf,
     /// Which kind of its devices; all of them when not given.
     pub device: Option<DeviceKind>,
+    /// Which of these, counted from 0 in ONNX Runtime's order; all of them when not given.
+    pub device_index: Option<usize>,
     /// The provider's own settings.
     pub settings: BTreeMap<String, String>,
 }
@@ -43,7 +45,8 @@ pub struct Plugin {
 impl Plugin {
     /// A plugin with all its devices and no settings.
     pub fn new(library: impl Into<PathBuf>) -> Self {
-        Plugin { library: library.into(), device: None, settings: BTreeMap::new() }
+        let library = library.into();
+        Plugin { library, device: None, device_index: None, settings: BTreeMap::new() }
     }
 
     /// Loads the library, once for the process, and adds its devices to a session.
@@ -65,19 +68,28 @@ impl Plugin {
             loaded.devices.contains(&address(device))
                 && (self.device.is_none() || self.device == kind)
         };
-        if !environment.devices().any(|device| wanted(&device)) {
+        let mut devices: Vec<Device<'_>> = environment.devices().filter(wanted).collect();
+        let count = devices.len();
+        if let Some(index) = self.device_index {
+            devices = devices.into_iter().skip(index).take(1).collect();
+        }
+        if devices.is_empty() {
             let kind = self.device.map_or(String::new(), |kind| format!(" of the kind {kind:?}"));
-            return Err(Unavailable {
-                cause: format!("{} offers no device{kind} on this machine", library.display()),
-                remedy: "use another provider, or a machine with a device that it supports",
-            });
+            let library = library.display();
+            let cause = match self.device_index.filter(|_| count > 0) {
+                Some(index) => {
+                    format!("{library} offers {count} devices{kind} and none of index {index}")
+                }
+                None => format!("{library} offers no device{kind} on this machine"),
+            };
+            let remedy = "use another provider, or a machine with a device that it supports";
+            return Err(Unavailable { cause, remedy });
         }
         let of = |name: &String| {
             let settings = self.settings.iter();
             settings.map(|(k, v)| (format!("{name}.{k}"), v.clone())).collect::<Vec<_>>()
         };
         let settings: Vec<(String, String)> = loaded.names.iter().flat_map(of).collect();
-        let devices = environment.devices().filter(wanted);
         builder.with_devices(devices, Some(&settings)).map_err(|error| Unavailable {
             cause: error.to_string(),
             remedy: "correct its settings, or use another provider",

@@ -11,7 +11,7 @@ use super::{
     DecoderState, GraphSession, Logits,
     check::{NUM_LOGITS, POSITION_IDS},
     logits::{CANDIDATES, LOGITS},
-    memory::{DeviceMemory, on_host},
+    memory::{DeviceMemory, on_host, reads_in_place},
     recorded::{NOT_RECORDED, RECORDING, Recorder},
     state::fixed_places,
 };
@@ -52,7 +52,7 @@ impl Decoder {
         prefill: Option<GraphSession>,
         spec: GraphSpec,
     ) -> Result<Self, Error> {
-        let (in_place, memory) = session.with(|session| {
+        let (in_place, memory, reads_in_place) = session.with(|session| {
             let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
             let mut states =
                 spec.outputs.iter().filter(|output| output.name.starts_with("present"));
@@ -60,10 +60,14 @@ impl Decoder {
                 Some(state) => DeviceMemory::of_output(session, &state.name)?,
                 None => None,
             };
-            Ok((in_place, memory))
+            let reads_in_place = reads_in_place(session, memory.as_ref())?;
+            Ok((in_place, memory, reads_in_place))
         })?;
-        let has_steps = in_place && fixed_places(&spec).is_some();
+        let has_steps = in_place && reads_in_place && fixed_places(&spec).is_some();
         let has_steps = has_steps && session.fixed_size(EMBEDDINGS, 1) == Some(1);
+        if session.records && !has_steps {
+            return Err(Error::NothingToRecord);
+        }
         let recorder = has_steps.then(|| Recorder::new(memory.clone(), session.records));
         Ok(Decoder { session, prefill, spec, in_place, memory, recorder })
     }

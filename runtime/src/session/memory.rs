@@ -13,7 +13,7 @@ use ort::{
     AsPointer,
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::Session,
-    sys::OrtMemoryInfoDeviceType,
+    sys::{OrtMemoryInfo, OrtMemoryInfoDeviceType, OrtSession, OrtStatusPtr},
     value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType},
 };
 
@@ -39,24 +39,14 @@ impl DeviceMemory {
         let Some(index) = outputs.iter().position(|output| output.name() == name) else {
             return Ok(None);
         };
-        let api = ort::api();
-        let mut places = vec![ptr::null(); outputs.len()];
-        let mut device = OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
-        let (mut id, mut text) = (0, ptr::null());
-        // SAFETY: the session is alive, `places` has room for all outputs, and the others are valid for
-        // writes. ONNX Runtime keeps what it sets them to as long as the session.
-        let (name, id) = unsafe {
-            let get = api.SessionGetMemoryInfoForOutputs;
-            ort::Error::result_from_status(get(session.ptr(), places.as_mut_ptr(), places.len()))?;
-            (api.MemoryInfoGetDeviceType)(places[index], &raw mut device);
-            if device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU {
-                return Ok(None);
-            }
-            ort::Error::result_from_status((api.MemoryInfoGetId)(places[index], &raw mut id))?;
-            ort::Error::result_from_status((api.MemoryInfoGetName)(places[index], &raw mut text))?;
-            (CStr::from_ptr(text).to_string_lossy().into_owned(), id)
+        let get = ort::api().SessionGetMemoryInfoForOutputs;
+        let Some(place) = places(session, outputs.len(), get)?.into_iter().nth(index) else {
+            return Ok(None);
         };
-        let memory = DeviceMemory::new(session, name, id)?;
+        if place.is_host {
+            return Ok(None);
+        }
+        let memory = DeviceMemory::new(session, place.name, place.id)?;
         Ok(memory.keeps_tensors().then_some(memory))
     }
 
@@ -91,6 +81,63 @@ impl DeviceMemory {
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// Whether a session reads all its inputs where they are, if that is `memory`. Otherwise ONNX Runtime
+/// copies them when they are bound.
+pub(super) fn reads_in_place(
+    session: &Session,
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<bool> {
+    let get = ort::api().SessionGetMemoryInfoForInputs;
+    let (name, id) = memory.map_or((HOST, 0), |memory| (memory.name.as_str(), memory.id));
+    let places = places(session, session.inputs().len(), get)?;
+    Ok(places.iter().all(|place| (place.name.as_str(), place.id) == (name, id)))
+}
+
+/// ONNX Runtime's name of the host's memory.
+pub(crate) const HOST: &str = "Cpu";
+
+/// Where an input or output of a session is.
+struct Place {
+    name: String,
+    id: i32,
+    is_host: bool,
+}
+
+/// Where the `count` inputs or outputs of a session are.
+fn places(
+    session: &Session,
+    count: usize,
+    get: unsafe extern "system" fn(
+        *const OrtSession,
+        *mut *const OrtMemoryInfo,
+        usize,
+    ) -> OrtStatusPtr,
+) -> ort::Result<Vec<Place>> {
+    let api = ort::api();
+    let mut infos = vec![ptr::null(); count];
+    // SAFETY: the session is alive, and there is room for all its inputs or outputs.
+    unsafe {
+        ort::Error::result_from_status(get(session.ptr(), infos.as_mut_ptr(), count))?;
+    }
+    infos
+        .into_iter()
+        .map(|info| {
+            let mut device = OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+            let (mut id, mut name) = (0, ptr::null());
+            // SAFETY: ONNX Runtime keeps `info` and its name as long as the session, and the others are
+            // valid for writes.
+            let name = unsafe {
+                (api.MemoryInfoGetDeviceType)(info, &raw mut device);
+                ort::Error::result_from_status((api.MemoryInfoGetId)(info, &raw mut id))?;
+                ort::Error::result_from_status((api.MemoryInfoGetName)(info, &raw mut name))?;
+                CStr::from_ptr(name).to_string_lossy().into_owned()
+            };
+            let is_host = device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+            Ok(Place { name, id, is_host })
+        })
+        .collect()
 }
 
 /// A tensor that can be bound to an output, with whatever the memory held.

@@ -23,7 +23,7 @@ pub(crate) use check::{check, dims_of, state_dtype};
 pub(crate) use decoder::Decoder;
 pub(crate) use embedding::EmbedTokens;
 pub(crate) use logits::Logits;
-pub(crate) use memory::DeviceMemory;
+pub(crate) use memory::{DeviceMemory, HOST};
 pub(crate) use state::{Checkpoint, DecoderState};
 pub(crate) use vision::Vision;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lfm2vl::{Engine, GenerationOptions, GraphInfo, Provider, chat::Message};
+use lfm2vl::{Engine, Error, GenerationOptions, GraphInfo, Plugin, Provider, chat::Message};
 use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
 use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
 use lfm2vl_tests::{program, sample_images, sample_questions, succeed, testdata, tiny_shapes};
@@ -61,6 +61,32 @@ fn a_plugin_gives_the_same_tokens() {
         panic!("took the default recipe")
     };
     assert!(error.to_string().contains("takes no node of decoder_model_merged"), "{error}");
+}
+
+#[test]
+fn a_plugin_can_be_told_one_of_its_devices() {
+    let Some(Provider::Plugin(ggml)) = plugin("LFM2VL_GGML") else { return };
+    let decoder_on = |device_index| {
+        let ggml = Provider::Plugin(Plugin { device_index: Some(device_index), ..ggml.clone() });
+        let builder = Engine::builder(tiny_shapes("portable"));
+        builder.graph_providers(Graph::Decoder, [ggml]).build()
+    };
+    assert_eq!(graph(&decoder_on(0).unwrap(), Graph::Decoder).assignments.len(), 1);
+    let Err(error) = decoder_on(7).map(drop) else { panic!("has eight devices") };
+    let message = error.to_string();
+    assert!(message.contains("devices and none of index 7"), "{message}");
+}
+
+#[test]
+fn only_steps_of_fixed_sizes_are_recorded() {
+    let settings = [("graph_capture".to_owned(), "true".to_owned())];
+    let cuda = Provider::parse("cuda", &settings).unwrap();
+    let build = |recipe| Engine::builder(tiny_shapes(recipe)).provider(cuda.clone()).build();
+    let Err(error) = build("cuda").map(drop) else { panic!("loaded") };
+    assert!(error.to_string().contains("export with --recipe cuda-graph"), "{error}");
+    // Here it is the provider that is missing.
+    let Err(error) = build("cuda-graph").map(drop) else { panic!("loaded") };
+    assert!(matches!(error, Error::Provider { .. }), "{error}");
 }
 
 /// An engine on a plugin; nothing where the plugin has no device on this machine, which must be told.
@@ -147,11 +173,17 @@ fn the_cpu_takes_all_as_predicted() {
 
 #[test]
 fn providers_have_all_of_their_recipes() {
-    for name in ["cuda", "tensorrt", "coreml", "directml"] {
-        for precision in Recipe::builtin(name).unwrap().precisions {
-            for partition in predicted(name, precision, name) {
-                let graph = partition.graph;
-                assert_eq!((&partition.left, partition.partitions), (&vec![], 1), "{name} {graph}");
+    for (recipe, provider) in [
+        ("cuda", "cuda"),
+        ("cuda-graph", "cuda"),
+        ("tensorrt", "tensorrt"),
+        ("coreml", "coreml"),
+        ("directml", "directml"),
+    ] {
+        for precision in Recipe::builtin(recipe).unwrap().precisions {
+            for partition in predicted(recipe, precision, provider) {
+                let Partition { graph, left, partitions, .. } = partition;
+                assert_eq!((left, partitions), (vec![], 1), "{recipe} {graph}");
             }
         }
     }
