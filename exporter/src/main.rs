@@ -64,7 +64,7 @@ struct Arguments {
     #[arg(long, value_name = "DIR", requires = "report")]
     samples: Option<PathBuf>,
     /// Tell which nodes of each graph an execution provider will take, and write nothing: cpu, cuda,
-    /// tensorrt, coreml, directml, openvino or webgpu.
+    /// tensorrt, coreml, directml, openvino, webgpu or ggml.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["output", "verify", "report"])]
     check_provider: Option<String>,
     /// Replace an earlier export.

@@ -18,6 +18,9 @@ pub struct ProviderTable {
     pub onnxruntime: String,
     /// Where the table was taken from.
     pub source: String,
+    /// Whether it takes a graph whole or not at all.
+    #[serde(default)]
+    pub whole_graphs: bool,
     /// What it takes of each operator; one that is not here it does not take. Names outside the
     /// standard domain begin with `DOMAIN:`.
     pub operators: BTreeMap<String, OperatorSupport>,
@@ -43,8 +46,8 @@ pub struct OperatorSupport {
 
 impl ProviderTable {
     /// Names of the tables built into this crate.
-    pub const BUILTIN: [&'static str; 7] =
-        ["cpu", "cuda", "tensorrt", "coreml", "directml", "openvino", "webgpu"];
+    pub const BUILTIN: [&'static str; 8] =
+        ["cpu", "cuda", "tensorrt", "coreml", "directml", "openvino", "webgpu", "ggml"];
 
     /// The table built into this crate under `name`.
     ///
@@ -59,6 +62,7 @@ impl ProviderTable {
             "directml" => include_str!("../providers/directml.yaml"),
             "openvino" => include_str!("../providers/openvino.yaml"),
             "webgpu" => include_str!("../providers/webgpu.yaml"),
+            "ggml" => include_str!("../providers/ggml.yaml"),
             _ => {
                 return Err(YamlError::Unknown {
                     kind: "provider table",

@@ -30,7 +30,7 @@ const PYTHON_PACKAGES: [&str; 6] = [
 const PLUGINS: [(&str, &str); 4] = [
     ("ggml", "onnxruntime-ggml==0.2.0"),
     ("openvino", "onnxruntime-ep-openvino==1.8.1"),
-    ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx==0.5.0"),
+    ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0"),
     ("webgpu", "onnxruntime-ep-webgpu==0.4.0"),
 ];
 

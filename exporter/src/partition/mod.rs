@@ -69,18 +69,23 @@ fn partition(
     finished: &FinishedGraph,
     table: &ProviderTable,
 ) -> Partition {
+    let nodes = &finished.proto.node;
     let mut values = Values::of(finished);
-    let (mut verdicts, mut notes) = (Vec::new(), BTreeSet::new());
+    let mut verdicts: Vec<Verdict> = nodes.iter().map(|node| values.judge(node, table)).collect();
+    let lacks_some = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Left(_)));
+    if table.whole_graphs && lacks_some {
+        let taken = verdicts.iter_mut().filter(|verdict| **verdict == Verdict::Taken);
+        taken.for_each(|verdict| *verdict = Verdict::Left("it takes graphs whole".to_owned()));
+    }
+    let mut notes = BTreeSet::new();
     let mut left: BTreeMap<(String, String), usize> = BTreeMap::new();
-    for node in &finished.proto.node {
-        let verdict = values.judge(node, table);
-        if let Verdict::Left(reason) = &verdict {
+    for (node, verdict) in nodes.iter().zip(&verdicts) {
+        if let Verdict::Left(reason) = verdict {
             *left.entry((operator(node), reason.clone())).or_default() += 1;
         }
-        let support = table.operators.get(&operator(node)).filter(|_| verdict == Verdict::Taken);
+        let support = table.operators.get(&operator(node)).filter(|_| *verdict == Verdict::Taken);
         let note = support.and_then(|support| support.note.as_ref());
         notes.extend(note.map(|note| format!("{}: {note}", operator(node))));
-        verdicts.push(verdict);
     }
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|v| wanted(v)).count();
     Partition {

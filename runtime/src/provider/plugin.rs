@@ -128,10 +128,12 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     let _changing = DEVICES.write().unwrap_or_else(PoisonError::into_inner);
     let before: BTreeSet<usize> = environment.devices().map(|device| address(&device)).collect();
     let name = format!("{}-{}", short_name(library), all.len());
-    environment.register_ep_library(name, library).map_err(|error| Unavailable {
-        cause: format!("{} cannot be loaded: {error}", library.display()),
-        remedy: "use a library of a provider that fits this ONNX Runtime, and install what it needs",
-    })?;
+    let register = || environment.register_ep_library(name.clone(), library);
+    let registered = register().or_else(|_| {
+        load_neighbours(library);
+        register()
+    });
+    registered.map_err(|error| Unavailable::of_library(library, &error.to_string()))?;
     let new: Vec<_> =
         environment.devices().filter(|device| !before.contains(&address(device))).collect();
     let names: Option<BTreeSet<String>> = new.iter().map(ep_name).collect();
@@ -144,6 +146,27 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     };
     all.insert(library.to_owned(), loaded.clone());
     Ok(loaded)
+}
+
+/// Loads the libraries in the folder of a provider's library. A package may bring what its provider
+/// needs under names by which the system does not find it.
+fn load_neighbours(library: &Path) {
+    let entries = library.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_neighbour = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        path != library
+            && (name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".dll"))
+    };
+    let mut left: Vec<PathBuf> = paths.filter(is_neighbour).collect();
+    // One may need another.
+    loop {
+        let count = left.len();
+        left.retain(|path| ort::util::preload_dylib(path).is_err());
+        if left.len() == count {
+            break;
+        }
+    }
 }
 
 fn address(device: &Device<'_>) -> usize {

@@ -1,6 +1,6 @@
 //! Why a provider cannot be used, and what to do about it.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use super::Provider;
 
@@ -22,12 +22,30 @@ impl fmt::Display for Unavailable {
 impl Unavailable {
     /// What ONNX Runtime's message means that a provider cannot start.
     pub(super) fn told(provider: &Provider, message: &str) -> Self {
-        // Before the cause come source files, and the library that could not be loaded.
-        let cause = ["with error: ", "FAIL : "].iter().find_map(|mark| message.split(mark).nth(1));
-        let words: Vec<&str> = cause.unwrap_or(message).split_whitespace().collect();
-        let cause = words.join(" ").trim_end_matches('.').to_owned();
+        let cause = cause(message);
         Unavailable { remedy: remedy(provider, &cause), cause }
     }
+
+    /// What it means that a provider's own library cannot be loaded.
+    pub(super) fn of_library(library: &Path, message: &str) -> Self {
+        let cause = cause(message);
+        let remedy = match cause.contains("libcuda.so") {
+            true => DRIVER_REMEDY,
+            false => {
+                "use a library of a provider that fits this ONNX Runtime, and install what it needs"
+            }
+        };
+        Unavailable { cause: format!("{} cannot be loaded: {cause}", library.display()), remedy }
+    }
+}
+
+const DRIVER_REMEDY: &str = "install an NVIDIA driver for the library's CUDA version, and check that nvidia-smi lists a GPU";
+
+/// What ONNX Runtime's message says after source files and the library that could not be loaded.
+fn cause(message: &str) -> String {
+    let cause = ["with error: ", "FAIL : "].iter().find_map(|mark| message.split(mark).nth(1));
+    let words: Vec<&str> = cause.unwrap_or(message).split_whitespace().collect();
+    words.join(" ").trim_end_matches('.').to_owned()
 }
 
 /// What to do where the library does not have a provider.
@@ -72,7 +90,7 @@ fn remedy(provider: &Provider, message: &str) -> &'static str {
                 "libcuda.so",
             ]) =>
         {
-            "install an NVIDIA driver for the library's CUDA version, and check that nvidia-smi lists a GPU"
+            DRIVER_REMEDY
         }
         Provider::Cuda(_) | Provider::TensorRt(_)
             if says(&["cublas", "cudart", "cufft", "curand", "nvrtc"]) =>
@@ -109,5 +127,13 @@ mod tests {
             "libcublas.so.13: cannot open shared object file: No such file or directory"
         );
         assert!(remedy.contains("CUDA libraries"), "{remedy}");
+        // As of the TensorRT-RTX plugin.
+        let message = "Failed to load library /x/lib.so with error: libcuda.so.1: cannot open shared object file";
+        let told = Unavailable::of_library(Path::new("/x/lib.so"), message);
+        assert_eq!(
+            told.cause,
+            "/x/lib.so cannot be loaded: libcuda.so.1: cannot open shared object file"
+        );
+        assert!(told.remedy.contains("NVIDIA driver"));
     }
 }

@@ -89,6 +89,25 @@ fn only_steps_of_fixed_sizes_are_recorded() {
     assert!(matches!(error, Error::Provider { .. }), "{error}");
 }
 
+#[test]
+fn ggml_takes_what_is_predicted() {
+    let Some(ggml) = plugin("LFM2VL_GGML") else { return };
+    for recipe in ["default", "portable", "cuda-graph", "tensorrt", "coreml", "directml"] {
+        let builder = Engine::builder(tiny_shapes(recipe)).providers([ggml.clone(), Provider::Cpu]);
+        let engine = builder.build().unwrap();
+        for partition in predicted(recipe, Precision::Fp32, "ggml") {
+            let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
+            else {
+                continue;
+            };
+            let is_whole = info.assignments.iter().all(|a| a.provider.starts_with("ggml"));
+            let what = format!("{recipe} {}: {:?}", partition.graph, info.assignments);
+            assert_eq!(is_whole, partition.left.is_empty(), "{what}");
+            assert_eq!(partition.partitions, usize::from(is_whole), "{what}");
+        }
+    }
+}
+
 /// An engine on a plugin; nothing where the plugin has no device on this machine, which must be told.
 fn on_plugin(recipe: &'static str, provider: &Provider) -> Option<Engine> {
     match Engine::builder(tiny_shapes(recipe)).provider(provider.clone()).build() {
