@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use lfm2vl_graphs::{Graph, GraphSpec, Manifest, Precision, Tensor};
+use lfm2vl_graphs::{CacheUpdate, Graph, GraphSpec, Manifest, Precision, Recipe, Tensor};
 use serde_json::{Map, Value};
 
 const TEMPLATE: &str = include_str!("card/README.md");
@@ -24,16 +24,51 @@ pub(super) fn card(
         .replace("{contract}", &format!("{} {}", manifest.contract, manifest.contract_version))
         .replace("{recipe}", &manifest.recipe.name)
         .replace("{files}", &files(manifest))
+        .replace("{protocol}", &protocol(&manifest.recipe))
         .replace("{bundles}", &bundles(manifest))
         .replace("{tensors}", &tensors(specs))
         .replace("{sampling}", &sampling(generation))
         .replace("{snippets}", &snippets(manifest))
 }
 
+/// How the decoder is run.
+fn protocol(recipe: &Recipe) -> String {
+    let Some(sizes) = recipe.sizes else {
+        return "The decoder's state starts with zeros for `past_conv` and with length 0 for \
+                `past_key_values`; each run's `present` is the next run's `past`."
+            .to_owned();
+    };
+    let views = match sizes.views {
+        Some(_) => {
+            "Views are padded to one number of patches; where there are fewer views, one of them comes \
+             again, and of each view's `image_features` those of its own patches come first. "
+        }
+        None => "",
+    };
+    let update = match recipe.cache_update {
+        CacheUpdate::Graph => "`present` is the whole buffers, which may lie where the old ones do",
+        CacheUpdate::Client => {
+            "`present` has the new tokens' keys and values, to be put behind those in the buffers"
+        }
+    };
+    format!(
+        "{views}Keys and values lie in buffers of {} tokens, of zeros at first. `attention_mask` is 1 for \
+         the tokens that they hold and 0 for the rest of them, and after that 1 for new tokens and 0 for \
+         padding. A prompt goes through `decoder_prefill` in pieces of {} tokens, of which the last is \
+         padded, and each further token through `decoder_model_merged`; {update}, and `present_conv` is \
+         the next run's `past_conv`, of zeros at first.",
+        sizes.past_sequence, sizes.sequence
+    )
+}
+
 /// Code to copy, with the precision that the folder has where it has no float32.
 fn snippets(manifest: &Manifest) -> String {
     let has = |graph| manifest.graphs.iter().any(|files| files.graph == graph);
     let Some(bundle) = manifest.bundles.last() else { return String::new() };
+    if manifest.recipe.sizes.is_some() {
+        return "No code here: the examples run graphs of free sizes, as of the recipe `default`."
+            .into();
+    }
     if !has(Graph::VisionEncoder) || !has(Graph::EmbedTokens) || !has(Graph::Decoder) {
         return "No code here: it needs vision_encoder, embed_tokens and decoder_model_merged."
             .into();

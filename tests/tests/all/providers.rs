@@ -1,11 +1,13 @@
 //! Execution providers: plugins that run here, and what is predicted of those that do not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lfm2vl::{Engine, Error, GenerationOptions, GraphInfo, Plugin, Provider, chat::Message};
 use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
 use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
-use lfm2vl_tests::{program, sample_images, sample_questions, succeed, testdata, tiny_shapes};
+use lfm2vl_tests::{
+    export_with, program, sample_images, sample_questions, succeed, testdata, tiny_shapes,
+};
 use serde_json::Value;
 
 /// A plugin that `cargo xtask test` has installed; nothing where there is none for the platform.
@@ -109,8 +111,8 @@ fn ggml_takes_what_is_predicted() {
 }
 
 /// An engine on a plugin; nothing where the plugin has no device on this machine, which must be told.
-fn on_plugin(recipe: &'static str, provider: &Provider) -> Option<Engine> {
-    match Engine::builder(tiny_shapes(recipe)).provider(provider.clone()).build() {
+fn on_plugin(folder: &Path, provider: &Provider) -> Option<Engine> {
+    match Engine::builder(folder).provider(provider.clone()).build() {
         Ok(engine) => Some(engine),
         Err(error) => {
             let message = error.to_string();
@@ -126,10 +128,10 @@ fn on_plugin(recipe: &'static str, provider: &Provider) -> Option<Engine> {
 #[test]
 fn a_plugin_without_a_device_gives_way_to_the_next_provider() {
     let Some(webgpu) = plugin("LFM2VL_WEBGPU") else { return };
-    if on_plugin("portable", &webgpu).is_some() {
+    let folder = tiny_shapes("portable");
+    if on_plugin(&folder, &webgpu).is_some() {
         return;
     }
-    let folder = tiny_shapes("portable");
     let engine = Engine::builder(&folder).providers([webgpu.clone(), Provider::Cpu]).build();
     let info = graph(&engine.unwrap(), Graph::Decoder);
     assert_eq!(info.provider, "cpu");
@@ -142,9 +144,19 @@ fn a_plugin_without_a_device_gives_way_to_the_next_provider() {
 #[test]
 fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
     let Some(openvino) = plugin("LFM2VL_OPENVINO") else { return };
-    for recipe in ["default", "portable", "tensorrt", "coreml"] {
-        let Some(engine) = on_plugin(recipe, &openvino) else { return };
-        for partition in predicted(recipe, Precision::Fp32, "openvino") {
+    let quantized = tempfile::tempdir().unwrap();
+    let quantized = quantized.path().join("portable");
+    let portable = Recipe::builtin("portable").unwrap();
+    export_with(&quantized, "tiny-shapes", portable, &[Precision::Q8]);
+    for (recipe, precision, folder) in [
+        ("default", Precision::Fp32, tiny_shapes("default")),
+        ("portable", Precision::Fp32, tiny_shapes("portable")),
+        ("portable", Precision::Q8, quantized),
+        ("tensorrt", Precision::Fp32, tiny_shapes("tensorrt")),
+        ("coreml", Precision::Fp32, tiny_shapes("coreml")),
+    ] {
+        let Some(engine) = on_plugin(&folder, &openvino) else { return };
+        for partition in predicted(recipe, precision, "openvino") {
             let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
             else {
                 continue;
@@ -158,7 +170,7 @@ fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
             let on_cpu: Vec<_> = on_cpu.into_iter().flatten().map(|(name, n)| (name, *n)).collect();
             assert_eq!(on_cpu, left, "{recipe} {}", partition.graph);
         }
-        let cpu = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+        let cpu = Engine::builder(&folder).build().unwrap();
         for question in sample_questions().iter().step_by(9) {
             assert_eq!(answer(&engine, question), answer(&cpu, question), "{recipe} {question}");
         }
