@@ -31,7 +31,7 @@ config = json.loads((here / "checkpoint/config.json").read_text())
 
 
 def run(*command):
-    """The last line, or all, of what a program prints, which is JSON."""
+    """What a program prints, which is JSON."""
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     if process.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{process.stderr}")
@@ -73,9 +73,14 @@ def limits():
     }
 
 
-def parity(precision):
-    model, samples = here / "tiny-shapes", here / "samples"
-    command = [here / "lfm2vl", "inspect", model, "--precision", precision, "--provider", args.provider, "--json"]
+def on_device(recorded):
+    """How a model is run there; recorded steps need a decoder of fixed sizes."""
+    return ["--provider", args.provider, *(["--provider-option", "cuda.graph_capture=true"] if recorded else [])]
+
+
+def parity(model, precision, recorded):
+    samples = here / "samples"
+    command = [here / "lfm2vl", "inspect", model, "--precision", precision, *on_device(recorded), "--json"]
     for graph in run(*command)["graphs"]:
         shares = [f"{assigned['nodes']} nodes on {assigned['provider']}" for assigned in graph["assignments"]]
         state = f"; state in the memory of {graph['state_memory']}" if graph["state_memory"] else ""
@@ -86,7 +91,8 @@ def parity(precision):
         prompt = ["--prompt", question["prompt"], "--precision", precision, "--json"]
         for image in question["images"]:
             prompt += ["--image", samples / image]
-        tokens = [run(here / "lfm2vl", "run", model, *prompt, "--provider", p)["token_ids"] for p in (args.provider, "cpu")]
+        providers = [on_device(recorded), ["--provider", "cpu"]]
+        tokens = [run(here / "lfm2vl", "run", model, *prompt, *provider)["token_ids"] for provider in providers]
         same += tokens[0] == tokens[1]
     print(f"  {same} of {len(questions)} answers have the CPU's tokens")
     return {"same": same, "of": len(questions)}
@@ -114,14 +120,20 @@ for rows in BATCHES:
 
 
 def contenders():
-    """Name -> (command, whether it sees)."""
-    bench = [here / "lfm2vl", "bench", here / "450m", "--provider", args.provider, "--json"]
-    found = {f"lfm2vl {p}": ([*bench, "--precision", p], True) for p in ("fp16", "q4f16")}
+    """Name -> (command, what of the scenarios it can do)."""
+    everything = ["--image", "--batch"]
+    found = {}
+    for precision in ("fp16", "q4f16"):
+        bench = [here / "lfm2vl", "bench", here / "450m", *on_device(False), "--json"]
+        found[f"lfm2vl {precision}"] = ([*bench, "--precision", precision], everything)
+    if args.provider == "cuda":
+        bench = [here / "lfm2vl", "bench", here / "450m-graph", *on_device(True), "--json"]
+        found["lfm2vl fp16, recorded steps"] = ([*bench, "--precision", "fp16"], ["--image"])
     if args.provider == "cuda" and has("transformers"):
         script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
-        found["transformers bf16"] = ([*script, "--device", "cuda"], True)
+        found["transformers bf16"] = ([*script, "--device", "cuda"], everything)
     if args.provider == "cuda" and has("onnxruntime_genai"):
-        found["genai fp16"] = ([sys.executable, here / "genai_model.py", here / "genai"], False)
+        found["genai fp16"] = ([sys.executable, here / "genai_model.py", here / "genai"], ["--batch"])
     return found
 
 
@@ -130,8 +142,8 @@ def speed():
     for _ in range(args.rounds):
         for scenario, (key, arguments) in SCENARIOS.items():
             arguments = [here / "photos" / a if str(a).endswith((".png", ".jpg")) else a for a in arguments]
-            for name, (command, sees) in contenders().items():
-                if sees or "--image" not in arguments:
+            for name, (command, can) in contenders().items():
+                if all(what in can for what in ("--image", "--batch") if what in arguments):
                     figure = run(*command, *arguments, "--repeat", args.repeat)[key]
                     figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
     return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}
@@ -154,9 +166,11 @@ def shares(figures, most):
 
 print(device())
 report = {"device": device(), "provider": args.provider, "parity": {}}
-for precision in ("fp16", "q4f16"):
-    print(f"{precision} on {args.provider}, the sample model")
-    report["parity"][precision] = parity(precision)
+models = [("tiny-shapes", "fp16", False), ("tiny-shapes", "q4f16", False)]
+for model, precision, recorded in models + [("tiny-shapes-graph", "fp16", True)] * (args.provider == "cuda"):
+    name = f"{precision}, recorded steps" if recorded else precision
+    print(f"{name} on {args.provider}, the sample model")
+    report["parity"][name] = parity(here / model, precision, recorded)
 report["figures"] = speed()
 names = list(contenders())
 print(f"the 450M shape, medians of {args.rounds} rounds in turns\n")

@@ -99,6 +99,16 @@ pub enum ExportError {
         "a report runs images and prompts of any size, and this recipe fixes sizes; leave --report out, or use another recipe"
     )]
     ReportSizes,
+    /// Views of a fixed size that do not fall into image tokens.
+    #[error(
+        "a view of {patches} patches does not fall into image tokens of {factor}x{factor}; make 'patches' in the recipe's sizes a multiple of {}", factor * factor
+    )]
+    Patches {
+        /// Patches of a view.
+        patches: usize,
+        /// Patches along one side of an image token.
+        factor: usize,
+    },
     /// The contract lacks a graph of the recipe.
     #[error("contract '{contract}' does not describe the graph {graph}; correct the contract")]
     NotInContract {

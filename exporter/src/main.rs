@@ -40,8 +40,8 @@ struct Arguments {
     /// says: fp32.
     #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
     precision: Vec<Precision>,
-    /// How graphs are built: default, portable, split, features, cuda, tensorrt, coreml, directml, or a
-    /// YAML file.
+    /// How graphs are built: default, portable, split, features, cuda, cuda-graph, tensorrt, coreml,
+    /// directml, or a YAML file.
     #[arg(long, value_name = "NAME|FILE.yaml", default_value = "default")]
     recipe: String,
     /// Build only these graphs.

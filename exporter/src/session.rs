@@ -16,6 +16,16 @@ pub enum SessionError {
     /// ONNX Runtime is not available.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The buffers of keys and values are too short.
+    #[error(
+        "the decoder has place for {places} tokens and verifying it takes {wanted}; give more 'past_sequence' in the recipe's sizes, or leave --verify out"
+    )]
+    Place {
+        /// Tokens that the buffers have place for.
+        places: usize,
+        /// Tokens, padding included, that were run.
+        wanted: usize,
+    },
     /// ONNX Runtime refused the graph, or failed to run it.
     #[error(
         "ONNX Runtime cannot run {graph} ({message}); report this with the model's config.json"
@@ -211,6 +221,9 @@ impl DecoderSession {
         let (cached, new) = (self.tokens, embeddings.nrows());
         let total = self.session.fixed_size("attention_mask", 1).unwrap_or_default();
         let places = total - sequence;
+        if cached + sequence > places {
+            return Err(SessionError::Place { places, wanted: cached + sequence });
+        }
         let mut padded = Array2::zeros((sequence, embeddings.ncols()));
         padded.slice_mut(s![..new, ..]).assign(&embeddings);
         let mask = Array2::from_shape_fn((1, total), |(_, place)| {

@@ -181,7 +181,9 @@ impl EngineBuilder {
             let providers = providers.iter().map(|provider| match graph {
                 // Only these steps have the same sizes each time.
                 Graph::Decoder if recipe.sizes.is_some() => Ok(provider.clone()),
-                Graph::Decoder if provider.records() => Err(Error::NothingToRecord),
+                Graph::Decoder | Graph::SpeculativeDecoder if provider.records() => {
+                    Err(Error::NothingToRecord)
+                }
                 _ => Ok(provider.clone().without_recording()),
             });
             let providers = providers.collect::<Result<_, Error>>()?;

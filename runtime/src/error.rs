@@ -63,14 +63,14 @@ pub enum Error {
         "the engine was loaded without speculation, which prompt_lookup_num_tokens needs; load it with EngineBuilder::speculation"
     )]
     NoSpeculation,
-    /// The decoder's sizes change from step to step.
+    /// The decoder's sizes change from step to step, or it does not read and write in place.
     #[error(
-        "graph_capture needs a decoder whose sizes are fixed; export with --recipe cuda-graph, or leave the setting out"
+        "graph_capture needs a decoder of fixed sizes with its decoder_prefill, without speculation, that the provider runs in place; export with --recipe cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
     /// Conversations cannot be run together.
     #[error(
-        "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators, as in the recipe 'default'"
+        "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators and free sizes, as in the recipe 'default'"
     )]
     NoBatch,
     /// A batch has one decoder.

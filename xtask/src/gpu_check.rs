@@ -32,9 +32,14 @@ pub(crate) fn run(out: &Path) -> Result<()> {
     }
     let sample_model = root().join("testdata/tiny-shapes");
     for (checkpoint, name) in [(&sample_model, "tiny-shapes"), (&checkpoint, "450m")] {
-        let mut export = programs.command("lfm2vl-export")?;
-        export.arg(checkpoint).arg("-o").arg(out.join(name));
-        setup::quietly(export.args(["--recipe", "cuda", "--force"]))?;
+        for (recipe, precisions, suffix) in
+            [("cuda", "fp16,q4f16", ""), ("cuda-graph", "fp16", "-graph")]
+        {
+            let mut export = programs.command("lfm2vl-export")?;
+            export.arg(checkpoint).arg("-o").arg(out.join(format!("{name}{suffix}")));
+            export.args(["--recipe", recipe, "--precision", precisions, "--force"]);
+            setup::quietly(&mut export)?;
+        }
     }
     copy_files(&sample_model.join("samples"), &out.join("samples"), |_| true)?;
     copy_files(&setup::photos()?, &out.join("photos"), |_| true)?;

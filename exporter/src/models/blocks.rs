@@ -18,6 +18,9 @@ pub(super) struct Residual<'g> {
     update: Option<Value<'g>>,
 }
 
+/// A score whose exponential is 0: the lowest of float16, which some providers compute in.
+pub(super) const LEFT_OUT: f32 = -65504.0;
+
 /// The two kinds of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Norm {
@@ -157,9 +160,9 @@ impl<'g> Model<'g> {
         scores.softmax().to_graph_floats().matmul(values)
     }
 
-    /// 0 where float32 `keep` is 1, and the lowest finite float where it is 0: what is added to
-    /// attention scores to leave positions out.
+    /// 0 where float32 `keep` is 1, and [`LEFT_OUT`] where it is 0: what is added to attention scores
+    /// to leave positions out.
     pub(super) fn attention_bias(self, keep: Value<'g>) -> Value<'g> {
-        (keep - self.g.float(1.0)) * self.g.float(f32::MAX)
+        (keep - self.g.float(1.0)) * self.g.float(-LEFT_OUT)
     }
 }

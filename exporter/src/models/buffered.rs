@@ -5,6 +5,7 @@ use lfm2vl_graphs::Operators;
 
 use super::{
     Model,
+    blocks::LEFT_OUT,
     decoder::{AttentionInputs, Kept, Rotary, Step, rotate},
 };
 use crate::onnx::Value;
@@ -32,7 +33,9 @@ impl<'g> Model<'g> {
     /// [1, past_sequence + sequence] alone.
     pub(super) fn fixed_step(self, attention_mask: Value<'g>, sequence: usize) -> Step<'g> {
         let total = self.g.fixed_size("attention_mask", 1).unwrap_or(sequence);
-        let [cached, new] = attention_mask.split_into([total - sequence, sequence], 1);
+        let places = (total - sequence) as i64;
+        let cached = attention_mask.slice(1, 0, places);
+        let new = attention_mask.slice_from(1, places);
         let past = cached.sum(1).squeeze(&[1]); // [1]
         let positions = past + self.g.counting(sequence); // [sequence]
         let (cos, sin) = self.rotary_factors(positions);
@@ -145,7 +148,7 @@ impl<'g> Model<'g> {
 
     fn causal_bias(self, sequence: usize) -> Value<'g> {
         let of_query =
-            |query| (0..sequence).map(move |key| if key > query { f32::MIN } else { 0.0 });
+            |query| (0..sequence).map(move |key| if key > query { LEFT_OUT } else { 0.0 });
         let bias: Vec<f32> = (0..sequence).flat_map(of_query).collect();
         self.g.floats(&bias, &[sequence, sequence])
     }

@@ -356,9 +356,19 @@ impl<'g> Model<'g> {
             &[("channels_last", Attribute::Int(1))],
         );
         // The operator keeps one column less than the contract, so the state is joined here.
-        // Where they are counted from the end, no others are needed.
-        let x = if let Kept::From { .. } = kept { kept.of_columns(x, 1) } else { x };
-        let recent = kept.of_columns(past.concat(&[x], 1), 1);
+        let recent = match (self.g.fixed_size("inputs_embeds", 1), kept) {
+            // Parts of one size, for which CUDA needs no table of pointers: ONNX Runtime before August
+            // 2026 lost these in recorded steps.
+            (Some(1), _) => {
+                let width = self.config.text.conv_l_cache as i64;
+                let mut columns: Vec<_> = (1..width).map(|at| past.slice(1, at, at + 1)).collect();
+                columns.push(x);
+                columns[0].concat(&columns[1..], 1)
+            }
+            // Where they are counted from the end, no others are needed.
+            (_, Kept::From { .. }) => kept.of_columns(past.concat(&[kept.of_columns(x, 1)], 1), 1),
+            (_, Kept::At { .. }) => kept.of_columns(past.concat(&[x], 1), 1),
+        };
         (convolved, recent.transpose(&[0, 2, 1]))
     }
 

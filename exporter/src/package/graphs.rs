@@ -32,6 +32,11 @@ pub(super) fn models(
     wanted: &[(Graph, Precision)],
 ) -> Result<Vec<Model>, ExportError> {
     let recipe = &options.recipe;
+    let factor = checkpoint.config().projector.downsample_factor;
+    let patches = recipe.sizes.and_then(|sizes| sizes.patches);
+    if let Some(patches) = patches.filter(|patches| !patches.is_multiple_of(factor * factor)) {
+        return Err(ExportError::Patches { patches, factor });
+    }
     let has_decoder = wanted.iter().any(|(graph, _)| *graph == Graph::Decoder);
     wanted
         .iter()

@@ -194,9 +194,9 @@ impl Shapes {
             }
             "Range" => Some(vec![None]),
             "NonZero" => Some(vec![Some(input(0)?.len()), None]),
-            "If" => None,
-            // Those that change values only.
-            _ => input(0),
+            "Identity" | "Cast" | "Sqrt" | "Cos" | "Sin" | "Erf" | "Sigmoid" | "Gelu"
+            | "Softmax" | "LayerNormalization" | "ScatterND" | "DequantizeLinear" => input(0),
+            _ => None,
         }
     }
 }

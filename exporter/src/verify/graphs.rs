@@ -10,7 +10,7 @@ use crate::{
 use super::{
     DECODE_STEPS, VerifyError,
     reference::{ReferenceModel, ReferenceState},
-    sample::{Sample, padded},
+    sample::{Sample, SampleView, padded},
 };
 
 fn named(inputs: impl IntoIterator<Item = (&'static str, Tensor)>) -> Vec<(String, Tensor)> {
@@ -80,7 +80,12 @@ pub(super) fn vision_encoder(
         comparison.add(&outputs["image_features"], &reference_features(model, sample)?);
         return Ok(comparison);
     };
-    for batch in sample.views.chunks(views) {
+    let fitting: Vec<&SampleView> =
+        sample.views.iter().filter(|view| view.patches.nrows() <= patches).collect();
+    if fitting.is_empty() {
+        return Err(VerifyError::Views { patches });
+    }
+    for batch in fitting.chunks(views) {
         let outputs = session.run(vision_inputs(padded(batch, views, patches)))?;
         for (features, view) in outputs["image_features"].outer_iter().zip(batch) {
             let expected = model.image_features(view.patches.view(), view.rows, view.cols)?;

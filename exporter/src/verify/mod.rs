@@ -60,6 +60,14 @@ pub enum VerifyError {
     /// A weight could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// None of the sample's views fits the graph.
+    #[error(
+        "verifying takes views of more than {patches} patches; give more 'patches' in the recipe's sizes, or leave --verify out"
+    )]
+    Views {
+        /// Patches that the graph takes.
+        patches: usize,
+    },
     /// The contract is not valid.
     #[error(transparent)]
     Contract(#[from] YamlError),

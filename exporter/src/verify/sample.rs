@@ -52,14 +52,15 @@ impl Sample {
     pub(super) fn padded(&self) -> (Array3<f32>, Array2<i64>, Array2<i64>) {
         let patches = self.views.iter().map(|view| view.patches.nrows()).max();
         // One patch more than needed, so that even the largest view is padded.
-        padded(&self.views, self.views.len(), patches.unwrap_or_default() + 1)
+        let views: Vec<&SampleView> = self.views.iter().collect();
+        padded(&views, views.len(), patches.unwrap_or_default() + 1)
     }
 }
 
 /// `pixel_values`, `pixel_attention_mask` and `spatial_shapes` of so many views; where there are
 /// fewer, the last one comes again.
 pub(super) fn padded(
-    views: &[SampleView],
+    views: &[&SampleView],
     count: usize,
     patches: usize,
 ) -> (Array3<f32>, Array2<i64>, Array2<i64>) {

@@ -6,7 +6,7 @@ use lfm2vl_exporter::{
     ExportError, ExportOptions, Part, Report, VerifyError, Weights, checkpoint::Checkpoint, export,
     verify,
 };
-use lfm2vl_graphs::{Graph, Manifest, Method, Precision, Recipe};
+use lfm2vl_graphs::{FixedSizes, Graph, Manifest, Method, Precision, Recipe};
 
 use crate::common::{VARIANTS, copy_of, testdata};
 
@@ -217,6 +217,36 @@ fn verification_passes_for_every_variant_recipe_and_precision() {
             verification.check().unwrap_or_else(|e| panic!("{variant} {recipe}: {e}"));
         }
     }
+}
+
+#[test]
+fn sizes_of_one_s_own_are_verified_or_refused() {
+    let checkpoint = Checkpoint::open(&testdata("variants/untied")).unwrap();
+    let mut go_on = |_| ControlFlow::Continue(());
+    let out = tempfile::tempdir().unwrap();
+    let mut with_sizes = |patches, past_sequence| {
+        let mut options = options("tensorrt");
+        options.recipe.sizes = Some(FixedSizes {
+            views: Some(2),
+            patches: Some(patches),
+            past_sequence,
+            sequence: 16,
+        });
+        options.force = true;
+        let draft = export(&checkpoint, &out.path().join("m"), &options, &mut go_on);
+        let draft = draft.map_err(|error| error.to_string())?;
+        let manifest = draft.report().manifest.clone();
+        let verified =
+            verify(&checkpoint, draft.path(), &manifest, &mut |_| ControlFlow::Continue(()));
+        verified.map_err(|error| error.to_string())?.check().map_err(|error| error.to_string())
+    };
+    assert_eq!(with_sizes(64, 300), Ok(()));
+    let error = with_sizes(63, 300).unwrap_err();
+    assert!(error.contains("make 'patches' in the recipe's sizes a multiple of 4"), "{error}");
+    let error = with_sizes(4, 300).unwrap_err();
+    assert!(error.contains("takes views of more than 4 patches"), "{error}");
+    let error = with_sizes(64, 40).unwrap_err();
+    assert!(error.contains("give more 'past_sequence'"), "{error}");
 }
 
 #[test]

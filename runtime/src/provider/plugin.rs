@@ -76,14 +76,18 @@ impl Plugin {
         if devices.is_empty() {
             let kind = self.device.map_or(String::new(), |kind| format!(" of the kind {kind:?}"));
             let library = library.display();
-            let cause = match self.device_index.filter(|_| count > 0) {
-                Some(index) => {
-                    format!("{library} offers {count} devices{kind} and none of index {index}")
-                }
-                None => format!("{library} offers no device{kind} on this machine"),
-            };
-            let remedy = "use another provider, or a machine with a device that it supports";
-            return Err(Unavailable { cause, remedy });
+            return Err(match self.device_index.filter(|_| count > 0) {
+                Some(index) => Unavailable {
+                    cause: format!(
+                        "{library} has no device{kind} of index {index}; how many it has: {count}"
+                    ),
+                    remedy: "count from 0, or leave device_index out",
+                },
+                None => Unavailable {
+                    cause: format!("{library} offers no device{kind} on this machine"),
+                    remedy: "use another provider, or a machine with a device that it supports",
+                },
+            });
         }
         let of = |name: &String| {
             let settings = self.settings.iter();
@@ -129,10 +133,12 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     let before: BTreeSet<usize> = environment.devices().map(|device| address(&device)).collect();
     let name = format!("{}-{}", short_name(library), all.len());
     let register = || environment.register_ep_library(name.clone(), library);
-    let registered = register().or_else(|_| {
-        load_neighbours(library);
-        register()
-    });
+    let mut registered = register();
+    while let Err(error) = &registered
+        && load_neighbour(library, &error.to_string())
+    {
+        registered = register();
+    }
     registered.map_err(|error| Unavailable::of_library(library, &error.to_string()))?;
     let new: Vec<_> =
         environment.devices().filter(|device| !before.contains(&address(device))).collect();
@@ -148,25 +154,21 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     Ok(loaded)
 }
 
-/// Loads the libraries in the folder of a provider's library. A package may bring what its provider
-/// needs under names by which the system does not find it.
-fn load_neighbours(library: &Path) {
+/// Loads a library that the system did not find, as it says in `message`, from the folder of the
+/// provider's library: packages bring some under longer names. False where there is none, or it was
+/// of no use before.
+fn load_neighbour(library: &Path, message: &str) -> bool {
+    static LOADED: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
+    let name = message.split_once(": cannot open shared object file").map(|(before, _)| before);
+    let Some(name) = name.and_then(|before| before.split_whitespace().last()) else { return false };
     let entries = library.parent().and_then(|folder| fs::read_dir(folder).ok());
-    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_neighbour = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        path != library
-            && (name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".dll"))
-    };
-    let mut left: Vec<PathBuf> = paths.filter(is_neighbour).collect();
-    // One may need another.
-    loop {
-        let count = left.len();
-        left.retain(|path| ort::util::preload_dylib(path).is_err());
-        if left.len() == count {
-            break;
-        }
-    }
+    let mut paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let found = paths
+        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)));
+    found.is_some_and(|path| {
+        ort::util::preload_dylib(&path).is_ok()
+            && LOADED.lock().unwrap_or_else(PoisonError::into_inner).insert(path)
+    })
 }
 
 fn address(device: &Device<'_>) -> usize {

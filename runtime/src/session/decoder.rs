@@ -3,7 +3,7 @@
 use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
 use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, concatenate, s};
 use ort::{
-    session::{RunOptions, SessionOutputs},
+    session::SessionOutputs,
     value::{DynTensor, Tensor},
 };
 
@@ -11,11 +11,11 @@ use super::{
     DecoderState, GraphSession, Logits,
     check::{NUM_LOGITS, POSITION_IDS},
     logits::{CANDIDATES, LOGITS},
-    memory::{DeviceMemory, on_host, reads_in_place},
-    recorded::{NOT_RECORDED, RECORDING, Recorder},
-    state::fixed_places,
+    memory::{DeviceMemory, Place, on_host, reads_in_place},
+    recorded::Recorder,
+    state::{fixed_places, gives_rows},
 };
-use crate::Error;
+use crate::{Error, Provider, TensorRt};
 
 const EMBEDDINGS: &str = "inputs_embeds";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
@@ -52,20 +52,26 @@ impl Decoder {
         prefill: Option<GraphSession>,
         spec: GraphSpec,
     ) -> Result<Self, Error> {
-        let (in_place, memory, reads_in_place) = session.with(|session| {
+        // TensorRT does not say that inputs and outputs may share memory.
+        let may_share = session.provider() != Provider::TensorRt(TensorRt::default()).name();
+        // Where the graph gives rows, this program writes, where it can.
+        let states = spec.outputs.iter().filter(|output| output.name.starts_with("present"));
+        let state = states.map(|output| &output.name).next().filter(|_| !gives_rows(&spec));
+        let (in_place, place) = session.with(|session| {
             let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
-            let mut states =
-                spec.outputs.iter().filter(|output| output.name.starts_with("present"));
-            let memory = match states.next() {
-                Some(state) => DeviceMemory::of_output(session, &state.name)?,
-                None => None,
-            };
-            let reads_in_place = reads_in_place(session, memory.as_ref())?;
-            Ok((in_place, memory, reads_in_place))
+            let place = state.map(|name| Place::of_output(session, name)).transpose()?;
+            Ok((in_place && may_share, place.flatten()))
         })?;
+        // A recording writes into what its session's allocator believes to be free.
+        let allocating = prefill.as_ref().unwrap_or(&session);
+        let memory = match place {
+            Some(place) => allocating.with(|session| Ok(DeviceMemory::at(place, session)))?,
+            None => None,
+        };
+        let reads_in_place = session.with(|session| reads_in_place(session, memory.as_ref()))?;
         let has_steps = in_place && reads_in_place && fixed_places(&spec).is_some();
         let has_steps = has_steps && session.fixed_size(EMBEDDINGS, 1) == Some(1);
-        if session.records && !has_steps {
+        if session.records && !(has_steps && prefill.is_some()) {
             return Err(Error::NothingToRecord);
         }
         let recorder = has_steps.then(|| Recorder::new(memory.clone(), session.records));
@@ -120,7 +126,10 @@ impl Decoder {
             let mut padded = Array3::zeros((piece.dim().0, size.padded, piece.dim().2));
             padded.slice_mut(s![.., ..size.tokens, ..]).assign(&piece);
             let padded = self.checked(Tensor::from_array(padded))?.upcast();
-            let step = self.run_session(session, padded, size, state, 1)?;
+            let step = match &self.recorder {
+                Some(recorder) if size.padded == 1 => self.step(recorder, &padded, state)?,
+                _ => self.run_session(session, padded, size, state, 1)?,
+            };
             logits = step.logits;
             hidden_states.extend(step.last_hidden_state);
         }
@@ -234,11 +243,7 @@ impl Decoder {
             let mut outputs = vec![(LOGITS, place)];
             outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
             outputs.extend(gives_hidden.then_some((LAST_HIDDEN_STATE, None)));
-            let mut options = RunOptions::new()?;
-            if session.records {
-                options.set(RECORDING, NOT_RECORDED)?;
-            }
-            state.run(ort_session, tokens, inputs, &outputs, &options, |outputs| {
+            state.run(ort_session, tokens, inputs, &outputs, |outputs| {
                 let logits = Logits::of_run(outputs, keep, gives_candidates)?;
                 let hidden = gives_hidden.then(|| batch_of(outputs, LAST_HIDDEN_STATE));
                 let hidden = hidden.transpose()?.map(|h| h.index_axis(Axis(0), 0).to_owned());

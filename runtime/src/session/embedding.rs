@@ -5,7 +5,7 @@ use ort::value::{DynTensor, DynTensorValueType, Tensor};
 
 use super::{
     GraphSession,
-    memory::{DeviceMemory, memory_info},
+    memory::{DeviceMemory, Place, memory_info},
 };
 use crate::Error;
 
@@ -24,7 +24,10 @@ impl EmbedTokens {
         session: GraphSession,
         decoder: Option<&DeviceMemory>,
     ) -> Result<Self, Error> {
-        let memory = session.with(|session| DeviceMemory::of_output(session, EMBEDDINGS))?;
+        let memory = session.with(|session| {
+            let place = Place::of_output(session, EMBEDDINGS)?;
+            Ok(place.and_then(|place| DeviceMemory::at(place, session)))
+        })?;
         Ok(EmbedTokens { session, memory: memory.filter(|memory| Some(memory) == decoder) })
     }
 

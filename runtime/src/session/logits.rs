@@ -48,6 +48,10 @@ impl Logits {
             true => Some((tensor(CANDIDATES[0])?, tensor(CANDIDATES[1])?)),
             false => None,
         };
+        let candidates = match &candidates {
+            Some((logits, ids)) => Some((on_host(logits)?, on_host(ids)?)),
+            None => None,
+        };
         let run = Arc::new(run);
         let places = (0..rows).flat_map(|row| (first..positions).map(move |at| (row, at)));
         places

@@ -32,22 +32,12 @@ impl PartialEq for DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Where a session puts the output `name`, if that is a device that tensors can be copied to and
-    /// from; `None` for the host's memory.
-    pub(crate) fn of_output(session: &Session, name: &str) -> ort::Result<Option<Self>> {
-        let outputs = session.outputs();
-        let Some(index) = outputs.iter().position(|output| output.name() == name) else {
-            return Ok(None);
-        };
-        let get = ort::api().SessionGetMemoryInfoForOutputs;
-        let Some(place) = places(session, outputs.len(), get)?.into_iter().nth(index) else {
-            return Ok(None);
-        };
-        if place.is_host {
-            return Ok(None);
-        }
-        let memory = DeviceMemory::new(session, place.name, place.id)?;
-        Ok(memory.keeps_tensors().then_some(memory))
+    /// That memory, with tensors allocated by `session`; `None` where they cannot be copied to and from
+    /// it.
+    pub(crate) fn at(place: Place, session: &Session) -> Option<Self> {
+        // ONNX Runtime does not take the names of all plugins' memory.
+        let memory = DeviceMemory::new(session, place.name, place.id).ok();
+        memory.filter(DeviceMemory::keeps_tensors)
     }
 
     fn new(session: &Session, name: String, id: i32) -> ort::Result<Self> {
@@ -99,10 +89,21 @@ pub(super) fn reads_in_place(
 pub(crate) const HOST: &str = "Cpu";
 
 /// Where an input or output of a session is.
-struct Place {
+pub(crate) struct Place {
     name: String,
     id: i32,
     is_host: bool,
+}
+
+impl Place {
+    /// Where a session puts the output `name`, if that is not the host's memory.
+    pub(crate) fn of_output(session: &Session, name: &str) -> ort::Result<Option<Self>> {
+        let outputs = session.outputs();
+        let index = outputs.iter().position(|output| output.name() == name);
+        let all = places(session, outputs.len(), ort::api().SessionGetMemoryInfoForOutputs)?;
+        let place = index.and_then(|index| all.into_iter().nth(index));
+        Ok(place.filter(|place| !place.is_host))
+    }
 }
 
 /// Where the `count` inputs or outputs of a session are.

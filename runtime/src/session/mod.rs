@@ -158,7 +158,8 @@ impl GraphSession {
     /// The size of one axis of an input, where the graph fixes it.
     pub(crate) fn fixed_size(&self, input: &str, axis: usize) -> Option<usize> {
         let input = self.inputs.iter().find(|outlet| outlet.name() == input)?;
-        usize::try_from(*input.dtype().tensor_shape()?.get(axis)?).ok()
+        let size = usize::try_from(*input.dtype().tensor_shape()?.get(axis)?).ok();
+        size.filter(|&size| size > 0)
     }
 
     fn has_output(&self, name: &str) -> bool {

@@ -18,9 +18,7 @@ use super::{
 };
 
 /// The setting of a run that names the recording to make or to replay.
-pub(super) const RECORDING: &str = "gpu_graph_id";
-/// Its value for runs that are not recorded.
-pub(super) const NOT_RECORDED: &str = "-1";
+const RECORDING: &str = "gpu_graph_id";
 
 /// Makes buffers for steps, and keeps those that are free: a recording stays with its buffers as long
 /// as the session, so no more are made than conversations go on at a time.

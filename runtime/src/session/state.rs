@@ -2,7 +2,7 @@
 
 use lfm2vl_graphs::{Dim, GraphSpec};
 use ort::{
-    session::{RunOptions, Session, SessionOutputs},
+    session::{Session, SessionOutputs},
     value::{DynTensor, DynTensorValueType},
 };
 
@@ -37,8 +37,19 @@ enum Cache {
     Remade,
     /// In buffers that runs write into, and that grow; with places for so many tokens.
     Growing(usize),
-    /// In buffers of one length, which runs write into or else this program.
-    Fixed { places: usize, by_graph: bool },
+    /// In buffers with places for so many tokens.
+    Fixed { places: usize, update: Update },
+}
+
+/// How new keys and values come into buffers of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Update {
+    /// Runs write them there.
+    InPlace,
+    /// Runs make other buffers, with all of them.
+    Remade,
+    /// Runs give the new ones, and this program writes them.
+    Rows,
 }
 
 pub(super) struct StateTensor {
@@ -75,12 +86,14 @@ impl DecoderState {
         memory: Option<DeviceMemory>,
     ) -> ort::Result<Self> {
         let cache = match (fixed_places(decoder), in_place) {
-            (Some(places), by_graph) => Cache::Fixed { places, by_graph },
+            (Some(places), _) if gives_rows(decoder) => {
+                Cache::Fixed { places, update: Update::Rows }
+            }
+            (Some(places), true) => Cache::Fixed { places, update: Update::InPlace },
+            (Some(places), false) => Cache::Fixed { places, update: Update::Remade },
             (None, true) => Cache::Growing(0),
             (None, false) => Cache::Remade,
         };
-        // This program writes where it can.
-        let memory = memory.filter(|_| !matches!(cache, Cache::Fixed { by_graph: false, .. }));
         let tensors = decoder.inputs.iter().filter_map(|input| {
             let (present, is_conv) = match input.name.split_once('.')? {
                 ("past_conv", layer) => (format!("present_conv.{layer}"), true),
@@ -123,17 +136,13 @@ impl DecoderState {
         tokens: usize,
         inputs: Vec<(&str, DynTensor)>,
         outputs: &[(&str, Option<&DeviceMemory>)],
-        options: &RunOptions,
         read: impl FnOnce(&mut SessionOutputs<'_>) -> ort::Result<T>,
     ) -> ort::Result<T> {
         self.settle()?;
         self.reserve(self.tokens() + tokens)?;
         self.drop_columns(0)?;
-        let in_place = match self.cache {
-            Cache::Remade => false,
-            Cache::Growing(_) => true,
-            Cache::Fixed { by_graph, .. } => by_graph,
-        };
+        let in_place =
+            matches!(self.cache, Cache::Growing(_) | Cache::Fixed { update: Update::InPlace, .. });
         let mut binding = session.create_binding()?;
         let memory = memory_info(self.memory.as_ref())?;
         for (name, value) in &inputs {
@@ -149,7 +158,7 @@ impl DecoderState {
         for (name, place) in outputs {
             binding.bind_output_to_device(*name, &memory_info(*place)?)?;
         }
-        let mut made = session.run_binding_with_options(&binding, options)?;
+        let mut made = session.run_binding(&binding)?;
         let covered = self.tokens();
         for tensor in self.tensors.iter_mut().filter(|t| !in_place || t.conv_width.is_some()) {
             let new = made
@@ -157,7 +166,7 @@ impl DecoderState {
                 .ok_or_else(|| ort::Error::new(format!("no output {}", tensor.present)))?;
             let new = new.downcast::<DynTensorValueType>()?;
             match self.cache {
-                Cache::Fixed { .. } if tensor.conv_width.is_none() => {
+                Cache::Fixed { update: Update::Rows, .. } if tensor.conv_width.is_none() => {
                     write(&new, tokens, &mut tensor.value, covered)?;
                 }
                 _ => tensor.value = new,
@@ -283,12 +292,16 @@ impl DecoderState {
     /// A copy of the state, with no more memory than it needs.
     pub(crate) fn copy(&mut self) -> ort::Result<DecoderState> {
         self.settle()?;
-        self.select(&[(self, 0)], self.tokens())
+        self.select(&[(self, 0)], self.tokens(), Rest::Unwritten)
     }
 
     /// A copy of a copy, for runs up to so many tokens.
     pub(crate) fn with_place_for(&self, tokens: usize) -> ort::Result<DecoderState> {
-        self.select(&[(self, 0)], tokens.next_multiple_of(GROWTH))
+        match self.cache {
+            // As `reserve` would.
+            Cache::Fixed { places, .. } => self.select(&[(self, 0)], places, Rest::Zero),
+            _ => self.select(&[(self, 0)], tokens.next_multiple_of(GROWTH), Rest::Unwritten),
+        }
     }
 
     /// Bytes of the state's buffers.
@@ -305,25 +318,30 @@ impl DecoderState {
         let mut rows: Vec<_> = (0..self.tokens.len()).map(|row| (&*self, row)).collect();
         rows.push((&row, 0));
         let capacity = self.growing_places().max(row.growing_places());
-        *self = self.select(&rows, capacity)?;
+        *self = self.select(&rows, capacity, Rest::Unwritten)?;
         Ok(())
     }
 
     /// Takes out a row; those after it move up.
     pub(crate) fn leave(&mut self, row: usize) -> ort::Result<DecoderState> {
         let capacity = self.growing_places();
-        let left = self.select(&[(self, row)], capacity)?;
+        let left = self.select(&[(self, row)], capacity, Rest::Unwritten)?;
         let rest: Vec<_> =
             (0..self.tokens.len()).filter(|&r| r != row).map(|row| (&*self, row)).collect();
         *self = match rest.is_empty() {
             true => DecoderState::default(),
-            false => self.select(&rest, capacity)?,
+            false => self.select(&rest, capacity, Rest::Unwritten)?,
         };
         Ok(left)
     }
 
     /// A state of these rows of states that are like this one.
-    fn select<'s>(&self, rows: &[(&'s DecoderState, usize)], capacity: usize) -> ort::Result<Self> {
+    fn select<'s>(
+        &self,
+        rows: &[(&'s DecoderState, usize)],
+        capacity: usize,
+        rest: Rest,
+    ) -> ort::Result<Self> {
         let tensors = self.tensors.iter().enumerate().map(|(index, tensor)| {
             let part = |&(state, row): &(&'s DecoderState, usize)| {
                 let of = &state.tensors[index].value;
@@ -339,7 +357,7 @@ impl DecoderState {
                 Cache::Growing(_) | Cache::Fixed { .. } => capacity,
             };
             let places = tensor.conv_width.unwrap_or(places);
-            let value = assemble(&parts, places, Rest::Unwritten, self.memory.as_ref())?;
+            let value = assemble(&parts, places, rest, self.memory.as_ref())?;
             let (past, present) = (tensor.past.clone(), tensor.present.clone());
             Ok(StateTensor { past, present, value, conv_width: tensor.conv_width })
         });
@@ -358,6 +376,14 @@ impl DecoderState {
     fn growing_places(&self) -> usize {
         if let Cache::Growing(places) = self.cache { places } else { 0 }
     }
+}
+
+/// Whether the graph gives the keys and values of new tokens only.
+pub(crate) fn gives_rows(decoder: &GraphSpec) -> bool {
+    let mut caches = decoder.outputs.iter().filter(|output| output.name.starts_with("present."));
+    let places = caches.next().and_then(|output| output.shape.get(2));
+    places
+        .is_some_and(|dim| matches!(dim, Dim::Fixed(rows) if Some(*rows) != fixed_places(decoder)))
 }
 
 /// The length of the buffers of keys and values, where the graph fixes it.

@@ -76,7 +76,7 @@ fn a_plugin_can_be_told_one_of_its_devices() {
     assert_eq!(graph(&decoder_on(0).unwrap(), Graph::Decoder).assignments.len(), 1);
     let Err(error) = decoder_on(7).map(drop) else { panic!("has eight devices") };
     let message = error.to_string();
-    assert!(message.contains("devices and none of index 7"), "{message}");
+    assert!(message.contains("no device of index 7; how many it has: "), "{message}");
 }
 
 #[test]
