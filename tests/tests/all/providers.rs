@@ -193,6 +193,10 @@ fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partitio
 #[test]
 fn the_cpu_takes_all_as_predicted() {
     for recipe in Recipe::BUILTIN {
+        for info in Engine::builder(tiny_shapes(recipe)).build().unwrap().graphs() {
+            let [all] = info.assignments.as_slice() else { panic!("{recipe} {:?}", info) };
+            assert_eq!(all.provider, "CPUExecutionProvider", "{recipe}");
+        }
         for precision in [Precision::Fp32, Precision::Q8, Precision::Q4] {
             for partition in predicted(recipe, precision, "cpu") {
                 assert_eq!(partition.left, [], "{recipe} {precision} {}", partition.graph);
