@@ -119,9 +119,11 @@ impl std::str::FromStr for Precision {
 #[serde(deny_unknown_fields)]
 pub struct FixedSizes {
     /// Views that go through the vision encoder at a time; any number when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub views: Option<usize>,
     /// Patches of a view, padding included; those of a tile of 512x512 pixels are 1024. Given with
     /// `views`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub patches: Option<usize>,
     /// Tokens that the buffers of keys and values have place for.
     pub past_sequence: usize,
@@ -268,8 +270,8 @@ impl Recipe {
         if views.is_some() != patches.is_some() {
             return Some(("sizes", "'views' and 'patches' go together"));
         }
-        if sequence > past_sequence {
-            return Some(("sizes", "'sequence' is more than 'past_sequence'"));
+        if sequence >= past_sequence {
+            return Some(("sizes", "'sequence' must be less than 'past_sequence'"));
         }
         if self.operators == Operators::OnnxRuntime && self.cache_update == CacheUpdate::Client {
             return Some(("cache_update", "'cache_update: client' needs 'operators: standard'"));
@@ -441,6 +443,38 @@ mod tests {
             std::fs::write(&file, start.to_owned() + &rest).unwrap();
             let source = RecipeSource::load(file.to_str().unwrap()).unwrap();
             let error = source.check(&modules).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_contract_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.yaml");
+        let start = "recipe: mine\nvision: fused\nlogits: last\nlast_hidden_state: false\n";
+        let fixed = "contract: static\noperators: standard\nsizes:";
+        for (rest, expected) in [
+            ("contract: static\noperators: standard\n".to_owned(), "needs 'sizes' at line 5"),
+            (
+                "contract: community\noperators: standard\nsizes: {past_sequence: 9, sequence: 2}\n".to_owned(),
+                "'sizes' need 'contract: static' at line 7",
+            ),
+            (format!("{fixed} {{past_sequence: 9, sequence: 9}}\n"), "less than 'past_sequence'"),
+            (format!("{fixed} {{past_sequence: 9, sequence: 0}}\n"), "'sizes' are at least 1"),
+            (format!("{fixed} {{views: 1, past_sequence: 9, sequence: 2}}\n"), "go together"),
+            (
+                format!("{fixed} {{past_sequence: 9, sequence: 2}}\ngenai: true\n"),
+                "leave out split vision, genai",
+            ),
+            (
+                "contract: static\noperators: onnxruntime\nsizes: {past_sequence: 9, sequence: 2}\ncache_update: client\n"
+                    .to_owned(),
+                "'cache_update: client' needs 'operators: standard' at line 8",
+            ),
+        ] {
+            std::fs::write(&file, start.to_owned() + &rest).unwrap();
+            let source = RecipeSource::load(file.to_str().unwrap()).unwrap();
+            let error = source.check(&[]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -92,6 +92,33 @@ fn a_recipe_of_one_s_own() {
 }
 
 #[test]
+fn a_report_needs_free_sizes() {
+    let out = tempfile::tempdir().unwrap();
+    let (folder, report) = (out.path().join("m"), out.path().join("r.html"));
+    let mut command = export(&testdata("tiny-shapes"), &folder);
+    command.args(["--recipe", "coreml", "--report"]).arg(&report);
+    command.arg("--samples").arg(testdata("tiny-shapes/calibration"));
+    assert!(fail(&mut command).contains("this recipe fixes sizes; leave --report out"));
+    assert!(!folder.exists() && !report.exists());
+}
+
+#[test]
+fn a_card_says_how_its_decoder_is_run() {
+    let out = tempfile::tempdir().unwrap();
+    for (recipe, expected) in [
+        ("portable", "with length 0 for"),
+        ("tensorrt", "whole buffers"),
+        ("coreml", "to be put behind those in the buffers"),
+    ] {
+        let folder = out.path().join(recipe);
+        succeed(export(&testdata("tiny-shapes"), &folder).args(["--recipe", recipe]));
+        let card = fs::read_to_string(folder.join("README.md")).unwrap();
+        assert!(card.contains(expected), "{recipe}: {card}");
+        assert_eq!(card.contains("```python"), recipe == "portable", "{recipe}");
+    }
+}
+
+#[test]
 fn samples_are_a_list_or_just_images() {
     let out = tempfile::tempdir().unwrap();
     let recipe = out.path().join("gptq.yaml");

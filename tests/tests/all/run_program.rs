@@ -144,6 +144,8 @@ fn inspect_tells_graphs_and_provider() {
     assert_eq!(graphs, ["vision_tower", "projector", "embed_tokens", "decoder_model_merged"]);
     assert_eq!(report["graphs"][0]["assignments"][0]["provider"], "CPUExecutionProvider");
     assert_eq!(report["graphs"][2]["inputs"][0]["name"], "input_ids");
+    assert_eq!(report["graphs"][2]["state_memory"], Value::Null);
+    assert_eq!(report["graphs"][3]["state_memory"], "Cpu");
     assert!(stdout(lfm2vl("inspect").arg(tiny_shapes("default"))).contains("present_conv.0"));
 }
 
