@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{
-    Engine, GenerationOptions, Precision, PromptOptions,
+    Engine, EngineBuilder, GenerationOptions, Precision, PromptOptions,
     chat::Message,
     image::{Limits, Overrides, RgbImage, load_all},
 };
@@ -38,6 +38,16 @@ pub(crate) struct LoadArguments {
 
 impl LoadArguments {
     pub(crate) fn load(&self, folder: &Path, images: &ImageArguments) -> Result<Engine> {
+        self.load_with(folder, images, |builder| builder)
+    }
+
+    /// Loads with settings that are no arguments.
+    pub(crate) fn load_with(
+        &self,
+        folder: &Path,
+        images: &ImageArguments,
+        set: impl FnOnce(EngineBuilder) -> EngineBuilder,
+    ) -> Result<Engine> {
         let precision: Option<Precision> = self.precision.as_ref().and_then(|p| p.parse().ok());
         let bundle = self.precision.clone().filter(|_| precision.is_none());
         let builder = Engine::builder(folder)
@@ -46,7 +56,7 @@ impl LoadArguments {
             .threads(self.threads)
             .speculation(self.prompt_lookup.is_some())
             .image_overrides(images.overrides()?);
-        let engine = self.providers.apply(builder)?.build()?;
+        let engine = set(self.providers.apply(builder)?).build()?;
         warn_of_skipped(&engine);
         Ok(engine)
     }

@@ -1,10 +1,14 @@
 //! `lfm2vl bench`: where the time goes.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
-use lfm2vl::{Engine, Error, GenerationOptions, chat::Message};
+use lfm2vl::{Answer, Conversation, Engine, GenerationOptions, Metrics, chat::Message};
 use serde_json::json;
 
 use crate::{
@@ -62,7 +66,11 @@ struct Run {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
+    // Each run encodes the image anew.
+    let engine = arguments.load.load_with(&arguments.folder, &arguments.images, |builder| {
+        builder.image_cache(0).slots(arguments.batch.max(1))
+    })?;
+    let load = engine.load_time().as_secs_f64();
     let prompt = filler(&engine, arguments.prompt_tokens)?;
     if !arguments.cold {
         warm_up(&engine)?;
@@ -77,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (prefill, decode_speed) = (of(|r| r.prefill), of(|r| r.decode_speed));
     if arguments.json {
         let report = json!({
-            "load_ms": 1e3 * engine.load_seconds(),
+            "load_ms": 1e3 * load,
             "preprocess_ms": 1e3 * of(|r| r.preprocess),
             "vision_ms": 1e3 * of(|r| r.vision),
             "prompt_tokens": prompt_tokens,
@@ -92,7 +100,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
         return print(&format!("{report:#}\n"));
     }
-    let mut text = format!("load                  {:>9.1} ms\n", 1e3 * engine.load_seconds());
+    let mut text = format!("load                  {:>9.1} ms\n", 1e3 * load);
     if arguments.image.is_some() {
         text += &format!("image processing      {:>9.1} ms\n", 1e3 * of(|r| r.preprocess));
         text += &format!("vision                {:>9.1} ms\n", 1e3 * of(|r| r.vision));
@@ -120,48 +128,52 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// The first run of each graph makes its memory.
 fn warm_up(engine: &Engine) -> Result<()> {
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("Hello"));
     let options = GenerationOptions { max_new_tokens: 2, ..GenerationOptions::default() };
-    conversation.generate(&options)?.finish()?;
+    engine.answer(&mut conversation, &options)?;
     Ok(())
 }
 
 fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> {
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     let start = Instant::now();
     let images = arguments.images.load(arguments.image.as_slice())?;
-    conversation.push_with_images(Message::user(prompt), &images)?;
-    let preprocess = start.elapsed().as_secs_f64();
+    let loading = start.elapsed();
+    conversation.push_with_images(Message::user(prompt), images)?;
     let options = GenerationOptions {
         max_new_tokens: arguments.new_tokens,
         ignore_eos: true,
         prompt_lookup_num_tokens: arguments.load.prompt_lookup,
         ..GenerationOptions::default()
     };
-    let answer = conversation.generate(&options)?;
+    let mut answer = engine.generate(&mut conversation, &options)?;
+    answer.next().transpose()?;
     let first_token = start.elapsed().as_secs_f64();
-    let completion = answer.finish()?;
+    // Waits for the others.
+    answer.by_ref().try_for_each(|event| event.map(drop))?;
+    let completion = answer.completion()?;
     let total = start.elapsed().as_secs_f64();
+    conversation.push_answer(&completion);
 
     let second_first_token = match arguments.cold {
         true => None,
         false => {
             let start = Instant::now();
             conversation.push(Message::user(SECOND_QUESTION));
-            drop(conversation.generate(&options)?);
+            engine.generate(&mut conversation, &options)?.next().transpose()?;
             Some(start.elapsed().as_secs_f64())
         }
     };
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
     let decode_speed = match arguments.batch {
-        0 | 1 => steps as f64 / completion.timings.decode,
+        0 | 1 => completion.tokens_per_second(),
         rows => batch_speed(engine, &options, prompt, rows)?,
     };
     Ok(Run {
-        preprocess,
-        vision: completion.timings.vision,
-        prefill: completion.timings.prefill,
+        preprocess: (loading + completion.timings.preprocess).as_secs_f64(),
+        vision: completion.timings.vision.as_secs_f64(),
+        prefill: completion.timings.prefill.as_secs_f64(),
         prompt_tokens: completion.prompt_tokens,
         first_token,
         decode_speed,
@@ -172,33 +184,41 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     })
 }
 
-/// Tokens a second of all answers, when so many conversations are answered together.
+/// Tokens a second of all answers, while so many conversations are answered together: from when the
+/// last one has its first token to when the first one ends.
 fn batch_speed(
     engine: &Engine,
     options: &GenerationOptions,
     prompt: &str,
     rows: usize,
 ) -> Result<f64> {
-    let mut batch = engine.batch();
-    for _ in 0..rows {
-        let mut conversation = engine.conversation();
+    let finished = engine.metrics().finished;
+    let answers = (0..rows).map(|_| {
+        let mut conversation = Conversation::new();
         conversation.push(Message::user(prompt));
-        batch.join(conversation, options).map_err(Error::from)?;
+        engine.generate(&mut conversation, options)
+    });
+    let answers = answers.collect::<Result<Vec<Answer>, _>>()?;
+    let wait_until = |is_so: &dyn Fn(&Metrics) -> bool| loop {
+        let metrics = engine.metrics();
+        if is_so(&metrics) || metrics.finished > finished || metrics.failed > 0 {
+            return (Instant::now(), metrics.answer_tokens);
+        }
+        thread::sleep(Duration::from_micros(200));
+    };
+    let (start, before) = wait_until(&|metrics| metrics.active == rows && metrics.in_prompt == 0);
+    let (end, after) = wait_until(&|_| false);
+    for mut answer in answers {
+        answer.try_for_each(|event| event.map(drop))?;
     }
-    let (start, mut tokens) = (Instant::now(), 0);
-    // The first tokens come from the prompts' own runs and are not counted.
-    batch.step()?;
-    while !batch.is_empty() {
-        tokens += batch.len();
-        batch.step()?;
-    }
-    Ok(tokens as f64 / start.elapsed().as_secs_f64())
+    ensure!(after > before, "more tokens are needed to time a batch; raise --new-tokens");
+    Ok((after - before) as f64 / (end - start).as_secs_f64())
 }
 
 /// Text of about so many tokens.
 fn filler(engine: &Engine, tokens: usize) -> Result<String> {
     let words = "The image shows a red square and a blue circle. ";
-    let tokenizer = engine.prompter().tokenizer();
+    let tokenizer = engine.processor().tokenizer();
     let per_repeat = tokenizer.encode(words)?.len().max(1);
     Ok(words.repeat(tokens.div_ceil(per_repeat)))
 }

@@ -14,7 +14,7 @@ use lfm2vl::{
 
 use crate::{
     arguments::{ChatArguments, GenerationArguments, ImageArguments, LoadArguments},
-    is_broken_pipe, print,
+    is_broken_pipe, print, told,
 };
 
 #[derive(Args)]
@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let options = arguments.generation.options(&engine, &arguments.load)?;
     let mut images = arguments.images.load(&arguments.image)?;
-    let mut conversation = start(&engine, &arguments.chat)?;
+    let mut conversation = start(&arguments.chat)?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
         eprintln!("{HELP}");
@@ -88,18 +88,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             },
             Line::Reset => {
                 images.clear();
-                conversation = start(&engine, &arguments.chat)?;
+                conversation = start(&arguments.chat)?;
             }
             Line::Help => eprintln!("{HELP}"),
             Line::Quit => return Ok(()),
             Line::Unknown(command) => eprintln!("error: there is no {command}; see /help"),
             Line::Message(text) => {
-                let pushed = conversation.push_with_images(Message::user(text), &images);
-                images.clear();
-                match pushed.map_err(Into::into).and_then(|()| answer(&mut conversation, &options))
-                {
+                let images = std::mem::take(&mut images);
+                let pushed = conversation.push_with_images(Message::user(text), images);
+                let answered = pushed.map_err(Into::into);
+                match answered.and_then(|()| answer(&engine, &mut conversation, &options)) {
                     Err(error) if !is_broken_pipe(&error) => {
-                        eprintln!("error: {error:#}");
+                        eprintln!("error: {}", told(&error));
                         take_back(&mut conversation);
                     }
                     result => result?,
@@ -109,8 +109,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn start<'e>(engine: &'e Engine, chat: &ChatArguments) -> Result<Conversation<'e>> {
-    let mut conversation = engine.conversation_with(chat.options()?);
+fn start(chat: &ChatArguments) -> Result<Conversation> {
+    let mut conversation = Conversation::with_options(chat.options()?);
     if let Some(system) = chat.system_message() {
         conversation.push(system);
     }
@@ -118,15 +118,21 @@ fn start<'e>(engine: &'e Engine, chat: &ChatArguments) -> Result<Conversation<'e
 }
 
 /// Takes back a message that got no answer.
-fn take_back(conversation: &mut Conversation<'_>) {
+fn take_back(conversation: &mut Conversation) {
     if conversation.messages().last().is_some_and(|message| message.role == Role::User) {
         conversation.pop();
     }
 }
 
-fn answer(conversation: &mut Conversation<'_>, options: &GenerationOptions) -> Result<()> {
-    for piece in conversation.generate(options)? {
-        print(&piece?)?;
+fn answer(
+    engine: &Engine,
+    conversation: &mut Conversation,
+    options: &GenerationOptions,
+) -> Result<()> {
+    let mut answer = engine.generate(conversation, options)?;
+    for event in &mut answer {
+        print(&event?.text)?;
     }
+    conversation.push_answer(&answer.completion()?);
     print("\n")
 }

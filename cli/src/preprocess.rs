@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use lfm2vl::{
-    Prompt, Prompter,
+    Prompt, Processor,
     image::{PaddedViews, View},
 };
 use safetensors::{Dtype, View as TensorView};
@@ -38,15 +38,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let prompter = Prompter::from_folder(&arguments.folder, &arguments.images.overrides()?)?;
+    let processor = Processor::from_folder(&arguments.folder, &arguments.images.overrides()?)?;
     let images = arguments.images.load(&arguments.prompt.image)?;
     let chat = &arguments.prompt.chat;
     let mut messages: Vec<_> = chat.system_message().into_iter().collect();
     messages.push(arguments.prompt.message().with_images(images.len()));
-    let prompt = prompter.prepare(&messages, &images, &chat.options()?)?;
+    let prompt = processor.prepare(&messages, &images, &chat.options()?)?;
 
     if let Some(path) = &arguments.tensors {
-        let patches = prompter.image_processor().settings().max_num_patches();
+        let patches = processor.image_processor().settings().max_num_patches();
         write_tensors(path, &prompt, patches)?;
     }
     let sizes: Vec<_> = images.iter().map(|image| image.dimensions()).collect();

@@ -1,10 +1,13 @@
 //! `lfm2vl run`: one question, one answer.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use clap::Args;
-use lfm2vl::{Completion, chat::ToolCall};
+use lfm2vl::{Completion, Conversation, chat::ToolCall};
 use serde_json::{Value, json};
 
 use crate::{
@@ -33,29 +36,30 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let options = arguments.generation.options(&engine, &arguments.load)?;
     let chat = &arguments.prompt.chat;
-    let mut conversation = engine.conversation_with(chat.options()?);
+    let mut conversation = Conversation::with_options(chat.options()?);
     if let Some(system) = chat.system_message() {
         conversation.push(system);
     }
     let start = Instant::now();
     let images = arguments.images.load(&arguments.prompt.image)?;
-    let decode_seconds = start.elapsed().as_secs_f64();
-    conversation.push_with_images(arguments.prompt.message(), &images)?;
+    let decoding = start.elapsed();
+    conversation.push_with_images(arguments.prompt.message(), images)?;
 
-    let mut answer = conversation.generate(&options)?;
+    let answer = engine.generate(&mut conversation, &options)?;
     if arguments.json {
         let mut completion = answer.finish()?;
-        completion.timings.preprocess += decode_seconds;
-        return print(&format!("{:#}\n", to_json(&completion, engine.load_seconds())));
+        completion.timings.preprocess += decoding;
+        return print(&format!("{:#}\n", to_json(&completion, engine.load_time())));
     }
-    for piece in answer.by_ref() {
-        print(&piece?)?;
+    for event in answer {
+        print(&event?.text)?;
     }
     print("\n")
 }
 
 /// The object that `run --json` prints.
-fn to_json(completion: &Completion, load_seconds: f64) -> Value {
+fn to_json(completion: &Completion, load: Duration) -> Value {
+    let ms = |time: Duration| 1e3 * time.as_secs_f64();
     let timings = completion.timings;
     json!({
         "text": completion.text,
@@ -74,11 +78,11 @@ fn to_json(completion: &Completion, load_seconds: f64) -> Value {
         "drafted_tokens": completion.drafted_tokens,
         "accepted_tokens": completion.accepted_tokens,
         "timings_ms": {
-            "load": 1e3 * load_seconds,
-            "preprocess": 1e3 * timings.preprocess,
-            "vision": 1e3 * timings.vision,
-            "prefill": 1e3 * timings.prefill,
-            "decode": 1e3 * timings.decode,
+            "load": ms(load),
+            "preprocess": ms(timings.preprocess),
+            "vision": ms(timings.vision),
+            "prefill": ms(timings.prefill),
+            "decode": ms(timings.decode),
         },
         "tokens_per_second": completion.tokens_per_second(),
     })

@@ -1,24 +1,49 @@
 //! Errors of the library.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use lfm2vl_graphs::{Graph, LibraryError, Precision, YamlError};
 
-use crate::{PromptError, chat::ChatError, image::ImageError};
+use crate::{ProcessorError, chat::ChatError, image::ImageError};
+
+/// What an [`Error`] comes from, and so who can do something about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The folder, its graphs, the ONNX Runtime library or a provider: whoever deploys the model.
+    Setup,
+    /// The messages, images or settings of a request: whoever asks.
+    InvalidRequest,
+    /// A prompt beyond the context: whoever asks.
+    TooLong,
+    /// There are as many requests as the engine takes. Later there may be room.
+    Busy,
+    /// The answer was cancelled.
+    Cancelled,
+    /// The deadline of the request has passed.
+    TimedOut,
+    /// Memory ran out.
+    OutOfMemory,
+    /// A graph failed, or this library has a fault.
+    Internal,
+}
 
 /// Why the library could not do what was asked.
+///
+/// The text of an error names its cause, which [`source`](std::error::Error::source) gives as well.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The folder does not exist.
     #[error("{0} is not a folder; give the folder that lfm2vl-export wrote")]
     NoFolder(PathBuf),
     /// A file of the folder could not be read.
-    #[error("cannot read {path} ({message}); export the model again")]
+    #[error("cannot read {path} ({source}); export the model again")]
     File {
         /// The file.
         path: PathBuf,
         /// The cause.
-        message: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A graph is not there in any precision.
     #[error("{folder} has no graph {graph}; export the model again, with a recipe that has it")]
@@ -68,29 +93,45 @@ pub enum Error {
         "graph_capture needs a decoder of fixed sizes with its decoder_prefill, without speculation, that the provider runs in place; export with --recipe cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
-    /// Conversations cannot be run together.
-    #[error(
-        "the decoder cannot run conversations of different lengths together; export with ONNX Runtime's operators and free sizes, as in the recipe 'default'"
-    )]
-    NoBatch,
-    /// A batch has one decoder.
-    #[error("the conversation is of another engine than the batch; make both from the same one")]
-    OtherEngine,
     /// ONNX Runtime is not available.
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// A built-in contract or recipe is wrong.
     #[error(transparent)]
     Yaml(#[from] YamlError),
-    /// A graph could not be loaded or run.
-    #[error(
-        "ONNX Runtime cannot run {graph} ({message}); export the model again, and report this if it stays"
-    )]
+    /// A graph could not be loaded.
+    #[error("ONNX Runtime cannot load {graph} ({source}); export the model again")]
+    Load {
+        /// The graph.
+        graph: Graph,
+        /// ONNX Runtime's error, with its code.
+        source: Arc<ort::Error>,
+    },
+    /// A graph could not be run.
+    #[error("ONNX Runtime cannot run {graph} ({source}); report this if it stays")]
     Run {
         /// The graph.
         graph: Graph,
-        /// ONNX Runtime's message.
-        message: String,
+        /// ONNX Runtime's error, with its code.
+        source: Arc<ort::Error>,
+    },
+    /// Memory ran out.
+    #[error(
+        "memory ran out in {graph} ({source}); allow fewer slots, fewer tokens or fewer views, or give the program more memory"
+    )]
+    OutOfMemory {
+        /// The graph.
+        graph: Graph,
+        /// ONNX Runtime's error, with its code.
+        source: Arc<ort::Error>,
+    },
+    /// The logits of a token are not numbers.
+    #[error(
+        "{graph} gave logits that are not finite; use a precision with a larger range, such as fp32, and report this if it stays"
+    )]
+    NotFinite {
+        /// The graph.
+        graph: Graph,
     },
     /// An execution provider cannot be used.
     #[error("the provider {provider} cannot be used: {cause}; {remedy}")]
@@ -108,9 +149,9 @@ pub enum Error {
     /// The conversation cannot be turned into tokens.
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// The prompt is longer than the model's context.
+    /// The prompt is longer than the engine's context.
     #[error(
-        "the prompt has {tokens} tokens and the model's context {context}; shorten it, or use fewer image tokens"
+        "the prompt has {tokens} tokens and the context {context}; shorten it, or use fewer image tokens"
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -121,15 +162,36 @@ pub enum Error {
     /// There is nothing to answer.
     #[error("the conversation has no message to answer; push one first")]
     NoMessage,
-    /// The graphs give other features than the prompt has places for.
+    /// As many requests wait as the engine takes.
+    #[error("{waiting} requests are waiting already; try again later")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The answer was cancelled.
+    #[error("the answer was cancelled")]
+    Cancelled,
+    /// The answer did not end in time.
+    #[error("the answer did not end within {} ms; allow more time, or fewer tokens", .0.as_millis())]
+    TimedOut(Duration),
+    /// The system gave the engine no thread.
+    #[error("the engine cannot start a thread ({source}); let the program have more of them")]
+    NoThread {
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The engine has stopped.
+    #[error("the engine has stopped because of a fault of its own; load it again, and report this")]
+    Stopped,
+    /// The graphs give other features than the prompt has image tokens for.
     #[error(
-        "the vision graph gave {features} image features for {places} places in the prompt; the folder's files do not belong together"
+        "the vision graph gave {features} image features for {tokens} image tokens of the prompt; the folder's files do not belong together"
     )]
     FeatureCount {
         /// Rows of the features.
         features: usize,
-        /// Placeholders of the prompt.
-        places: usize,
+        /// Image tokens of the prompt.
+        tokens: usize,
     },
     /// A view does not fit a vision graph of fixed size.
     #[error(
@@ -144,8 +206,8 @@ pub enum Error {
     /// The decoder was exported without its hidden state.
     #[error("the decoder has no output last_hidden_state; export the model with --recipe features")]
     NoHiddenState,
-    /// A setting of generation makes no sense.
-    #[error("the generation setting '{name}' is {value}, and {expected}; correct it")]
+    /// A setting makes no sense.
+    #[error("the setting '{name}' is {value}, and {expected}; correct it")]
     Setting {
         /// Its name.
         name: &'static str,
@@ -156,12 +218,93 @@ pub enum Error {
     },
 }
 
-impl From<PromptError> for Error {
-    fn from(error: PromptError) -> Self {
-        match error {
-            PromptError::NoFolder(folder) => Error::NoFolder(folder),
-            PromptError::Image(error) => Error::Image(error),
-            PromptError::Chat(error) => Error::Chat(error),
+impl Error {
+    /// What it comes from.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::NoFolder(_)
+            | Error::File { .. }
+            | Error::NoGraph { .. }
+            | Error::NoPrecision { .. }
+            | Error::NoBundle { .. }
+            | Error::Contract { .. }
+            | Error::NothingToRecord
+            | Error::Library(_)
+            | Error::Yaml(_)
+            | Error::Load { .. }
+            | Error::Provider { .. }
+            | Error::NoThread { .. }
+            | Error::NoHiddenState => ErrorKind::Setup,
+            Error::NoSpeculation
+            | Error::Image(_)
+            | Error::Chat(_)
+            | Error::NoMessage
+            | Error::TooManyPatches { .. }
+            | Error::Setting { .. } => ErrorKind::InvalidRequest,
+            Error::TooLong { .. } => ErrorKind::TooLong,
+            Error::Busy { .. } => ErrorKind::Busy,
+            Error::Cancelled => ErrorKind::Cancelled,
+            Error::TimedOut(_) => ErrorKind::TimedOut,
+            Error::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Error::Run { .. }
+            | Error::NotFinite { .. }
+            | Error::Stopped
+            | Error::FeatureCount { .. } => ErrorKind::Internal,
         }
+    }
+
+    /// What it means that a run of `graph` failed.
+    pub(crate) fn of_run(graph: Graph, error: ort::Error) -> Self {
+        let source = Arc::new(error);
+        match ran_out_of_memory(source.message()) {
+            true => Error::OutOfMemory { graph, source },
+            false => Error::Run { graph, source },
+        }
+    }
+
+    /// What it means that `graph` could not be loaded.
+    pub(crate) fn of_loading(graph: Graph, error: ort::Error) -> Self {
+        let source = Arc::new(error);
+        match ran_out_of_memory(source.message()) {
+            true => Error::OutOfMemory { graph, source },
+            false => Error::Load { graph, source },
+        }
+    }
+}
+
+/// ONNX Runtime has no code for this: these are what its allocators say.
+fn ran_out_of_memory(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["bad_alloc", "bad allocation", "out of memory", "failed to allocate", "cannot allocate"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+impl From<ProcessorError> for Error {
+    fn from(error: ProcessorError) -> Self {
+        match error {
+            ProcessorError::NoFolder(folder) => Error::NoFolder(folder),
+            ProcessorError::Image(error) => Error::Image(error),
+            ProcessorError::Chat(error) => Error::Chat(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_ran_out_is_told_from_other_failures() {
+        let of = |message: &str| Error::of_run(Graph::Decoder, ort::Error::new(message));
+        assert_eq!(of("std::bad_alloc").kind(), ErrorKind::OutOfMemory);
+        let error = of("BFCArena: Failed to allocate memory for requested buffer of size 9");
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(!error.to_string().contains("export"), "{error}");
+        let error = of("Invalid input shape");
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        // The cause is kept, with its code.
+        let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Arc<ort::Error>>());
+        assert!(source.is_some_and(|e| e.message() == "Invalid input shape"));
     }
 }

@@ -2,73 +2,73 @@
 //! image tiling and chat templating.
 //!
 //! ```no_run
-//! use lfm2vl::{Engine, GenerationOptions, chat::Message, image::{Limits, load}};
+//! use lfm2vl::{Conversation, Engine, GenerationOptions, chat::Message, image::{Limits, load}};
 //!
 //! # fn main() -> Result<(), lfm2vl::Error> {
 //! let engine = Engine::builder("lfm2-vl-450m").build()?;
-//! let mut conversation = engine.conversation();
+//! let mut conversation = Conversation::new();
 //! let photo = load("photo.jpg", &Limits::default())?;
-//! conversation.push_with_images(Message::user("What is in this photo?"), &[photo])?;
-//! for piece in conversation.generate(&GenerationOptions::default())? {
-//!     print!("{}", piece?);
+//! conversation.push_with_images(Message::user("What is in this photo?"), [photo])?;
+//! let mut answer = engine.generate(&mut conversation, &GenerationOptions::default())?;
+//! for event in &mut answer {
+//!     print!("{}", event?.text);
 //! }
+//! conversation.push_answer(&answer.completion()?);
 //!
 //! // A later turn goes on from the state of the first.
 //! conversation.push(Message::user("Which colours does it have?"));
-//! let completion = conversation.generate(&GenerationOptions::default())?.finish()?;
+//! let completion = engine.answer(&mut conversation, &GenerationOptions::default())?;
 //! println!("{} ({} tokens reused)", completion.text, completion.reused_tokens);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`image`] and [`chat`] need no ONNX Runtime; [`Prompter`] joins them into what
-//! `Lfm2VlProcessor` is in transformers. Without the feature `onnxruntime` (on by default) the crate
-//! is these alone.
+//! An [`Engine`] makes many answers at a time; clones of it can be used from any thread, and an
+//! [`Answer`] can be read from another one. [`image`] and [`chat`] need no ONNX Runtime; [`Processor`]
+//! joins them into what `Lfm2VlProcessor` is in transformers. Without the feature `onnxruntime` (on by
+//! default) the crate is these alone.
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 pub mod chat;
 pub mod image;
-mod prompter;
+mod processor;
 
 #[cfg(feature = "onnxruntime")]
-mod answer;
-#[cfg(feature = "onnxruntime")]
-mod batch;
-#[cfg(feature = "onnxruntime")]
-mod cache;
-#[cfg(feature = "onnxruntime")]
-mod conversation;
+mod backend;
 #[cfg(feature = "onnxruntime")]
 mod engine;
 #[cfg(feature = "onnxruntime")]
 mod error;
 #[cfg(feature = "onnxruntime")]
-mod folder;
-#[cfg(feature = "onnxruntime")]
 mod generate;
 #[cfg(feature = "onnxruntime")]
-mod provider;
+mod kv_cache;
 #[cfg(feature = "onnxruntime")]
-mod session;
+mod model;
 
-pub use prompter::{Prompt, PromptError, PromptOptions, Prompter};
+pub use processor::{Processor, ProcessorError, Prompt, PromptOptions};
 
 #[cfg(feature = "onnxruntime")]
 pub use {
-    answer::{Answer, Completion, Timings},
-    batch::{Batch, Finished, Refused, RowId, RowStep},
-    conversation::Conversation,
-    engine::{Engine, EngineBuilder, GraphInfo, TensorInfo},
-    error::Error,
-    folder::ModelFolder,
-    generate::{FinishReason, GenerationOptions, Sampler},
-    lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
-    provider::{
-        ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, ModelFormat, OpenVino, Plugin, Provider,
-        ProviderError, TensorRt, WebGpu,
+    backend::{
+        Assignment, Skipped,
+        provider::{
+            ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, ModelFormat, OpenVino, Plugin,
+            Provider, ProviderError, TensorRt, WebGpu,
+        },
     },
-    session::{Assignment, Skipped},
+    engine::{
+        Answer, CancelHandle, Completion, Conversation, Engine, EngineBuilder, GraphInfo, Metrics,
+        TensorInfo, Timings,
+    },
+    error::{Error, ErrorKind},
+    generate::{
+        Event, FinishReason, GenerationOptions, History, LogitsProcessor, Part, Sampler,
+        TokenLogprob, TokenLogprobs,
+    },
+    lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
+    model::ModelFolder,
 };
 
 /// The README's example is compiled with the documentation's own.

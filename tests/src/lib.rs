@@ -8,7 +8,7 @@ use std::{
 };
 
 use lfm2vl::{
-    Completion, Engine, GenerationOptions,
+    Completion, Conversation, Engine, GenerationOptions,
     chat::Message,
     image::{Limits, open},
 };
@@ -101,14 +101,13 @@ pub fn sample_images(question: &serde_json::Value) -> Vec<image::RgbImage> {
 /// What `engine` answers to a sample question.
 pub fn answer(engine: &Engine, question: &serde_json::Value) -> Completion {
     let text = |key: &str| question[key].as_str();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     if let Some(system) = text("system") {
         conversation.push(Message::system(system));
     }
     let message = Message::user(text("prompt").unwrap_or_default());
-    conversation.push_with_images(message, &sample_images(question)).expect("images fit");
-    let answer = conversation.generate(&GenerationOptions::default()).expect("it generates");
-    answer.finish().expect("it generates")
+    conversation.push_with_images(message, sample_images(question)).expect("images fit");
+    engine.answer(&mut conversation, &GenerationOptions::default()).expect("it generates")
 }
 
 /// A program of this workspace, built once for all tests of a process.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lfm2vl::{
-    PromptError, PromptOptions, Prompter,
+    ProcessorError, PromptOptions, Processor,
     chat::Message,
     image::{ImageError, Limits, Overrides, open},
 };
@@ -113,7 +113,7 @@ pub enum SamplesError {
     Image(#[from] ImageError),
     /// A prompt cannot be made.
     #[error(transparent)]
-    Prompt(#[from] PromptError),
+    Prompt(#[from] ProcessorError),
 }
 
 #[derive(Deserialize)]
@@ -136,12 +136,12 @@ struct Entry {
 /// # Errors
 /// [`SamplesError`] names the file.
 pub fn read_samples(folder: &Path, model: &Path) -> Result<Vec<Sample>, SamplesError> {
-    let prompter = Prompter::from_folder(model, &Overrides::default())?;
+    let processor = Processor::from_folder(model, &Overrides::default())?;
     let entries = entries(folder)?;
     if entries.is_empty() {
         return Err(SamplesError::Empty(folder.to_owned()));
     }
-    entries.iter().map(|entry| entry.sample(folder, &prompter)).collect()
+    entries.iter().map(|entry| entry.sample(folder, &processor)).collect()
 }
 
 fn entries(folder: &Path) -> Result<Vec<Entry>, SamplesError> {
@@ -173,7 +173,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, SamplesError> {
 }
 
 impl Entry {
-    fn sample(&self, folder: &Path, prompter: &Prompter) -> Result<Sample, SamplesError> {
+    fn sample(&self, folder: &Path, processor: &Processor) -> Result<Sample, SamplesError> {
         let images = self
             .images
             .iter()
@@ -183,7 +183,7 @@ impl Entry {
         user = user.with_images(images.len());
         let system = self.system.as_ref().map(Message::system);
         let messages: Vec<Message> = system.into_iter().chain([user]).collect();
-        let prompt = prompter.prepare(&messages, &images, &PromptOptions::default())?;
+        let prompt = processor.prepare(&messages, &images, &PromptOptions::default())?;
         let views = prompt.images.iter().flat_map(|image| image.views());
         let views = views
             .map(|view| View {
@@ -195,7 +195,7 @@ impl Entry {
         let mut ids = prompt.input_ids;
         let length = ids.len();
         if let Some(answer) = &self.answer {
-            let answer = prompter.tokenizer().encode(answer).map_err(PromptError::from)?;
+            let answer = processor.tokenizer().encode(answer).map_err(ProcessorError::from)?;
             ids.extend(answer);
         }
         Ok(Sample { views, ids, prompt: length })

@@ -1,18 +1,20 @@
 //! Tokens to text, one at a time.
 
+use std::ops::Deref;
+
 use super::{ChatError, Tokenizer};
 
 /// Turns ids into text as they come, without special tokens. The pieces together are the text of
 /// all ids at once, and none ends inside a character: a token may hold a part of one.
-pub struct TextStream<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct TextStream<T> {
+    tokenizer: T,
     /// Ids whose text does not end with a whole character yet.
     pending: Vec<u32>,
 }
 
-impl<'t> TextStream<'t> {
-    /// A stream at its start.
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
+impl<T: Deref<Target = Tokenizer>> TextStream<T> {
+    /// A stream at its start; the tokenizer is borrowed or shared.
+    pub fn new(tokenizer: T) -> Self {
         TextStream { tokenizer, pending: Vec::new() }
     }
 

@@ -4,29 +4,29 @@
 const NGRAM: std::ops::RangeInclusive<usize> = 2..=3;
 
 /// Most tokens of a draft.
-pub(crate) const MAX_DRAFT: usize = 64;
+pub(super) const MAX_DRAFT: usize = 64;
 
 /// How long drafts are: longer after one that was right, shorter after one that was not.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct DraftLength {
+pub(super) struct DraftLength {
     next: usize,
     most: usize,
 }
 
 impl DraftLength {
-    pub(crate) fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         DraftLength { next: most, most }
     }
 
     /// Takes in how many tokens of a draft were right.
-    pub(crate) fn learn(&mut self, right: usize) {
+    pub(super) fn learn(&mut self, right: usize) {
         self.next = (2 * right + 1).min(self.most);
     }
 
     /// The tokens that followed the latest earlier occurrence of the last three or two of `tokens`;
     /// none where there is no such place. What follows up to the end is taken to go on as it does.
     /// A draft has no more than `room` tokens.
-    pub(crate) fn draft(&self, tokens: &[u32], room: usize) -> Vec<u32> {
+    pub(super) fn draft(&self, tokens: &[u32], room: usize) -> Vec<u32> {
         let place = NGRAM.rev().find_map(|n| following(tokens, n));
         place.map_or_else(Vec::new, |at| {
             tokens[at..].iter().copied().cycle().take(self.next.min(room)).collect()

@@ -1,21 +1,19 @@
-//! Choosing tokens, and knowing when to stop.
+//! Choosing tokens, turning them into text, and knowing when to stop.
 
+mod event;
+mod history;
+mod logprobs;
 mod lookup;
 mod options;
+mod parts;
+mod penalties;
 mod sampler;
+mod sequence;
 mod stop;
 
-pub(crate) use lookup::{DraftLength, MAX_DRAFT};
+pub use event::{Event, FinishReason, Part};
+pub use history::History;
+pub use logprobs::{TokenLogprob, TokenLogprobs};
 pub use options::GenerationOptions;
-pub use sampler::Sampler;
-pub(crate) use stop::{Passed, StopText};
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FinishReason {
-    /// The model ended it, or a stop string came.
-    Stop,
-    /// It reached the most new tokens, or the model's context was full.
-    Length,
-}
+pub use sampler::{LogitsProcessor, Sampler};
+pub(crate) use sequence::{NextError, Sequence, SequenceLimits};

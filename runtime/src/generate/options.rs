@@ -1,8 +1,10 @@
 //! Settings of generation, with the names and meanings of transformers' `GenerationConfig`.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use serde_json::{Map, Value};
 
-use super::MAX_DRAFT;
+use super::lookup::MAX_DRAFT;
 use crate::Error;
 
 /// How an answer is generated.
@@ -20,6 +22,12 @@ pub struct GenerationOptions {
     pub min_p: Option<f32>,
     /// Makes tokens of the prompt and the answer so far less likely; 1 changes nothing.
     pub repetition_penalty: f32,
+    /// Taken from the logit of each token that the answer has already; from -2 to 2, 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token as often as the answer has it already; from -2 to 2.
+    pub frequency_penalty: f32,
+    /// Added to the logits of tokens, by their ids.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Seed of the random choice; a different one each time when not given.
     pub seed: Option<u64>,
     /// Texts that end the answer and are not part of it.
@@ -31,7 +39,16 @@ pub struct GenerationOptions {
     /// product share a scale, as with `activations: tensor`). From 1 to 64; needs an engine with
     /// [`speculation`](crate::EngineBuilder::speculation).
     pub prompt_lookup_num_tokens: Option<usize>,
+    /// Tells log probabilities of each token, and of so many of the most likely ones in its place (20 at
+    /// most). They are the model's own, before any other setting here.
+    pub logprobs: Option<usize>,
+    /// Ends the answer with [`Error::TimedOut`] when it has not ended so long after it was asked for,
+    /// also while it waits, in images and in the prompt.
+    pub timeout: Option<Duration>,
 }
+
+/// Most tokens whose log probabilities are told in one place.
+const MAX_LOGPROBS: usize = 20;
 
 impl Default for GenerationOptions {
     /// Greedy, at most 512 tokens.
@@ -43,10 +60,15 @@ impl Default for GenerationOptions {
             top_p: None,
             min_p: None,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
             seed: None,
             stop: Vec::new(),
             ignore_eos: false,
             prompt_lookup_num_tokens: None,
+            logprobs: None,
+            timeout: None,
         }
     }
 }
@@ -91,9 +113,9 @@ impl GenerationOptions {
     /// # Errors
     /// [`Error::Setting`] for a value that makes no sense.
     pub fn validated(self) -> Result<Self, Error> {
-        let check = |name, ok: bool, value: &dyn ToString, expected| match ok {
-            true => Ok(()),
-            false => Err(Error::Setting { name, value: value.to_string(), expected }),
+        let check = |name, ok: bool, value: &dyn ToString, expected| {
+            let error = || Error::Setting { name, value: value.to_string(), expected };
+            ok.then_some(()).ok_or_else(error)
         };
         let is_share = |value: Option<f32>| value.is_none_or(|v| (0.0..=1.0).contains(&v));
         let share = "it must be between 0 and 1";
@@ -110,6 +132,17 @@ impl GenerationOptions {
         check("min_p", is_share(self.min_p), &self.min_p.unwrap_or_default(), share)?;
         let penalty = self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite();
         check("repetition_penalty", penalty, &self.repetition_penalty, "it must be positive")?;
+        for (name, penalty) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
+            let ok = (-2.0..=2.0).contains(&penalty);
+            check(name, ok, &penalty, "it must be between -2 and 2")?;
+        }
+        let finite = self.logit_bias.values().all(|bias| bias.is_finite());
+        check("logit_bias", finite, &"not finite", "it must be a number for each token")?;
+        let logprobs = self.logprobs.unwrap_or_default();
+        check("logprobs", logprobs <= MAX_LOGPROBS, &logprobs, "it must be 20 or less")?;
         let draft = self.prompt_lookup_num_tokens.unwrap_or(1);
         check(
             "prompt_lookup_num_tokens",

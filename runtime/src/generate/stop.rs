@@ -1,14 +1,14 @@
 //! Stop strings in streamed text.
 
 /// Passes text on, but neither a stop string nor anything that may become one.
-pub(crate) struct StopText {
+pub(super) struct StopText {
     stops: Vec<String>,
     held: String,
 }
 
 /// What a piece of text led to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Passed {
+pub(super) enum Passed {
     /// Text that is certain to be no part of a stop string.
     Text(String),
     /// The last text; a stop string followed it.
@@ -16,12 +16,12 @@ pub(crate) enum Passed {
 }
 
 impl StopText {
-    pub(crate) fn new(stops: &[String]) -> Self {
+    pub(super) fn new(stops: &[String]) -> Self {
         StopText { stops: stops.to_vec(), held: String::new() }
     }
 
     /// Takes in the next piece.
-    pub(crate) fn push(&mut self, piece: &str) -> Passed {
+    pub(super) fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
         if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.held.truncate(start);
@@ -36,7 +36,7 @@ impl StopText {
     }
 
     /// The text still held back, at the end.
-    pub(crate) fn finish(&mut self) -> String {
+    pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }

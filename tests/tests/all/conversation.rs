@@ -1,7 +1,7 @@
 //! Conversations: reuse of the state, streaming, stop strings, limits, hidden states.
 
 use lfm2vl::{
-    Engine, Error, FinishReason, GenerationOptions, PromptOptions,
+    Conversation, Engine, Error, FinishReason, GenerationOptions, PromptOptions,
     chat::{Content, Message, Part, Tool},
     image::{Limits, Overrides, open},
 };
@@ -22,23 +22,23 @@ fn greedy() -> GenerationOptions {
 #[test]
 fn a_later_turn_goes_on_from_the_state() {
     let engine = engine();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     let question = Message::user("Describe this image.");
-    conversation.push_with_images(question.clone(), &[sample("tiled.jpg")]).unwrap();
-    let first = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    conversation.push_with_images(question.clone(), [sample("tiled.jpg")]).unwrap();
+    let first = engine.answer(&mut conversation, &greedy()).unwrap();
     assert_eq!(first.reused_tokens, 0);
 
     let next = Message::user("How many shapes are there?");
-    conversation.push_with_images(next.clone(), &[sample("plain.png")]).unwrap();
-    let second = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    conversation.push_with_images(next.clone(), [sample("plain.png")]).unwrap();
+    let second = engine.answer(&mut conversation, &greedy()).unwrap();
     // Everything of the first turn: its end token came from logits after its last token.
     assert_eq!(second.reused_tokens, first.prompt_tokens + first.token_ids.len());
 
-    let mut fresh = engine.conversation();
-    fresh.push_with_images(question, &[sample("tiled.jpg")]).unwrap();
+    let mut fresh = Conversation::new();
+    fresh.push_with_images(question, [sample("tiled.jpg")]).unwrap();
     fresh.push(Message::assistant(&first.text));
-    fresh.push_with_images(next, &[sample("plain.png")]).unwrap();
-    let whole = fresh.generate(&greedy()).unwrap().finish().unwrap();
+    fresh.push_with_images(next, [sample("plain.png")]).unwrap();
+    let whole = engine.answer(&mut fresh, &greedy()).unwrap();
     assert_eq!(whole.reused_tokens, 0);
     assert_eq!(whole.token_ids, second.token_ids);
     assert_eq!(whole.prompt_tokens, second.prompt_tokens);
@@ -49,16 +49,16 @@ fn a_later_turn_goes_on_from_the_state() {
 fn pieces_are_the_text_and_whole_characters() {
     let engine = engine();
     for prompt in ["Tell me a story.", "Hello", "Say something in Japanese.", "Show me an emoji."] {
-        let mut conversation = engine.conversation();
+        let mut conversation = Conversation::new();
         conversation.push(Message::user(prompt));
-        let pieces: Vec<String> =
-            conversation.generate(&greedy()).unwrap().collect::<Result<_, _>>().unwrap();
-        assert!(pieces.iter().all(|p| !p.is_empty() && !p.contains('\u{FFFD}')), "{pieces:?}");
-        let mut again = engine.conversation();
+        let answer = engine.generate(&mut conversation, &greedy()).unwrap();
+        let pieces: Vec<String> = answer.map(|event| event.unwrap().text).collect();
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+        let mut again = Conversation::new();
         again.push(Message::user(prompt));
-        let whole = again.generate(&greedy()).unwrap().finish().unwrap();
+        let whole = engine.answer(&mut again, &greedy()).unwrap();
         assert_eq!(pieces.concat(), whole.text);
-        let decoded = engine.prompter().tokenizer().decode(&whole.token_ids, true).unwrap();
+        let decoded = engine.processor().tokenizer().decode(&whole.token_ids, true).unwrap();
         assert_eq!(whole.text, decoded);
     }
 }
@@ -66,46 +66,49 @@ fn pieces_are_the_text_and_whole_characters() {
 #[test]
 fn answers_end_at_stop_strings_and_limits() {
     let engine = engine();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("Tell me a story."));
     let options = GenerationOptions { stop: vec!["blue sq".into()], ..greedy() };
-    let completion = conversation.generate(&options).unwrap().finish().unwrap();
+    let completion = engine.answer(&mut conversation, &options).unwrap();
     assert_eq!(completion.text, "Once upon a time a red circle met a ");
-    assert_eq!(completion.finish_reason, FinishReason::Stop);
+    assert_eq!(completion.finish_reason, Some(FinishReason::Stop));
     // The state went past the text, so the next turn goes on from before the answer.
     conversation.push(Message::user("Hello"));
-    let next = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    let next = engine.answer(&mut conversation, &greedy()).unwrap();
     assert_eq!(next.reused_tokens, completion.prompt_tokens);
     assert_eq!(next.token_ids, without_state(&engine, &conversation));
 
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("Tell me a story."));
     let options = GenerationOptions { max_new_tokens: 5, ..greedy() };
-    let completion = conversation.generate(&options).unwrap().finish().unwrap();
-    assert_eq!((completion.token_ids.len(), completion.finish_reason), (5, FinishReason::Length));
+    let completion = engine.answer(&mut conversation, &options).unwrap();
+    assert_eq!((completion.token_ids.len(), completion.finish_reason), (5, Some(FinishReason::Length)));
 }
 
 #[test]
-fn an_answer_that_is_dropped_early_stays_in_the_conversation() {
+fn an_answer_that_is_dropped_early_can_become_a_part_of_the_conversation() {
     let engine = engine();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("Tell me a story."));
-    let mut answer = conversation.generate(&greedy()).unwrap();
-    let start: String = answer.by_ref().take(3).collect::<Result<_, _>>().unwrap();
+    let mut answer = engine.generate(&mut conversation, &greedy()).unwrap();
+    let start: String = answer.by_ref().take(3).map(|event| event.unwrap().text).collect();
+    let completion = answer.completion().unwrap();
+    assert!(completion.text.starts_with(&start) && completion.token_ids.len() >= 3);
     drop(answer);
-    assert_eq!(conversation.messages().last(), Some(&Message::assistant(start)));
+    conversation.push_answer(&completion);
+    assert_eq!(conversation.messages().last(), Some(&Message::assistant(completion.text)));
     conversation.push(Message::user("Hello"));
-    let next = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    let next = engine.answer(&mut conversation, &greedy()).unwrap();
     assert!(next.reused_tokens > 0);
     assert_eq!(next.token_ids, without_state(&engine, &conversation));
 }
 
 /// The last answer again, in a conversation that has no state of the earlier ones.
-fn without_state(engine: &Engine, conversation: &lfm2vl::Conversation<'_>) -> Vec<u32> {
-    let mut fresh = engine.conversation();
+fn without_state(engine: &Engine, conversation: &Conversation) -> Vec<u32> {
+    let mut fresh = Conversation::new();
     let (_, before) = conversation.messages().split_last().unwrap();
     before.iter().for_each(|message| fresh.push(message.clone()));
-    let answer = fresh.generate(&greedy()).unwrap().finish().unwrap();
+    let answer = engine.answer(&mut fresh, &greedy()).unwrap();
     assert_eq!(answer.reused_tokens, 0);
     answer.token_ids
 }
@@ -113,14 +116,15 @@ fn without_state(engine: &Engine, conversation: &lfm2vl::Conversation<'_>) -> Ve
 #[test]
 fn messages_can_be_taken_back() {
     let engine = engine();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("word ".repeat(5000)));
-    assert!(matches!(conversation.generate(&greedy()), Err(Error::TooLong { .. })));
+    let error = engine.generate(&mut conversation, &greedy()).map(drop);
+    assert!(matches!(error, Err(Error::TooLong { .. })));
     assert!(conversation.pop().is_some());
-    conversation.push_with_images(Message::user("What?"), &[sample("plain.png")]).unwrap();
+    conversation.push_with_images(Message::user("What?"), [sample("plain.png")]).unwrap();
     conversation.pop();
     conversation.push(Message::user("Hello"));
-    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    let answer = engine.answer(&mut conversation, &greedy()).unwrap();
     assert_eq!(answer.image_tokens, 0);
     assert_eq!(answer.token_ids, without_state(&engine, &conversation));
 }
@@ -129,7 +133,7 @@ fn messages_can_be_taken_back() {
 fn the_same_seed_gives_the_same_answer() {
     let engine = engine();
     let run = |seed| {
-        let mut conversation = engine.conversation();
+        let mut conversation = Conversation::new();
         conversation.push(Message::user("Tell me a story."));
         let options = GenerationOptions {
             temperature: 2.0,
@@ -137,7 +141,7 @@ fn the_same_seed_gives_the_same_answer() {
             max_new_tokens: 30,
             ..greedy()
         };
-        conversation.generate(&options).unwrap().finish().unwrap().token_ids
+        engine.answer(&mut conversation, &options).unwrap().token_ids
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
@@ -147,11 +151,11 @@ fn the_same_seed_gives_the_same_answer() {
 fn prompts_longer_than_the_context_are_refused() {
     let engine = engine();
     assert_eq!(engine.context(), 4096);
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("word ".repeat(5000)));
-    let error = conversation.generate(&greedy()).map(drop).unwrap_err();
+    let error = engine.generate(&mut conversation, &greedy()).map(drop).unwrap_err();
     assert!(matches!(error, Error::TooLong { context: 4096, tokens } if tokens > 4096), "{error}");
-    let error = engine.conversation().generate(&greedy()).map(drop).unwrap_err();
+    let error = engine.generate(&mut Conversation::new(), &greedy()).map(drop).unwrap_err();
     assert!(matches!(error, Error::NoMessage), "{error}");
 }
 
@@ -169,22 +173,22 @@ fn where_the_template_rewrites_history_the_shared_prefix_is_reused() {
     std::fs::write(&path, changed).unwrap();
 
     let engine = Engine::builder(folder.path()).build().unwrap();
-    let ask = |conversation: &mut lfm2vl::Conversation<'_>| {
-        conversation.generate(&greedy()).unwrap().finish().unwrap()
+    let ask = |conversation: &mut Conversation| {
+        engine.answer(conversation, &greedy()).unwrap()
     };
     let questions = ["Describe this image.", "How many shapes are there?", "Tell me a story."];
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     let mut history = Vec::new();
     let mut answers = Vec::new();
     for (turn, question) in questions.iter().enumerate() {
         let images = if turn == 0 { vec![sample("tiled.jpg")] } else { Vec::new() };
-        conversation.push_with_images(Message::user(*question), &images).unwrap();
+        conversation.push_with_images(Message::user(*question), images.clone()).unwrap();
         history.push((Message::user(*question), images));
         let answer = ask(&mut conversation);
 
-        let mut fresh = engine.conversation();
+        let mut fresh = Conversation::new();
         for (message, images) in &history {
-            fresh.push_with_images(message.clone(), images).unwrap();
+            fresh.push_with_images(message.clone(), images.clone()).unwrap();
         }
         let expected = ask(&mut fresh);
         assert_eq!(answer.token_ids, expected.token_ids, "{question}");
@@ -213,11 +217,11 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
 #[test]
 fn images_are_where_the_message_has_places_for_them() {
     let engine = engine();
-    let tokens = |message: Message, images: &[image::RgbImage]| {
-        let mut conversation = engine.conversation();
-        conversation.push_with_images(message, images)?;
+    let tokens = |message: Message, images: &[image::RgbImage]| -> Result<_, Error> {
+        let mut conversation = Conversation::new();
+        conversation.push_with_images(message, images.to_vec())?;
         let prompt = conversation.messages()[0].clone();
-        conversation.generate(&greedy())?.finish().map(|answer| (answer.image_tokens, prompt))
+        Ok((engine.answer(&mut conversation, &greedy())?.image_tokens, prompt))
     };
     let parts = vec![Part::Text("Look: ".into()), Part::Image, Part::Text(" What is it?".into())];
     let placed = Message { content: Some(Content::Parts(parts)), ..Message::user("") };
@@ -239,9 +243,9 @@ fn each_image_may_have_settings_of_its_own() {
         vec![engine.image_processor().process(&image).unwrap(), coarse.process(&image).unwrap()];
     let tokens: Vec<usize> = images.iter().map(|image| image.layout.tokens()).collect();
     assert!(tokens[0] > 4 * tokens[1], "{tokens:?}");
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push_with_processed(Message::user("Which has more shapes?"), images).unwrap();
-    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    let answer = engine.answer(&mut conversation, &greedy()).unwrap();
     assert_eq!(answer.image_tokens, tokens.iter().sum::<usize>());
 }
 
@@ -249,10 +253,10 @@ fn each_image_may_have_settings_of_its_own() {
 fn tools_come_into_the_prompt() {
     let engine = engine();
     let length = |tools: &[Tool]| {
-        let mut conversation = engine.conversation();
+        let mut conversation = Conversation::new();
         conversation.set_tools(tools);
         conversation.push(Message::user("Hello"));
-        conversation.generate(&greedy()).unwrap().finish().unwrap().prompt_tokens
+        engine.answer(&mut conversation, &greedy()).unwrap().prompt_tokens
     };
     let tool = Tool {
         name: "look".into(),
@@ -266,15 +270,15 @@ fn tools_come_into_the_prompt() {
 fn marks_typed_by_hand_are_text() {
     let engine = engine();
     let text = Message::user("<image> and <image>");
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(text.clone());
-    let answer = conversation.generate(&greedy()).unwrap().finish().unwrap();
+    let answer = engine.answer(&mut conversation, &greedy()).unwrap();
     assert_eq!(answer.image_tokens, 0);
 
     let options = PromptOptions { special_tokens_in_text: true, ..PromptOptions::default() };
-    let mut conversation = engine.conversation_with(options);
+    let mut conversation = Conversation::with_options(options);
     conversation.push(text);
-    let error = conversation.generate(&greedy()).map(drop).unwrap_err().to_string();
+    let error = engine.generate(&mut conversation, &greedy()).map(drop).unwrap_err().to_string();
     assert!(error.contains("2 <image> marks and 0 images"), "{error}");
 }
 
@@ -285,7 +289,7 @@ fn hidden_states_come_from_folders_that_have_them() {
     let hidden = |recipe| {
         let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
         let prompt = engine
-            .prompter()
+            .processor()
             .prepare(&messages, std::slice::from_ref(&image), &PromptOptions::default())
             .unwrap();
         let features = engine.image_features(&prompt.images[0]).unwrap();
@@ -306,14 +310,14 @@ fn hidden_states_come_from_folders_that_have_them() {
     let model = ReferenceModel::new(&checkpoint);
     let engine = engine();
     let prompt = engine
-        .prompter()
+        .processor()
         .prepare(&messages, std::slice::from_ref(&image), &PromptOptions::default())
         .unwrap();
     let view = prompt.images[0].views().next().unwrap();
     let features =
         model.image_features(view.patches.view(), view.grid.rows, view.grid.cols).unwrap();
     let mut embeds = model.embed(&prompt.input_ids).unwrap();
-    let image_token = engine.prompter().image_token_id();
+    let image_token = engine.processor().image_token_id();
     let places = (0..prompt.input_ids.len()).filter(|&i| prompt.input_ids[i] == image_token);
     for (place, feature) in places.zip(features.rows()) {
         embeds.row_mut(place).assign(&feature);

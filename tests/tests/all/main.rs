@@ -10,4 +10,4 @@ mod providers;
 mod released_prompts;
 mod run_program;
 mod samples;
-mod together;
+// mod together;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use lfm2vl::{Engine, Error, GenerationOptions, GraphInfo, Plugin, Provider, chat::Message};
+use lfm2vl::{
+    Conversation, Engine, Error, GenerationOptions, GraphInfo, Plugin, Provider, chat::Message,
+};
 use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
 use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
 use lfm2vl_tests::{
@@ -20,16 +22,14 @@ fn plugin(variable: &str) -> Option<Provider> {
 }
 
 fn graph(engine: &Engine, graph: Graph) -> GraphInfo {
-    engine.graphs().into_iter().find(|info| info.graph == graph).unwrap()
+    engine.graphs().iter().find(|info| info.graph == graph).unwrap().clone()
 }
 
 fn answer(engine: &Engine, question: &Value) -> Vec<u32> {
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     let prompt = Message::user(question["prompt"].as_str().unwrap());
-    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
-    let completion =
-        conversation.generate(&GenerationOptions::default()).unwrap().finish().unwrap();
-    completion.token_ids
+    conversation.push_with_images(prompt, sample_images(question)).unwrap();
+    engine.answer(&mut conversation, &GenerationOptions::default()).unwrap().token_ids
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The sample questions, and the reference's greedy tokens, through the library.
 
-use lfm2vl::{Engine, FinishReason, GenerationOptions, chat::Message};
+use lfm2vl::{Conversation, Engine, FinishReason, GenerationOptions, chat::Message};
 use lfm2vl_graphs::Recipe;
 use lfm2vl_tests::{answer, sample_images, sample_questions, testdata, tiny_shapes};
 use ndarray::ArrayD;
@@ -15,7 +15,7 @@ fn every_sample_question_is_answered_rightly() {
     for question in &questions {
         let completion = answer(&engine, question);
         assert_eq!(completion.text, question["answer"], "{question}");
-        assert_eq!(completion.finish_reason, FinishReason::Stop);
+        assert_eq!(completion.finish_reason, Some(FinishReason::Stop));
     }
 }
 
@@ -52,15 +52,15 @@ fn greedy_tokens_and_image_features_are_the_reference_s() {
                 assert!(error <= 1e-4 * scale, "{recipe} {name}: {error}");
             }
 
-            let mut conversation = engine.conversation();
-            conversation.push_with_images(Message::user(&metadata["prompt"]), &images).unwrap();
+            let mut conversation = Conversation::new();
+            conversation.push_with_images(Message::user(&metadata["prompt"]), images).unwrap();
             // The goldens go on after the end token.
             let options = GenerationOptions {
                 max_new_tokens: 16,
                 ignore_eos: true,
                 ..GenerationOptions::default()
             };
-            let completion = conversation.generate(&options).unwrap().finish().unwrap();
+            let completion = engine.answer(&mut conversation, &options).unwrap();
             let greedy = golden.tensor("greedy_ids").unwrap();
             let greedy: Vec<u32> = greedy
                 .data()

@@ -1,31 +1,15 @@
-//! The graphs of a model, opened in ONNX Runtime and checked against their contract.
+//! One graph in ONNX Runtime, opened with the first provider that can run it.
 
-mod assignment;
-mod check;
-mod decoder;
-mod embedding;
-mod logits;
-mod memory;
-mod recorded;
-mod state;
-mod tensors;
-mod vision;
-
-use std::{path::Path, sync::Mutex};
+use std::path::Path;
 
 use lfm2vl_graphs::{Graph, Precision, environment, with_cpu};
 use ort::{error::ErrorCode, session::Session, value::ValueType};
 
-use crate::{Error, Provider, provider::Unavailable};
-
-pub use assignment::Assignment;
-pub(crate) use check::{check, dims_of, state_dtype};
-pub(crate) use decoder::Decoder;
-pub(crate) use embedding::EmbedTokens;
-pub(crate) use logits::Logits;
-pub(crate) use memory::{DeviceMemory, HOST};
-pub(crate) use state::{Checkpoint, DecoderState};
-pub(crate) use vision::Vision;
+use super::{
+    Assignment, assignment,
+    provider::{Provider, Unavailable},
+};
+use crate::Error;
 
 /// An input or output. That of `ort` cannot go from thread to thread.
 #[derive(Debug, Clone)]
@@ -48,8 +32,7 @@ impl Outlet {
 pub(crate) struct GraphSession {
     graph: Graph,
     precision: Precision,
-    /// Running needs exclusive access; a model is shared by its conversations.
-    session: Mutex<Session>,
+    session: Session,
     inputs: Vec<Outlet>,
     outputs: Vec<Outlet>,
     provider: String,
@@ -116,7 +99,7 @@ impl GraphSession {
             precision,
             inputs: copied(session.inputs()),
             outputs: copied(session.outputs()),
-            session: Mutex::new(session),
+            session,
             provider: provider.name(),
             records: provider.records(),
             skipped,
@@ -151,7 +134,7 @@ impl GraphSession {
         &self.inputs
     }
 
-    fn has_input(&self, name: &str) -> bool {
+    pub(crate) fn has_input(&self, name: &str) -> bool {
         self.inputs.iter().any(|input| input.name() == name)
     }
 
@@ -162,30 +145,33 @@ impl GraphSession {
         size.filter(|&size| size > 0)
     }
 
-    fn has_output(&self, name: &str) -> bool {
+    pub(crate) fn has_output(&self, name: &str) -> bool {
         self.outputs.iter().any(|output| output.name() == name)
-    }
-
-    fn gives_candidates(&self) -> bool {
-        logits::CANDIDATES.iter().all(|name| self.has_output(name))
     }
 
     pub(crate) fn outputs(&self) -> &[Outlet] {
         &self.outputs
     }
 
-    /// Gives the session to `run`, whose errors are told as this graph's.
-    fn with<T>(&self, run: impl FnOnce(&mut Session) -> ort::Result<T>) -> Result<T, Error> {
-        // A panic while a session ran does not make it unusable.
-        let mut session = self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        run(&mut session).map_err(|error| self.run_error(&error))
+    /// Whether the provider is to record runs and replay them.
+    pub(crate) fn records(&self) -> bool {
+        self.records
     }
 
-    fn run_error(&self, error: &ort::Error) -> Error {
-        Error::Run { graph: self.graph, message: error.to_string() }
+    /// The result of `ask`, with its error told as this graph's.
+    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&Session) -> ort::Result<T>) -> Result<T, Error> {
+        ask(&self.session).map_err(|error| Error::of_run(self.graph, error))
     }
 
-    fn contract_error(&self, difference: impl Into<String>) -> Error {
+    /// The result of `run`, with its error told as this graph's.
+    pub(crate) fn run<T>(
+        &mut self,
+        run: impl FnOnce(&mut Session) -> ort::Result<T>,
+    ) -> Result<T, Error> {
+        run(&mut self.session).map_err(|error| Error::of_run(self.graph, error))
+    }
+
+    pub(crate) fn contract_error(&self, difference: impl Into<String>) -> Error {
         Error::Contract { graph: self.graph, difference: difference.into() }
     }
 }
@@ -198,13 +184,13 @@ fn open(
     threads: Option<usize>,
 ) -> Result<(Session, Vec<Assignment>), Error> {
     let environment = environment()?;
-    let run_error = |error: ort::Error| Error::Run { graph, message: error.to_string() };
-    let mut builder = Session::builder(environment).map_err(run_error)?;
+    let load_error = |error: ort::Error| Error::of_loading(graph, error);
+    let mut builder = Session::builder(environment).map_err(load_error)?;
     if let Some(threads) = threads {
-        builder = builder.with_intra_threads(threads).map_err(|e| run_error(e.into()))?;
+        builder = builder.with_intra_threads(threads).map_err(|e| load_error(e.into()))?;
     }
     let (key, value) = assignment::RECORD;
-    builder = builder.with_config_entry(key, value).map_err(|e| run_error(e.into()))?;
+    builder = builder.with_config_entry(key, value).map_err(|e| load_error(e.into()))?;
     let provider_error = |Unavailable { cause, remedy }| Error::Provider {
         provider: provider.name(),
         cause,
@@ -214,16 +200,16 @@ fn open(
     if !is_cpu {
         builder = provider.register(environment, builder).map_err(provider_error)?;
     }
-    builder = with_cpu(environment, builder).map_err(run_error)?;
+    builder = with_cpu(environment, builder).map_err(load_error)?;
     let session = builder.commit_from_file(path).map_err(|error| match error.code() {
         ErrorCode::NoSuchFile | ErrorCode::InvalidProtobuf | ErrorCode::InvalidGraph => {
-            run_error(error)
+            load_error(error)
         }
         // ONNX Runtime starts some providers only here.
         _ if !is_cpu => provider_error(provider.failure(error.message())),
-        _ => run_error(error),
+        _ => load_error(error),
     })?;
-    let assignments = assignment::of(&session).map_err(run_error)?;
+    let assignments = assignment::of(&session).map_err(load_error)?;
     let names = provider.ep_names();
     // Looking up embeddings is little work wherever it is done.
     let takes_any = assignments.iter().any(|assignment| names.contains(&assignment.provider));

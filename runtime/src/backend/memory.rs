@@ -67,6 +67,12 @@ impl DeviceMemory {
         Ok(held)
     }
 
+    /// Whether a part of a tensor there is its address and a number of bytes. Elsewhere, what a tensor
+    /// says is its address may be the handle of a buffer.
+    pub(crate) fn has_addresses(&self) -> bool {
+        ["Cuda", "Hip"].iter().any(|name| self.name.starts_with(name))
+    }
+
     /// ONNX Runtime's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -75,7 +81,7 @@ impl DeviceMemory {
 
 /// Whether a session reads all its inputs where they are, if that is `memory`. Otherwise ONNX Runtime
 /// copies them when they are bound.
-pub(super) fn reads_in_place(
+pub(crate) fn reads_in_place(
     session: &Session,
     memory: Option<&DeviceMemory>,
 ) -> ort::Result<bool> {
@@ -142,7 +148,7 @@ fn places(
 }
 
 /// A tensor that can be bound to an output, with whatever the memory held.
-pub(super) fn new_tensor(
+pub(crate) fn new_tensor(
     dtype: TensorElementType,
     shape: &[i64],
     memory: Option<&DeviceMemory>,
@@ -157,7 +163,7 @@ pub(super) fn new_tensor(
 }
 
 /// Copies all of a tensor into another one of its shape.
-pub(super) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<()> {
+pub(crate) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<()> {
     let on_host = |tensor: &DynTensor| tensor.memory_info().is_cpu_accessible();
     if !(on_host(into) && on_host(from)) {
         return from.copy_into(into);

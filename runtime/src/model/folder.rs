@@ -32,10 +32,10 @@ impl ModelFolder {
         let manifest = read(&path)?
             .map(|content| serde_yaml::from_slice(&content))
             .transpose()
-            .map_err(|e| Error::File { path, message: e.to_string() })?;
+            .map_err(|e| Error::File { path, source: Box::new(e) })?;
         let path = root.join("config.json");
         let config = read_json(&path)?
-            .ok_or_else(|| Error::File { path, message: "the file does not exist".into() })?;
+            .ok_or_else(|| Error::File { path, source: "the file does not exist".into() })?;
         let generation = read_json(&root.join("generation_config.json"))?.unwrap_or_default();
         Ok(ModelFolder { root: root.to_owned(), manifest, config, generation })
     }
@@ -141,7 +141,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::File { path: path.to_owned(), message: e.to_string() }),
+        Err(e) => Err(Error::File { path: path.to_owned(), source: Box::new(e) }),
     }
 }
 
@@ -149,5 +149,5 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
     read(path)?
         .map(|content| serde_json::from_slice(&content))
         .transpose()
-        .map_err(|e| Error::File { path: path.to_owned(), message: e.to_string() })
+        .map_err(|e| Error::File { path: path.to_owned(), source: Box::new(e) })
 }

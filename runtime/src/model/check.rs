@@ -3,8 +3,10 @@
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec, LayerKind, ModelDims, Tensor};
 use ort::value::TensorElementType;
 
-use super::{GraphSession, Outlet};
-use crate::Error;
+use crate::{
+    Error,
+    backend::{GraphSession, Outlet},
+};
 
 /// Sizes of the model, as the decoder's own inputs tell them; sizes that no input tells are 0.
 pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {

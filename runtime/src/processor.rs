@@ -1,7 +1,10 @@
 //! From messages and images to the inputs of the graphs, without running any: the counterpart of
 //! `Lfm2VlProcessor`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use image::RgbImage;
 use rayon::prelude::*;
@@ -13,9 +16,9 @@ use crate::{
 };
 
 /// A model's template, tokenizer and image processor. Needs no ONNX Runtime.
-pub struct Prompter {
+pub struct Processor {
     template: ChatTemplate,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     image_tokens: ImageTokens,
     image_token_id: u32,
     image_processor: ImageProcessor,
@@ -62,7 +65,7 @@ impl Prompt {
 
 /// Why a prompt cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum PromptError {
+pub enum ProcessorError {
     /// The folder does not exist.
     #[error("{0} is not a folder; give the folder that lfm2vl-export wrote")]
     NoFolder(PathBuf),
@@ -74,24 +77,24 @@ pub enum PromptError {
     Chat(#[from] ChatError),
 }
 
-impl Prompter {
-    /// The prompter of the model in `folder`, with some image settings replaced.
+impl Processor {
+    /// The processor of the model in `folder`, with some image settings replaced.
     ///
     /// # Errors
-    /// [`PromptError`] when a file is missing or wrong.
-    pub fn from_folder(folder: &Path, overrides: &Overrides) -> Result<Self, PromptError> {
+    /// [`ProcessorError`] when a file is missing or wrong.
+    pub fn from_folder(folder: &Path, overrides: &Overrides) -> Result<Self, ProcessorError> {
         if !folder.is_dir() {
-            return Err(PromptError::NoFolder(folder.to_owned()));
+            return Err(ProcessorError::NoFolder(folder.to_owned()));
         }
         let tokenizer = Tokenizer::from_folder(folder)?;
         let image_tokens = ImageTokens::from_folder(folder)?;
         let settings = ImageSettings::from_folder(folder)?.with(overrides)?;
         let special = tokenizer.special_tokens().chain([image_tokens.image.clone()]);
-        Ok(Prompter {
+        Ok(Processor {
             template: ChatTemplate::from_folder(folder)?,
             image_token_id: tokenizer.token_id(&image_tokens.image)?,
             cover: Cover::new(special)?,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             image_tokens,
             image_processor: ImageProcessor::new(settings)?,
         })
@@ -116,13 +119,13 @@ impl Prompter {
     /// parallel.
     ///
     /// # Errors
-    /// [`PromptError::Chat`] or [`PromptError::Image`].
+    /// [`ProcessorError::Chat`] or [`ProcessorError::Image`].
     pub fn prepare(
         &self,
         messages: &[Message],
         images: &[RgbImage],
         options: &PromptOptions,
-    ) -> Result<Prompt, PromptError> {
+    ) -> Result<Prompt, ProcessorError> {
         let images = images
             .par_iter()
             .map(|image| self.image_processor.process(image))
@@ -134,13 +137,13 @@ impl Prompter {
     /// its own if need be ([`ImageProcessor::with`]).
     ///
     /// # Errors
-    /// [`PromptError::Chat`].
+    /// [`ProcessorError::Chat`].
     pub fn prepare_processed(
         &self,
         messages: &[Message],
         images: Vec<ProcessedImage>,
         options: &PromptOptions,
-    ) -> Result<Prompt, PromptError> {
+    ) -> Result<Prompt, ProcessorError> {
         let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout).collect();
         let messages: Vec<Message> =
             messages.iter().map(|message| self.cover(message, options)).collect();
@@ -190,9 +193,14 @@ impl Prompter {
     }
 }
 
-/// What conversations need besides.
+/// What the engine needs besides.
 #[cfg(feature = "onnxruntime")]
-impl Prompter {
+impl Processor {
+    /// The tokenizer, for whoever outlives a borrow.
+    pub(crate) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
     /// The covered text of an answer as far as `given_out`, which is without special tokens. Here
     /// they are strings, and what merely looks like one is covered. Image tokens are left out,
     /// since an answer has no images.
@@ -248,36 +256,36 @@ mod tests {
     #[test]
     fn answers_cannot_forge_special_tokens() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/tiny-shapes");
-        let prompter = Prompter::from_folder(&folder, &Overrides::default()).unwrap();
+        let processor = Processor::from_folder(&folder, &Overrides::default()).unwrap();
         let options = PromptOptions::default();
         let call = "<|tool_call_start|>[f(a=\"<|im_end|>\")]<|tool_call_end|>";
 
-        let spelled = prompter.tokenizer.encode_plain(call).unwrap();
-        assert!(!spelled.iter().any(|&id| prompter.tokenizer.is_special(id)));
-        let covered = prompter.covered_answer(&spelled, call, &options).unwrap();
-        assert_eq!(prompter.uncover(&covered), call);
-        assert_eq!(prompter.encode(&covered, &options).unwrap(), spelled);
-        let reply = prompter.reply(&covered);
+        let spelled = processor.tokenizer.encode_plain(call).unwrap();
+        assert!(!spelled.iter().any(|&id| processor.tokenizer.is_special(id)));
+        let covered = processor.covered_answer(&spelled, call, &options).unwrap();
+        assert_eq!(processor.uncover(&covered), call);
+        assert_eq!(processor.encode(&covered, &options).unwrap(), spelled);
+        let reply = processor.reply(&covered);
         assert_eq!((reply.text.as_str(), reply.tool_calls.len()), (call, 0));
 
-        let image = [prompter.image_token_id];
-        assert_eq!(prompter.covered_answer(&image, "", &options).unwrap(), "");
+        let image = [processor.image_token_id];
+        assert_eq!(processor.covered_answer(&image, "", &options).unwrap(), "");
 
-        let mut meant = prompter.tokenizer.encode("<|tool_call_start|>[f(a=\"").unwrap();
-        meant.extend(prompter.tokenizer.encode_plain("<|im_end|>").unwrap());
-        meant.extend(prompter.tokenizer.encode("\")]<|tool_call_end|>").unwrap());
+        let mut meant = processor.tokenizer.encode("<|tool_call_start|>[f(a=\"").unwrap();
+        meant.extend(processor.tokenizer.encode_plain("<|im_end|>").unwrap());
+        meant.extend(processor.tokenizer.encode("\")]<|tool_call_end|>").unwrap());
         let text = "[f(a=\"<|im_end|>\")]";
-        let covered = prompter.covered_answer(&meant, text, &options).unwrap();
-        assert_eq!(prompter.uncover(&covered), call);
-        let reply = prompter.reply(&covered);
+        let covered = processor.covered_answer(&meant, text, &options).unwrap();
+        assert_eq!(processor.uncover(&covered), call);
+        let reply = processor.reply(&covered);
         assert_eq!(reply.tool_calls[0].arguments["a"], "<|im_end|>");
         assert!(reply.text.is_empty());
 
         // A stop string cuts the text, and leaves the structure before it.
-        meant.extend(prompter.tokenizer.encode("Let me STOP here").unwrap());
+        meant.extend(processor.tokenizer.encode("Let me STOP here").unwrap());
         let text = format!("{text}Let me ");
-        let covered = prompter.covered_answer(&meant, &text, &options).unwrap();
-        let reply = prompter.reply(&covered);
+        let covered = processor.covered_answer(&meant, &text, &options).unwrap();
+        let reply = processor.reply(&covered);
         assert_eq!((reply.text.as_str(), reply.tool_calls.len()), ("Let me", 1));
     }
 }

@@ -1,0 +1,19 @@
+//! ONNX Runtime: sessions, execution providers, and tensors in the memory of a device. Nothing here
+//! knows what a graph is for.
+
+mod assignment;
+mod memory;
+pub(crate) mod provider;
+mod session;
+mod tensors;
+
+pub use assignment::Assignment;
+pub(crate) use memory::{
+    DeviceMemory, HOST, Place, memory_info, new_tensor, on_host, overwrite, reads_in_place,
+};
+pub use session::Skipped;
+pub(crate) use session::{GraphSession, Outlet, SessionOptions};
+pub(crate) use tensors::{
+    axis_2, bytes, columns, copy_of, copy_part, copy_within, exchange_within, shape, slice,
+    unwritten, write_zeros,
+};

@@ -1,0 +1,304 @@
+//! Tensors that share memory, or get it without writing to it, and copies between them.
+
+use std::{marker::PhantomData, ops::Deref, ptr};
+
+use ort::{
+    AsPointer,
+    memory::Allocator,
+    value::{DynTensor, TensorElementType},
+};
+
+use super::memory::{DeviceMemory, new_tensor, on_host};
+
+/// Bytes of an element.
+pub(crate) fn element_bytes(tensor: &DynTensor) -> usize {
+    match tensor.data_type() {
+        TensorElementType::Float16 => 2,
+        TensorElementType::Int64 => 8,
+        _ => 4,
+    }
+}
+
+/// Sizes of the axes.
+pub(crate) fn shape(tensor: &DynTensor) -> Vec<usize> {
+    tensor.shape().iter().map(|&size| size.max(0) as usize).collect()
+}
+
+/// Bytes of a tensor.
+pub(crate) fn bytes(tensor: &DynTensor) -> usize {
+    shape(tensor).iter().product::<usize>() * element_bytes(tensor)
+}
+
+/// Size of the third axis: columns of conv states; tokens that keys or values have room for.
+pub(crate) fn axis_2(tensor: &DynTensor) -> usize {
+    shape(tensor).get(2).copied().unwrap_or_default()
+}
+
+/// A tensor whose memory is not written, as `DynTensor::new` does on the host: the pages of a large
+/// one are then only taken from the system where something is written.
+pub(crate) fn unwritten(
+    dtype: TensorElementType,
+    shape: &[usize],
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<DynTensor> {
+    let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
+    if memory.is_some() {
+        return new_tensor(dtype, &shape, memory);
+    }
+    let allocator = Allocator::default();
+    let mut value = ptr::null_mut();
+    // SAFETY: the allocator is alive, the shape has the length that is told, and `value` is valid for
+    // a write. What comes back is a tensor of that allocator.
+    unsafe {
+        ort::Error::result_from_status((ort::api().CreateTensorAsOrtValue)(
+            allocator.ptr().cast_mut(),
+            shape.as_ptr(),
+            shape.len(),
+            dtype.into(),
+            &raw mut value,
+        ))?;
+        let value = ptr::NonNull::new(value).ok_or_else(|| ort::Error::new("no tensor"))?;
+        Ok(DynTensor::from_ptr(value, Some(&allocator)))
+    }
+}
+
+/// A tensor in a part of another one's memory, as long as that is borrowed.
+pub(crate) struct TensorSlice<'t> {
+    tensor: DynTensor,
+    whole: PhantomData<&'t mut DynTensor>,
+}
+
+impl Deref for TensorSlice<'_> {
+    type Target = DynTensor;
+
+    fn deref(&self) -> &DynTensor {
+        &self.tensor
+    }
+}
+
+impl TensorSlice<'_> {
+    /// For binding it to an output. ONNX Runtime holds on to it as long as the binding lives, which
+    /// must not be longer than the borrow.
+    pub(crate) fn tensor_mut(&mut self) -> &mut DynTensor {
+        &mut self.tensor
+    }
+}
+
+/// The tensor of `sizes` that begins `start` elements into the memory of `whole`.
+///
+/// # Errors
+/// When it does not lie within.
+pub(crate) fn slice<'t>(
+    whole: &'t mut DynTensor,
+    start: usize,
+    sizes: &[usize],
+) -> ort::Result<TensorSlice<'t>> {
+    Ok(TensorSlice { tensor: part(whole, start, sizes)?, whole: PhantomData })
+}
+
+/// The same without a borrow: it must not be used longer than `whole`, and not be written where
+/// `whole` is borrowed as shared.
+fn part(whole: &DynTensor, start: usize, sizes: &[usize]) -> ort::Result<DynTensor> {
+    let width = element_bytes(whole);
+    let length = sizes.iter().product::<usize>();
+    if (start + length) * width > bytes(whole) {
+        return Err(ort::Error::new("a part that is not within its tensor"));
+    }
+    let dtype = *whole.data_type();
+    let sizes: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
+    let mut value = ptr::null_mut();
+    // SAFETY: the part was checked to lie within the tensor. ONNX Runtime does not free memory that it
+    // was given, and reads and writes it only where the part is used.
+    unsafe {
+        let data = whole.data_ptr().cast_mut().cast::<u8>().add(start * width);
+        ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
+            whole.memory_info().ptr(),
+            data.cast(),
+            length * width,
+            sizes.as_ptr(),
+            sizes.len(),
+            dtype.into(),
+            &raw mut value,
+        ))?;
+        let value = ptr::NonNull::new(value).ok_or_else(|| ort::Error::new("no tensor"))?;
+        Ok(DynTensor::from_ptr(value, Some(&Allocator::default())))
+    }
+}
+
+fn is_on_host(tensor: &DynTensor) -> bool {
+    tensor.memory_info().is_cpu_accessible()
+}
+
+/// A copy of the tensor of `sizes` that begins `start` elements into the memory of `whole`, in memory of
+/// its own.
+///
+/// # Errors
+/// When it does not lie within, or ONNX Runtime's.
+pub(crate) fn copy_of(
+    whole: &DynTensor,
+    start: usize,
+    sizes: &[usize],
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<DynTensor> {
+    let mut copy = unwritten(*whole.data_type(), sizes, memory)?;
+    copy_part(whole, start, &mut copy, 0, sizes.iter().product())?;
+    Ok(copy)
+}
+
+/// Copies `length` elements of `from`, from `from_start` on, to `into`, from `into_start` on.
+///
+/// # Errors
+/// When they do not lie within, or ONNX Runtime's.
+pub(crate) fn copy_part(
+    from: &DynTensor,
+    from_start: usize,
+    into: &mut DynTensor,
+    into_start: usize,
+    length: usize,
+) -> ort::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let (from, mut into) =
+        (part(from, from_start, &[length])?, slice(into, into_start, &[length])?);
+    if from.data_type() != into.data_type() {
+        return Err(ort::Error::new("tensors of different types"));
+    }
+    if !(is_on_host(&from) && is_on_host(&into)) {
+        return from.copy_into(into.tensor_mut());
+    }
+    // SAFETY: both parts were checked to lie within their tensors, which are different ones since the
+    // second is borrowed mutably, and are on the host.
+    unsafe {
+        let (source, target) = (from.data_ptr(), into.tensor_mut().data_ptr_mut());
+        ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), bytes(&from));
+    }
+    Ok(())
+}
+
+/// Copies `length` elements of a tensor from `from` on to those from `into` on, which are others.
+///
+/// # Errors
+/// When they do not lie within or overlap, or ONNX Runtime's.
+pub(crate) fn copy_within(
+    tensor: &mut DynTensor,
+    from: usize,
+    into: usize,
+    length: usize,
+) -> ort::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let (source, mut target) = parts_within(tensor, from, into, length)?;
+    if !is_on_host(&source) {
+        return source.copy_into(&mut target);
+    }
+    // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
+    // overlap.
+    unsafe {
+        let (source_data, target_data) = (source.data_ptr(), target.data_ptr_mut());
+        let count = bytes(&source);
+        ptr::copy_nonoverlapping(source_data.cast::<u8>(), target_data.cast::<u8>(), count);
+    }
+    Ok(())
+}
+
+/// Exchanges `length` elements of a tensor from `a` on with those from `b` on.
+///
+/// # Errors
+/// When they do not lie within or overlap, or ONNX Runtime's.
+pub(crate) fn exchange_within(
+    tensor: &mut DynTensor,
+    a: usize,
+    b: usize,
+    length: usize,
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    if !is_on_host(tensor) {
+        let saved = copy_of(tensor, a, &[length], memory)?;
+        copy_within(tensor, b, a, length)?;
+        return copy_part(&saved, 0, tensor, b, length);
+    }
+    let (mut first, mut second) = parts_within(tensor, a, b, length)?;
+    let count = bytes(&first);
+    // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
+    // overlap.
+    unsafe {
+        let (first, second) = (first.data_ptr_mut(), second.data_ptr_mut());
+        ptr::swap_nonoverlapping(first.cast::<u8>(), second.cast::<u8>(), count);
+    }
+    Ok(())
+}
+
+/// Two parts of `length` elements that do not overlap.
+fn parts_within(
+    tensor: &mut DynTensor,
+    a: usize,
+    b: usize,
+    length: usize,
+) -> ort::Result<(DynTensor, DynTensor)> {
+    match a.abs_diff(b) >= length {
+        true => Ok((part(tensor, a, &[length])?, part(tensor, b, &[length])?)),
+        false => Err(ort::Error::new("parts of a tensor that overlap")),
+    }
+}
+
+/// Sets `length` elements from `start` on to zero.
+///
+/// # Errors
+/// When they do not lie within, or ONNX Runtime's.
+pub(crate) fn write_zeros(
+    tensor: &mut DynTensor,
+    start: usize,
+    length: usize,
+) -> ort::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let mut part = slice(tensor, start, &[length])?;
+    if !is_on_host(&part) {
+        // On the host, new tensors are zero.
+        return new_tensor(*part.data_type(), &[length as i64], None)?.copy_into(part.tensor_mut());
+    }
+    let count = bytes(&part);
+    // SAFETY: the slice was checked to lie within its tensor, which is on the host.
+    unsafe { part.tensor_mut().data_ptr_mut().cast::<u8>().write_bytes(0, count) };
+    Ok(())
+}
+
+/// Of a tensor [rows, values, columns], the `width` columns before column `end`, as one of its own.
+///
+/// # Errors
+/// When there are not so many columns, or ONNX Runtime's.
+pub(crate) fn columns(
+    tensor: &DynTensor,
+    end: usize,
+    width: usize,
+    memory: Option<&DeviceMemory>,
+) -> ort::Result<DynTensor> {
+    let sizes = shape(tensor);
+    let &[rows, values, count] = &sizes[..] else {
+        return Err(ort::Error::new("a conv state is not [batch, hidden, columns]"));
+    };
+    if end > count || width > end {
+        return Err(ort::Error::new("a conv state was not kept"));
+    }
+    let source = on_host(tensor)?;
+    let mut cut = unwritten(*tensor.data_type(), &[rows, values, width], None)?;
+    let size = element_bytes(tensor);
+    let (from, into) = (source.data_ptr().cast::<u8>(), cut.data_ptr_mut().cast::<u8>());
+    for line in 0..rows * values {
+        // SAFETY: both are on the host, and have so many lines of `count` and `width` columns.
+        unsafe {
+            let from = from.add((line * count + end - width) * size);
+            ptr::copy_nonoverlapping(from, into.add(line * width * size), width * size);
+        }
+    }
+    match memory {
+        Some(memory) => memory.hold(cut),
+        None => Ok(cut),
+    }
+}

@@ -1,0 +1,69 @@
+//! Images of a prompt: patches until they have been through the vision graphs, then features.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ndarray::Array2;
+use sha2::{Digest, Sha256};
+
+use crate::image::{ImageLayout, ProcessedImage};
+
+/// An image's patches and shapes, and so its pixels and settings. Nobody can make two images that
+/// have the same, and be given the features of another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ImageKey(pub(super) [u8; 32]);
+
+impl ImageKey {
+    fn of(image: &ProcessedImage) -> Self {
+        let mut hash = Sha256::new();
+        for grid in &image.grids {
+            hash.update((grid.rows as u64).to_le_bytes());
+            hash.update((grid.cols as u64).to_le_bytes());
+        }
+        hash.update(format!("{:?}", image.layout));
+        match image.patches.as_slice() {
+            Some(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
+            None => image.patches.iter().for_each(|value| hash.update(value.to_le_bytes())),
+        }
+        ImageKey(hash.finalize().into())
+    }
+}
+
+/// An image of a conversation, and of the sequences that answer it.
+#[derive(Clone)]
+pub(super) struct PromptImage {
+    pub(super) key: ImageKey,
+    pub(super) layout: ImageLayout,
+    content: Arc<Mutex<ImageContent>>,
+}
+
+#[derive(Clone)]
+pub(super) enum ImageContent {
+    Patches(Arc<ProcessedImage>),
+    Features(Arc<Array2<f32>>),
+}
+
+impl PromptImage {
+    pub(super) fn new(image: ProcessedImage) -> Self {
+        let (key, layout) = (ImageKey::of(&image), image.layout);
+        let content = Arc::new(Mutex::new(ImageContent::Patches(Arc::new(image))));
+        PromptImage { key, layout, content }
+    }
+
+    /// Image tokens that stand for it.
+    pub(super) fn tokens(&self) -> usize {
+        self.layout.tokens()
+    }
+
+    pub(super) fn content(&self) -> ImageContent {
+        self.lock().clone()
+    }
+
+    /// Features [tokens, hidden] for whoever has the image. Its patches are not kept.
+    pub(super) fn set_features(&self, features: Arc<Array2<f32>>) {
+        *self.lock() = ImageContent::Features(features);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ImageContent> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

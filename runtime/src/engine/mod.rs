@@ -1,0 +1,299 @@
+//! The engine: one model for many answers at a time.
+
+mod answer;
+mod budget;
+mod builder;
+mod cancel;
+mod channel;
+mod conversation;
+mod image_cache;
+mod images;
+mod info;
+mod metrics;
+mod placement;
+mod prefix;
+mod request;
+mod scheduler;
+mod slot;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use ndarray::{Array2, Axis, s};
+
+use self::{
+    answer::AnsweredPrompt,
+    cancel::Cancel,
+    images::PromptImage,
+    request::{Inbox, Request},
+};
+use crate::{
+    Error, Processor,
+    generate::{GenerationOptions, LogitsProcessor, Sequence, SequenceLimits},
+    image::{ImageProcessor, ProcessedImage},
+    model::{Decoder, EmbedTokens, ModelFolder, Vision},
+};
+
+pub use answer::{Answer, Completion, Timings};
+pub use builder::EngineBuilder;
+pub use channel::CancelHandle;
+pub use conversation::Conversation;
+pub use info::{GraphInfo, TensorInfo};
+pub use metrics::Metrics;
+
+/// What the scheduler runs.
+struct Model {
+    processor: Arc<Processor>,
+    eos_token_ids: Vec<u32>,
+    embed_tokens: EmbedTokens,
+    vision: Vision,
+    decoder: Decoder,
+}
+
+/// A loaded model, which makes many answers at a time. Clones are the same engine.
+///
+/// A thread of its own runs the model. Prompts are processed where they are asked ([`Engine::generate`]);
+/// then they wait for a slot of the decoder's state, in the order in which they came. All answers get a
+/// token at a time, together where the decoder's graph allows it, and prompts and images go on piece by
+/// piece in between.
+///
+/// The thread ends when the last clone and the last answer are dropped.
+#[derive(Clone)]
+pub struct Engine {
+    handle: Arc<Handle>,
+}
+
+/// What all clones and all answers hold.
+struct Handle {
+    /// No two engines of a process have the same.
+    id: u64,
+    folder: ModelFolder,
+    processor: Arc<Processor>,
+    graphs: Vec<GraphInfo>,
+    load_time: Duration,
+    context: usize,
+    is_speculative: bool,
+    eos_token_ids: Vec<u32>,
+    inbox: Arc<Inbox>,
+    scheduler: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inbox.close();
+        let mut scheduler = self.scheduler.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its panic has been told to all who waited.
+        let _ = scheduler.take().map(JoinHandle::join);
+    }
+}
+
+impl Engine {
+    /// Starts loading the model in `folder`.
+    pub fn builder(folder: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(folder.as_ref())
+    }
+
+    /// Starts the answer to the messages of a conversation. Images are processed and the prompt is made
+    /// before this returns. The answer becomes a part of the conversation by
+    /// [`Conversation::push_answer`].
+    ///
+    /// # Errors
+    /// [`Error`] when a setting makes no sense, the prompt cannot be made or is too long, or as many
+    /// requests wait as may ([`Error::Busy`]). What comes later is an error of the answer.
+    pub fn generate(
+        &self,
+        conversation: &mut Conversation,
+        options: &GenerationOptions,
+    ) -> Result<Answer, Error> {
+        self.generate_with(conversation, options, Vec::new())
+    }
+
+    /// As [`generate`](Self::generate), with stages of the caller's own that change logits.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_with(
+        &self,
+        conversation: &mut Conversation,
+        options: &GenerationOptions,
+        processors: Vec<Box<dyn LogitsProcessor>>,
+    ) -> Result<Answer, Error> {
+        let _span = tracing::debug_span!("generate", conversation = conversation.id).entered();
+        let start = Instant::now();
+        let options = options.clone().validated()?;
+        if options.prompt_lookup_num_tokens.is_some() && !self.handle.is_speculative {
+            return Err(Error::NoSpeculation);
+        }
+        if conversation.messages().is_empty() {
+            return Err(Error::NoMessage);
+        }
+        let processor = &self.handle.processor;
+        let images = conversation.process_images(processor)?;
+        let mut timings = Timings { preprocess: start.elapsed(), ..Timings::default() };
+        let (text, tokens) = conversation.prompt(self.handle.id, processor, &images)?;
+        let context = self.handle.context;
+        if tokens.len() >= context {
+            return Err(Error::TooLong { tokens: tokens.len(), context });
+        }
+        let limits = SequenceLimits {
+            max_new_tokens: options.max_new_tokens,
+            context,
+            eos_token_ids: match options.ignore_eos {
+                true => Vec::new(),
+                false => self.handle.eos_token_ids.clone(),
+            },
+        };
+        let sequence =
+            Sequence::new(processor, &text, tokens.clone(), limits, &options, processors)?;
+        timings.prefill = start.elapsed() - timings.preprocess;
+        let deadline = options.timeout.and_then(|timeout| {
+            start.checked_add(timeout).map(|deadline| (deadline, timeout))
+        });
+        let (sender, receiver) = channel::channel(timings, Cancel::new(deadline));
+        let most_tokens = tokens.len().saturating_add(options.max_new_tokens).min(context);
+        let prompt = AnsweredPrompt {
+            text,
+            tokens,
+            image_tokens: images.iter().map(PromptImage::tokens).sum(),
+            options: conversation.options.clone(),
+        };
+        self.handle.inbox.ask(Request {
+            conversation: conversation.id,
+            sequence,
+            most_tokens,
+            images,
+            sender,
+            start: Instant::now(),
+        })?;
+        Ok(Answer::new(receiver, prompt, Arc::clone(processor), Arc::clone(&self.handle)))
+    }
+
+    /// Answers a conversation, and adds the answer to it: [`generate`](Self::generate),
+    /// [`finish`](Answer::finish) and [`push_answer`](Conversation::push_answer).
+    ///
+    /// # Errors
+    /// As these.
+    pub fn answer(
+        &self,
+        conversation: &mut Conversation,
+        options: &GenerationOptions,
+    ) -> Result<Completion, Error> {
+        let completion = self.generate(conversation, options)?.finish()?;
+        conversation.push_answer(&completion);
+        Ok(completion)
+    }
+
+    /// The folder it was loaded from.
+    pub fn folder(&self) -> &ModelFolder {
+        &self.handle.folder
+    }
+
+    /// What turns messages and images into tokens and patches.
+    pub fn processor(&self) -> &Processor {
+        &self.handle.processor
+    }
+
+    /// What processes images.
+    pub fn image_processor(&self) -> &ImageProcessor {
+        self.handle.processor.image_processor()
+    }
+
+    /// The settings of generation that the model recommends.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when `generation_config.json` has a setting that makes no sense.
+    pub fn generation_options(&self) -> Result<GenerationOptions, Error> {
+        GenerationOptions::from_config(self.handle.folder.generation_config())
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.handle.load_time
+    }
+
+    /// Most tokens of a prompt and its answer: the model's, or fewer where the decoder's state has room
+    /// for fewer.
+    pub fn context(&self) -> usize {
+        self.handle.context
+    }
+
+    /// The loaded graphs.
+    pub fn graphs(&self) -> &[GraphInfo] {
+        &self.handle.graphs
+    }
+
+    /// What it has done and is doing.
+    pub fn metrics(&self) -> Metrics {
+        self.handle.inbox.metrics()
+    }
+
+    /// Image features [tokens, hidden] of an image: what the model's `get_image_features` gives. Waits
+    /// for a slot, as an answer does.
+    ///
+    /// # Errors
+    /// [`Error::Run`] when a vision graph fails.
+    pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
+        let image = image.clone();
+        self.have_done(move |model, _| scheduler::image_features(model, &image))
+    }
+
+    /// Hidden states [tokens, hidden] of a prompt after the decoder's last norm, for folders
+    /// exported with `--recipe features`. `features` are those of the prompt's images in order. Waits for
+    /// a slot, as an answer does.
+    ///
+    /// # Errors
+    /// [`Error::NoHiddenState`] for other folders, [`Error::FeatureCount`], [`Error::TooLong`], or
+    /// [`Error::Run`].
+    pub fn last_hidden_state(
+        &self,
+        ids: &[u32],
+        features: &[Array2<f32>],
+    ) -> Result<Array2<f32>, Error> {
+        let (ids, features, context) = (ids.to_vec(), features.to_vec(), self.context());
+        if ids.len() >= context {
+            return Err(Error::TooLong { tokens: ids.len(), context });
+        }
+        self.have_done(move |model, slot| hidden_states(model, slot, &ids, &features))
+    }
+
+    /// Does something between the steps of answers, and waits for it.
+    fn have_done<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Model, usize) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.handle.inbox.have_done(Box::new(move |model, slot| {
+            // Whoever asked waits for it.
+            let _ = sender.send(job(model, slot));
+        }))?;
+        receiver.recv().unwrap_or(Err(Error::Stopped))
+    }
+}
+
+/// Hidden states of a prompt, in a slot that is free.
+fn hidden_states(
+    model: &mut Model,
+    slot: usize,
+    ids: &[u32],
+    features: &[Array2<f32>],
+) -> Result<Array2<f32>, Error> {
+    let mut embeddings = model.embed_tokens.run(ids)?;
+    slot::place_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
+    model.decoder.state(|cache| {
+        cache.clear(slot)?;
+        cache.reserve(ids.len())
+    })?;
+    let embeddings = embeddings.insert_axis(Axis(0));
+    let (mut states, mut start) = (Vec::new(), 0);
+    while start < ids.len() {
+        let size = model.decoder.piece(slot, ids.len() - start, usize::MAX);
+        let piece = embeddings.slice(s![.., start..start + size, ..]);
+        states.push(model.decoder.hidden_states(slot, piece)?);
+        start += size;
+    }
+    slot::joined(&states, ids.len())
+}

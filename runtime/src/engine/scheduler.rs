@@ -1,0 +1,583 @@
+//! The thread that runs the model: it alone touches sessions and states. Again and again, answers that
+//! are not wanted leave, those that wait get slots, each that decodes gets a token, and one prompt or
+//! image goes on a little.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ort::session::RunOptions;
+
+use super::{
+    Metrics, Model,
+    budget::Budget,
+    cancel::Watchdog,
+    image_cache::ImageCache,
+    placement::{self, Placement},
+    request::{Inbox, Request},
+    slot::{Active, Cached, Slot},
+};
+use crate::{
+    Error,
+    generate::{FinishReason, NextError},
+    image::ProcessedImage,
+};
+
+/// How answers share the model.
+pub(super) struct Settings {
+    /// Whether conversations may use each other's states.
+    pub(super) share_prefixes: bool,
+    /// Bytes of image features that are kept.
+    pub(super) image_cache: usize,
+    /// Prompt tokens between two steps.
+    pub(super) prompt_tokens_per_step: Option<usize>,
+}
+
+pub(super) struct Scheduler {
+    model: Model,
+    inbox: Arc<Inbox>,
+    watchdog: Watchdog,
+    /// Those that decode come first.
+    slots: Vec<Slot>,
+    image_cache: ImageCache,
+    budget: Budget,
+    share_prefixes: bool,
+    /// The slot whose prompt went on last.
+    last_prompt: usize,
+    /// Counts answers, to tell which state was used last.
+    clock: u64,
+    /// What has been done since the figures were published.
+    done: Metrics,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        model: Model,
+        inbox: Arc<Inbox>,
+        watchdog: Watchdog,
+        settings: &Settings,
+    ) -> Self {
+        let slots = (0..model.decoder.slots()).map(|_| Slot::Free).collect();
+        Scheduler {
+            model,
+            inbox,
+            watchdog,
+            slots,
+            image_cache: ImageCache::new(settings.image_cache),
+            budget: Budget::new(settings.prompt_tokens_per_step),
+            share_prefixes: settings.share_prefixes,
+            last_prompt: 0,
+            clock: 0,
+            done: Metrics::default(),
+        }
+    }
+
+    /// Runs until nobody can ask any more.
+    pub(super) fn run(mut self) {
+        loop {
+            self.drop_unwanted();
+            self.do_jobs();
+            self.admit();
+            let decoded = self.decode();
+            let went_on = self.go_on_with_a_prompt();
+            self.publish();
+            if !(decoded || went_on || self.inbox.wait()) {
+                return;
+            }
+        }
+    }
+
+    /// How many slots decode.
+    fn decoding(&self) -> usize {
+        self.slots.iter().take_while(|slot| slot.is_decoding()).count()
+    }
+
+    /// Ends the answers that are not wanted any more.
+    fn drop_unwanted(&mut self) {
+        for (request, error) in self.inbox.take_unwanted() {
+            self.done.cancelled += 1;
+            request.sender.end(Err(error));
+        }
+        // From the last one on: those that decode move up.
+        for slot in (0..self.slots.len()).rev() {
+            let active = self.slots[slot].active();
+            if let Some(error) = active.and_then(|active| active.sender.cancel().reason()) {
+                self.end(slot, Err(error));
+            }
+        }
+    }
+
+    /// Does what was asked for besides answers, where there is a slot for it.
+    fn do_jobs(&mut self) {
+        while let Some(slot) = placement::replaceable(&self.slots) {
+            let Some(job) = self.inbox.next_job() else { return };
+            self.slots[slot] = Slot::Free;
+            job(&mut self.model, slot);
+            if let Err(error) = self.model.decoder.state(|cache| cache.clear(slot)) {
+                tracing::error!(%error, "a slot cannot be cleared");
+            }
+        }
+    }
+
+    /// Gives slots to the requests that have waited longest.
+    fn admit(&mut self) {
+        while placement::replaceable(&self.slots).is_some() {
+            let Some(request) = self.inbox.next_request() else { return };
+            if let Err((request, error)) = self.start(request) {
+                self.done.failed += 1;
+                tracing::warn!(%error, "a request cannot be started");
+                request.sender.end(Err(error));
+            }
+        }
+    }
+
+    fn start(&mut self, request: Request) -> Result<(), (Request, Error)> {
+        let image_token = self.model.processor.image_token_id();
+        let placed = self
+            .model
+            .decoder
+            .state(|cache| cache.reserve(request.most_tokens))
+            .and_then(|()| {
+                let owner = (!self.share_prefixes).then_some(request.conversation);
+                let placement =
+                    Placement::of(&self.slots, owner, &request, image_token, &self.model.decoder);
+                placement.carry_out(&mut self.slots, &mut self.model.decoder)
+            });
+        let (slot, checkpoints) = match placed {
+            Ok(placed) => placed,
+            Err(error) => return Err((request, error)),
+        };
+        let reused = self.model.decoder.tokens(slot);
+        let waited = request.start.elapsed();
+        request.sender.update(|progress| {
+            progress.reused_tokens = reused;
+            progress.timings.queue = waited;
+        });
+        let ends = self.ends(request.sequence.tokens(), reused);
+        self.done.reused_tokens += reused as u64;
+        tracing::debug!(slot, reused, prompt = request.sequence.tokens().len(), "a prompt starts");
+        let active = Active::new(request, reused, checkpoints, ends, image_token);
+        self.slots[slot] = Slot::Prompt(Box::new(active));
+        Ok(())
+    }
+
+    /// Where there is to be a checkpoint in a prompt after its first `reused` tokens: where other prompts
+    /// may go on in another way, which is after the first message and after the last image, and at its
+    /// end.
+    fn ends(&self, tokens: &[u32], reused: usize) -> Vec<usize> {
+        let mut ends = Vec::new();
+        if self.share_prefixes {
+            let first_message = tokens.iter().position(|id| self.model.eos_token_ids.contains(id));
+            let image_token = self.model.processor.image_token_id();
+            let last_image = tokens.iter().rposition(|&id| id == image_token);
+            ends.extend(first_message.into_iter().chain(last_image).map(|last| last + 1));
+            ends.retain(|&end| end >= reused + placement::WORTH_KEEPING && end < tokens.len());
+            ends.sort_unstable();
+            ends.dedup();
+        }
+        ends.push(tokens.len());
+        ends
+    }
+
+    /// Gives a token to each answer that decodes.
+    fn decode(&mut self) -> bool {
+        let count = self.decoding();
+        if count == 0 {
+            self.budget.forgive();
+            return false;
+        }
+        let start = Instant::now();
+        let mut ends = Vec::new();
+        if count == 1 && self.drafts(0) {
+            ends.extend(self.decode_draft().transpose().map(|end| (0, end)));
+        } else if self.model.decoder.shares_runs() {
+            self.decode_together(0..count, &mut ends);
+        } else {
+            (0..count).for_each(|slot| self.decode_together(slot..slot + 1, &mut ends));
+        }
+        let took = start.elapsed();
+        self.budget.ran_step(took);
+        self.done.steps += 1;
+        self.done.decode_time += took;
+        // From the last one on: those that decode move up.
+        for (slot, end) in ends.into_iter().rev() {
+            self.end(slot, end);
+        }
+        true
+    }
+
+    fn drafts(&self, slot: usize) -> bool {
+        self.model.decoder.is_speculative()
+            && self.slots[slot].active().is_some_and(|active| active.sequence.drafts())
+    }
+
+    /// Gives a token to each answer in these slots. Where the run fails, each is run alone, so that only
+    /// those end that fail by themselves.
+    fn decode_together(
+        &mut self,
+        slots: Range<usize>,
+        ends: &mut Vec<(usize, Result<FinishReason, Error>)>,
+    ) {
+        match self.step(slots.clone()) {
+            Ok(ended) => ends.extend(ended),
+            Err(error) if slots.len() == 1 => ends.push((slots.start, Err(error))),
+            Err(error) => {
+                tracing::warn!(%error, rows = slots.len(), "a step failed; its rows run alone");
+                slots.for_each(|slot| self.decode_together(slot..slot + 1, ends));
+            }
+        }
+    }
+
+    /// Runs the last token of each answer, and chooses the next. Gives those that have ended.
+    fn step(
+        &mut self,
+        range: Range<usize>,
+    ) -> Result<Vec<(usize, Result<FinishReason, Error>)>, Error> {
+        let Scheduler { model, slots, done, .. } = self;
+        let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
+        let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
+        let embeddings = model.embed_tokens.rows(range.len(), &ids)?;
+        let options = run_options(model)?;
+        let graph = model.decoder.graph();
+        let logits = model.decoder.step(range.clone(), embeddings, 1, &options)?;
+        let mut ends = Vec::new();
+        for (row, slot) in range.enumerate() {
+            let Slot::Decoding(active) = &mut slots[slot] else { continue };
+            let accepted = logits.at(row, 0).map_err(NextError::from);
+            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
+            let end = match accepted {
+                Ok(accepted) => {
+                    done.answer_tokens += u64::from(accepted.token.is_some());
+                    let finished = accepted.finished;
+                    active.tell(accepted.events);
+                    finished.map(Ok)
+                }
+                Err(error) => Some(Err(told(error, graph))),
+            };
+            ends.extend(end.map(|end| (slot, end)));
+        }
+        Ok(ends)
+    }
+
+    /// Gives the only answer as many tokens as were drafted rightly, and one more.
+    fn decode_draft(&mut self) -> Result<Option<FinishReason>, Error> {
+        let Scheduler { model, slots, done, .. } = self;
+        let Some(Slot::Decoding(active)) = slots.first_mut() else { return Ok(None) };
+        let draft = active.sequence.draft();
+        let mut ids = active.sequence.tokens()[model.decoder.tokens(0)..].to_vec();
+        ids.extend(&draft);
+        let embeddings = model.embed_tokens.rows(1, &ids)?;
+        let options = run_options(model)?;
+        let graph = model.decoder.graph();
+        let logits = model.decoder.step(0..1, embeddings, 1 + draft.len(), &options)?;
+        let (mut right, mut finished) = (0, None);
+        while finished.is_none() {
+            let accepted = logits.at(0, draft.len() - right).map_err(NextError::from);
+            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
+            let accepted = accepted.map_err(|error| told(error, graph))?;
+            done.answer_tokens += u64::from(accepted.token.is_some());
+            finished = accepted.finished;
+            let is_right = accepted.token.is_some() && accepted.token == draft.get(right).copied();
+            active.tell(accepted.events);
+            if !is_right {
+                break;
+            }
+            right += 1;
+        }
+        if !draft.is_empty() {
+            active.sequence.learn(right);
+            active.sender.update(|progress| {
+                progress.drafted_tokens += draft.len();
+                progress.accepted_tokens += right;
+            });
+        }
+        model.decoder.state(|cache| cache.drop_last(0, draft.len() - right))?;
+        Ok(finished)
+    }
+
+    /// Lets one prompt go on: some of its tokens, or some views of an image.
+    fn go_on_with_a_prompt(&mut self) -> bool {
+        if !self.budget.is_prompts_turn() {
+            return false;
+        }
+        let count = self.slots.len();
+        let turns = (1..=count).map(|turn| (self.last_prompt + turn) % count);
+        let Some(slot) = turns.into_iter().find(|&slot| matches!(self.slots[slot], Slot::Prompt(_)))
+        else {
+            return false;
+        };
+        self.last_prompt = slot;
+        let start = Instant::now();
+        let result = match self.next_views(slot) {
+            Ok(true) => {
+                self.budget.ran_for_prompt(start.elapsed());
+                Ok(None)
+            }
+            Ok(false) => self.next_piece(slot),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(None) => {}
+            Ok(Some(finished)) => self.end(slot, Ok(finished)),
+            Err(error) => {
+                // What ended because it is not wanted failed only for that reason.
+                let active = self.slots[slot].active();
+                let reason = active.and_then(|active| active.sender.cancel().reason());
+                self.end(slot, Err(reason.unwrap_or(error)));
+            }
+        }
+        true
+    }
+
+    /// Puts some views of the next image of a prompt through the vision graphs; false when there are none
+    /// left.
+    fn next_views(&mut self, slot: usize) -> Result<bool, Error> {
+        let Scheduler { model, slots, watchdog, image_cache, done, .. } = self;
+        let Slot::Prompt(active) = &mut slots[slot] else { return Ok(false) };
+        let start = Instant::now();
+        while let Some((image, patches, view)) = active.images.next() {
+            if view == 0
+                && let Some(features) = image_cache.get(image.key)
+            {
+                done.image_cache_hits += 1;
+                image.set_features(features);
+                continue;
+            }
+            let key = image.key;
+            let views = model.vision.views_of_run(&patches, view);
+            let options = Arc::new(model.vision.run_options(&patches, &views)?);
+            let guard = active.sender.cancel().guard(&options, watchdog);
+            let features = model.vision.run(&patches, views.clone(), &options);
+            drop(guard);
+            if let Some(features) = active.images.add(views.len(), features?)? {
+                done.images += 1;
+                image_cache.insert(key, features);
+            }
+            let took = start.elapsed();
+            active.vision += took;
+            done.vision_time += took;
+            let vision = active.vision;
+            active.sender.update(|progress| progress.timings.vision = vision);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Runs the next tokens of a prompt. After the last ones, the answer has its first token and begins to
+    /// decode.
+    fn next_piece(&mut self, slot: usize) -> Result<Option<FinishReason>, Error> {
+        let others = self.decoding();
+        let most = self.budget.tokens(others > 0);
+        let Scheduler { model, slots, watchdog, done, budget, .. } = self;
+        let Slot::Prompt(active) = &mut slots[slot] else { return Ok(None) };
+        let start = Instant::now();
+        let covered = model.decoder.tokens(slot);
+        let prompt = active.sequence.tokens().len();
+        let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
+        let size = model.decoder.piece(slot, end - covered, most);
+        let ids = &active.sequence.tokens()[covered..covered + size];
+        let mut embeddings = model.embed_tokens.run(ids)?;
+        let image_token = model.processor.image_token_id();
+        active.images.place(ids, image_token, &mut embeddings)?;
+        let embeddings = embeddings.insert_axis(ndarray::Axis(0));
+        let options = Arc::new(run_options(model)?);
+        let guard = active.sender.cancel().guard(&options, watchdog);
+        let graph = model.decoder.graph();
+        let logits = model.decoder.prefill(slot, embeddings.view(), &options)?;
+        drop(guard);
+        let mut finished = None;
+        let is_last = covered + size == prompt;
+        if is_last {
+            let accepted = logits.at(0, 0).map_err(NextError::from);
+            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
+            let accepted = accepted.map_err(|error| told(error, graph))?;
+            done.answer_tokens += u64::from(accepted.token.is_some());
+            finished = accepted.finished;
+            active.first_token = Some(Instant::now());
+            let prefill = active.prefill + start.elapsed();
+            active.sender.update(|progress| progress.timings.prefill += prefill);
+            active.tell(accepted.events);
+        }
+        if covered + size == end {
+            active.checkpoints.push(model.decoder.checkpoint(slot)?);
+        }
+        let took = start.elapsed();
+        active.prefill += took;
+        done.prompt_tokens += size as u64;
+        done.prefill_time += took;
+        budget.ran_piece(size, took);
+        if is_last && finished.is_none() {
+            self.exchange(slot, others)?;
+            if let Slot::Prompt(active) = std::mem::replace(&mut self.slots[others], Slot::Free) {
+                self.slots[others] = Slot::Decoding(active);
+            }
+        }
+        Ok(finished)
+    }
+
+    fn exchange(&mut self, a: usize, b: usize) -> Result<(), Error> {
+        if a != b {
+            self.model.decoder.state(|cache| cache.exchange(a, b))?;
+            self.slots.swap(a, b);
+        }
+        Ok(())
+    }
+
+    /// Ends the answer in a slot. Its state stays there for a prompt that goes on from it, unless the
+    /// answer failed; and the last slot that decodes takes the place of one that decoded.
+    fn end(&mut self, slot: usize, end: Result<FinishReason, Error>) {
+        let decoding = self.decoding();
+        let active = match std::mem::replace(&mut self.slots[slot], Slot::Free) {
+            Slot::Prompt(active) | Slot::Decoding(active) => *active,
+            other => {
+                self.slots[slot] = other;
+                return;
+            }
+        };
+        let is_sound = match &end {
+            Ok(_) => true,
+            Err(error) => matches!(error, Error::Cancelled | Error::TimedOut(_)),
+        };
+        match &end {
+            Ok(_) => self.done.finished += 1,
+            Err(_) if is_sound => self.done.cancelled += 1,
+            Err(error) => {
+                self.done.failed += 1;
+                tracing::warn!(%error, slot, "an answer failed");
+            }
+        }
+        let Active { conversation, sequence, sender, spans, checkpoints, .. } = active;
+        sender.end(end);
+        let kept = match is_sound {
+            true => self.keep(slot, conversation, sequence, spans, checkpoints),
+            false => self.model.decoder.state(|cache| cache.scrub(slot)).map(|()| Slot::Free),
+        };
+        self.slots[slot] = kept.unwrap_or_else(|error| {
+            tracing::error!(%error, slot, "the state of a slot is lost");
+            Slot::Free
+        });
+        if slot < decoding
+            && let Err(error) = self.exchange(slot, decoding - 1)
+        {
+            // Nothing can be said of the state of the other one.
+            tracing::error!(%error, slot, "the state of a slot is lost");
+            if let Slot::Decoding(lost) = std::mem::replace(&mut self.slots[decoding - 1], Slot::Free) {
+                lost.sender.end(Err(error));
+            }
+            self.slots[slot] = Slot::Free;
+        }
+    }
+
+    /// What a slot keeps of an answer that has ended.
+    fn keep(
+        &mut self,
+        slot: usize,
+        conversation: u64,
+        sequence: crate::generate::Sequence,
+        images: Vec<super::prefix::ImageSpan>,
+        checkpoints: Vec<crate::kv_cache::Checkpoint>,
+    ) -> Result<Slot, Error> {
+        let decoder = &mut self.model.decoder;
+        // An image token that the model wrote would be taken for one of an image.
+        if sequence.answer().contains(&self.model.processor.image_token_id()) {
+            match checkpoints.last() {
+                Some(prompt) => decoder.state(|cache| cache.rewind(slot, prompt))?,
+                None => decoder.state(|cache| cache.clear(slot))?,
+            }
+        }
+        let covered = decoder.tokens(slot);
+        if covered == 0 {
+            return Ok(Slot::Free);
+        }
+        let mut tokens = sequence.into_tokens();
+        tokens.truncate(covered);
+        self.clock += 1;
+        Ok(Slot::Cached(Cached { conversation, tokens, images, checkpoints, used: self.clock }))
+    }
+
+    /// Tells others what has been done.
+    fn publish(&mut self) {
+        let done = std::mem::take(&mut self.done);
+        let (state_bytes, copied_bytes) = self.model.decoder.state_bytes();
+        let cached = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Cached(cached) => Some(cached.tokens.len()),
+            _ => None,
+        });
+        let (cached_slots, cached_tokens) = cached.fold((0, 0), |(n, sum), t| (n + 1, sum + t));
+        let (slots, image_cache_bytes) = (self.slots.len(), self.image_cache.bytes());
+        let active = self.slots.iter().filter(|slot| slot.active().is_some()).count();
+        let in_prompt = active - self.decoding();
+        self.inbox.publish(|metrics| {
+            *metrics = Metrics {
+                active,
+                in_prompt,
+                waiting: 0,
+                slots,
+                cached_slots,
+                cached_tokens,
+                state_bytes,
+                image_cache_bytes,
+                requests: metrics.requests,
+                refused: metrics.refused,
+                finished: metrics.finished + done.finished,
+                cancelled: metrics.cancelled + done.cancelled,
+                failed: metrics.failed + done.failed,
+                prompt_tokens: metrics.prompt_tokens + done.prompt_tokens,
+                reused_tokens: metrics.reused_tokens + done.reused_tokens,
+                answer_tokens: metrics.answer_tokens + done.answer_tokens,
+                images: metrics.images + done.images,
+                image_cache_hits: metrics.image_cache_hits + done.image_cache_hits,
+                steps: metrics.steps + done.steps,
+                copied_bytes,
+                vision_time: metrics.vision_time + done.vision_time,
+                prefill_time: metrics.prefill_time + done.prefill_time,
+                decode_time: metrics.decode_time + done.decode_time,
+            };
+        });
+    }
+}
+
+impl Drop for Scheduler {
+    /// Also where the thread panics: nobody waits for ever.
+    fn drop(&mut self) {
+        self.inbox.stop();
+    }
+}
+
+impl Active {
+    /// Gives events to whoever reads them.
+    fn tell(&mut self, events: Vec<crate::generate::Event>) {
+        let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
+        self.sender.send(events, decode);
+    }
+}
+
+fn run_options(model: &Model) -> Result<RunOptions, Error> {
+    RunOptions::new().map_err(|error| model.decoder.error(error))
+}
+
+/// What it means that there is no next token.
+fn told(error: NextError, graph: lfm2vl_graphs::Graph) -> Error {
+    match error {
+        NextError::NoToken => Error::NotFinite { graph },
+        NextError::Logits(error) => Error::of_run(graph, error),
+        NextError::Other(error) => error,
+    }
+}
+
+/// Image features of all views of an image.
+pub(super) fn image_features(
+    model: &mut Model,
+    image: &ProcessedImage,
+) -> Result<ndarray::Array2<f32>, Error> {
+    let (mut features, mut view) = (Vec::new(), 0);
+    while view < image.grids.len() {
+        let views = model.vision.views_of_run(image, view);
+        let options = model.vision.run_options(image, &views)?;
+        view = views.end;
+        features.extend(model.vision.run(image, views, &options)?);
+    }
+    super::slot::joined(&features, image.layout.tokens())
+}

@@ -1,0 +1,214 @@
+//! An answer in the making: from logits to tokens and text. Knows nothing of what computes them.
+
+use std::sync::Arc;
+
+use super::{
+    Event, FinishReason, GenerationOptions, History, LogitsProcessor, Sampler, TokenLogprobs,
+    lookup::DraftLength,
+    parts::Parts,
+    sampler::NoToken,
+    stop::{Passed, StopText},
+};
+use crate::{
+    Error, Processor,
+    chat::{TextStream, Tokenizer},
+    model::Logits,
+};
+
+/// A sequence of tokens: a prompt, and its answer so far.
+pub(crate) struct Sequence {
+    history: History,
+    sampler: Sampler,
+    tokenizer: Arc<Tokenizer>,
+    stream: TextStream<Arc<Tokenizer>>,
+    stop: StopText,
+    parts: Parts,
+    /// Bytes of text that were given out.
+    given: usize,
+    limits: SequenceLimits,
+    logprobs: Option<usize>,
+    draft_length: Option<DraftLength>,
+}
+
+/// What ends an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct SequenceLimits {
+    pub(crate) max_new_tokens: usize,
+    /// Tokens of prompt and answer.
+    pub(crate) context: usize,
+    pub(crate) eos_token_ids: Vec<u32>,
+}
+
+/// What logits led to.
+pub(crate) struct Accepted {
+    /// The token, unless it ended the answer.
+    pub(crate) token: Option<u32>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) finished: Option<FinishReason>,
+}
+
+impl Sequence {
+    /// The sequence of a prompt, as text and as tokens.
+    pub(crate) fn new(
+        processor: &Processor,
+        prompt: &str,
+        tokens: Vec<u32>,
+        limits: SequenceLimits,
+        options: &GenerationOptions,
+        processors: Vec<Box<dyn LogitsProcessor>>,
+    ) -> Result<Self, Error> {
+        let sampler = processors.into_iter().fold(Sampler::new(options)?, Sampler::with_processor);
+        let tokenizer = processor.shared_tokenizer();
+        Ok(Sequence {
+            history: History::new(tokens),
+            sampler,
+            stream: TextStream::new(Arc::clone(&tokenizer)),
+            tokenizer,
+            stop: StopText::new(&options.stop),
+            parts: Parts::new(prompt),
+            given: 0,
+            limits,
+            logprobs: options.logprobs,
+            draft_length: options.prompt_lookup_num_tokens.map(DraftLength::new),
+        })
+    }
+
+    /// Prompt and answer.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        self.history.tokens()
+    }
+
+    /// The answer.
+    pub(crate) fn answer(&self) -> &[u32] {
+        self.history.answer()
+    }
+
+    /// Prompt and answer.
+    pub(crate) fn into_tokens(self) -> Vec<u32> {
+        self.history.into_tokens()
+    }
+
+    /// Whether it drafts tokens.
+    pub(crate) fn drafts(&self) -> bool {
+        self.draft_length.is_some()
+    }
+
+    /// A draft of what may follow; empty where the last tokens have not come before.
+    pub(crate) fn draft(&self) -> Vec<u32> {
+        let Some(length) = &self.draft_length else { return Vec::new() };
+        let tokens = self.tokens();
+        // The token after the draft must have room, too.
+        let answer = self.limits.max_new_tokens - self.answer().len();
+        let room = (self.limits.context - tokens.len()).min(answer) - 1;
+        length.draft(tokens, room)
+    }
+
+    /// Takes in how many tokens of the last draft were right.
+    pub(crate) fn learn(&mut self, right: usize) {
+        if let Some(length) = &mut self.draft_length {
+            length.learn(right);
+        }
+    }
+
+    /// Chooses the next token.
+    pub(crate) fn accept(&mut self, logits: Logits<'_>) -> Result<Accepted, NextError> {
+        let known = logits.candidates()?;
+        let chosen = known.and_then(|known| self.sampler.choose_among(&known, &self.history));
+        let (id, all) = match chosen {
+            Some(id) if self.logprobs.is_none() => (id?, None),
+            Some(id) => (id?, Some(logits.all()?)),
+            None => {
+                let all = logits.all()?;
+                (self.sampler.choose(&all, &self.history)?, Some(all))
+            }
+        };
+        if self.limits.eos_token_ids.contains(&id) {
+            let events = self.rest()?;
+            return Ok(Accepted { token: None, events, finished: Some(FinishReason::Stop) });
+        }
+        let logprobs = self.logprobs.zip(all);
+        let logprobs = logprobs.map(|(top, all)| TokenLogprobs::of(&all, id, top));
+        self.history.push(id);
+        let mut accepted = self.text_of(id)?;
+        let event = Event {
+            token_id: Some(id),
+            text: String::new(),
+            part: self.parts.current(),
+            logprobs,
+        };
+        match accepted.events.first_mut() {
+            Some(first) => (first.token_id, first.logprobs) = (event.token_id, event.logprobs),
+            None => accepted.events.push(event),
+        }
+        let is_full = self.answer().len() >= self.limits.max_new_tokens
+            || self.tokens().len() >= self.limits.context;
+        if accepted.finished.is_none() && is_full {
+            accepted.events.extend(self.rest()?);
+            accepted.finished = Some(FinishReason::Length);
+        }
+        Ok(accepted)
+    }
+
+    /// The text that a token completes.
+    fn text_of(&mut self, id: u32) -> Result<Accepted, NextError> {
+        let text = self.stream.push(id).map_err(Error::from)?;
+        let text = self.parts.text(&text);
+        if self.tokenizer.is_special(id)
+            && let Some(token) = self.tokenizer.token(id)
+        {
+            self.parts.special(&token);
+        }
+        let (text, finished) = match self.stop.push(&text) {
+            Passed::Text(text) => (text, None),
+            Passed::Stopped(text) => (text, Some(FinishReason::Stop)),
+        };
+        Ok(Accepted { token: Some(id), events: self.events(&text), finished })
+    }
+
+    /// The text that is left at the end.
+    fn rest(&mut self) -> Result<Vec<Event>, NextError> {
+        let left = self.stream.finish().map_err(Error::from)?;
+        let left = self.parts.text(&left) + &self.parts.finish();
+        let text = match self.stop.push(&left) {
+            Passed::Text(text) => text + &self.stop.finish(),
+            Passed::Stopped(text) => text,
+        };
+        Ok(self.events(&text))
+    }
+
+    fn events(&mut self, text: &str) -> Vec<Event> {
+        let pieces = self.parts.cut(self.given, text);
+        self.given += text.len();
+        let event = |(part, text)| Event { token_id: None, text, part, logprobs: None };
+        pieces.into_iter().map(event).collect()
+    }
+}
+
+/// Why there is no next token.
+#[derive(Debug)]
+pub(crate) enum NextError {
+    /// Logits are not finite.
+    NoToken,
+    /// Logits cannot be read.
+    Logits(ort::Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<NoToken> for NextError {
+    fn from(_: NoToken) -> Self {
+        NextError::NoToken
+    }
+}
+
+impl From<ort::Error> for NextError {
+    fn from(error: ort::Error) -> Self {
+        NextError::Logits(error)
+    }
+}
+
+impl From<Error> for NextError {
+    fn from(error: Error) -> Self {
+        NextError::Other(error)
+    }
+}

@@ -1,0 +1,109 @@
+//! What a decoder's state consists of, as its contract says.
+
+use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
+use ort::value::TensorElementType;
+
+/// The tensors of a decoder's state, and how runs change them.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub(crate) tensors: Vec<StateTensor>,
+    /// Tokens that keys and values have room for, where the graph fixes that.
+    pub(crate) fixed_capacity: Option<usize>,
+    /// Whether runs give the keys and values of the new tokens only.
+    pub(crate) gives_rows: bool,
+}
+
+/// A tensor of the state.
+#[derive(Debug, Clone)]
+pub(crate) struct StateTensor {
+    /// Name of the input.
+    pub(crate) past: String,
+    /// Name of the output.
+    pub(crate) present: String,
+    pub(crate) kind: Kind,
+    pub(crate) dtype: TensorElementType,
+}
+
+/// What a tensor of the state holds, with the sizes of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Conv states [batch, hidden, columns]: the inputs of the last columns.
+    Conv { hidden: usize, columns: usize },
+    /// Keys or values [batch, heads, tokens, head_dim].
+    KeyValue { heads: usize, head_dim: usize },
+}
+
+impl Kind {
+    /// Whether it holds conv states.
+    pub(crate) fn is_conv(self) -> bool {
+        matches!(self, Kind::Conv { .. })
+    }
+
+    /// Shape for `rows` sequences of room for `capacity` tokens.
+    pub(crate) fn shape(self, rows: usize, capacity: usize) -> Vec<usize> {
+        match self {
+            Kind::Conv { hidden, columns } => vec![rows, hidden, columns],
+            Kind::KeyValue { heads, head_dim } => vec![rows, heads, capacity, head_dim],
+        }
+    }
+
+    /// Elements of a sequence of room for `capacity` tokens.
+    pub(crate) fn elements(self, capacity: usize) -> usize {
+        self.shape(1, capacity).iter().product()
+    }
+}
+
+impl Layout {
+    /// That of a decoder with these inputs and outputs.
+    pub(crate) fn of(decoder: &GraphSpec) -> Self {
+        let fixed = |dim: &Dim| match dim {
+            Dim::Fixed(size) => Some(*size),
+            Dim::Free(_) => None,
+        };
+        let tensors = decoder.inputs.iter().filter_map(|input| {
+            let (name, rest) = input.name.split_once('.')?;
+            let size = |axis: usize| input.shape.get(axis).and_then(fixed).unwrap_or_default();
+            let (present, kind) = match name {
+                "past_conv" => {
+                    let kind = Kind::Conv { hidden: size(1), columns: size(2) };
+                    (format!("present_conv.{rest}"), kind)
+                }
+                "past_key_values" => {
+                    let kind = Kind::KeyValue { heads: size(1), head_dim: size(3) };
+                    (format!("present.{rest}"), kind)
+                }
+                _ => return None,
+            };
+            let dtype = match input.dtype {
+                Dtype::Float16 => TensorElementType::Float16,
+                _ => TensorElementType::Float32,
+            };
+            Some(StateTensor { past: input.name.clone(), present, kind, dtype })
+        });
+        let tokens = |prefix: &str, tensors: &[lfm2vl_graphs::Tensor]| {
+            let tensor = tensors.iter().find(|tensor| tensor.name.starts_with(prefix));
+            tensor.and_then(|tensor| tensor.shape.get(2)).and_then(fixed)
+        };
+        let fixed_capacity = tokens("past_key_values.", &decoder.inputs);
+        let given = tokens("present.", &decoder.outputs);
+        Layout {
+            tensors: tensors.collect(),
+            fixed_capacity,
+            gives_rows: given.is_some() && given != fixed_capacity,
+        }
+    }
+
+    /// Bytes of keys and values that a token takes.
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        let caches = self.tensors.iter().filter(|tensor| !tensor.kind.is_conv());
+        caches.map(|tensor| tensor.kind.elements(1)).sum::<usize>() * self.element_bytes()
+    }
+
+    /// Bytes of an element of the state.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match self.tensors.first().map(|tensor| tensor.dtype) {
+            Some(TensorElementType::Float16) => 2,
+            _ => 4,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The decoder's hybrid state: conv states, keys and values of many sequences, each in a slot.
+//!
+//! | strategy | for decoders that | sequences of a run |
+//! |---|---|---|
+//! | [`Slots`] | write keys and values in place, in buffers of any length | all |
+//! | [`Separate`] | make new keys and values each run, or give those of new tokens | one |
+//! | [`InPlace`] | have fixed sizes and write in place | one |
+
+mod in_place;
+mod layout;
+mod separate;
+mod slots;
+
+use std::{collections::BTreeMap, ops::Range};
+
+use ort::{
+    session::{IoBinding, RunOptions, Session, SessionOutputs},
+    value::{DynTensor, DynTensorValueType},
+};
+
+use crate::backend::{DeviceMemory, memory_info};
+
+pub(crate) use in_place::InPlace;
+pub(crate) use layout::Layout;
+pub(crate) use separate::Separate;
+pub(crate) use slots::{Limits, Slots};
+
+/// The states of sequences in slots, counted from 0.
+pub(crate) trait KvCache: Send {
+    /// Whether one run can be over several slots.
+    fn shares_runs(&self) -> bool;
+
+    /// Tokens that a slot's state covers.
+    fn tokens(&self, slot: usize) -> usize;
+
+    /// Most tokens that a slot can cover.
+    fn limit(&self) -> usize;
+
+    /// Makes room for so many tokens in each slot.
+    fn reserve(&mut self, tokens: usize) -> ort::Result<()>;
+
+    /// Runs a session over new tokens of the sequences in `slots`, and moves their states on. Where
+    /// that fails, the states are as they were.
+    fn run(
+        &mut self,
+        session: &mut Session,
+        slots: Range<usize>,
+        run: Run<'_>,
+    ) -> ort::Result<Outputs>;
+
+    /// Drops the last `count` tokens of a slot, which the last run must have kept with one more.
+    fn drop_last(&mut self, slot: usize, count: usize) -> ort::Result<()>;
+
+    /// What it takes to come back to the state of a slot as it is now.
+    fn checkpoint(&mut self, slot: usize) -> ort::Result<Checkpoint>;
+
+    /// Goes back to an earlier state of the same tokens.
+    fn rewind(&mut self, slot: usize, checkpoint: &Checkpoint) -> ort::Result<()>;
+
+    /// Makes the state of `into` that of `from` as it was at `checkpoint`.
+    fn copy(&mut self, from: usize, into: usize, checkpoint: &Checkpoint) -> ort::Result<()>;
+
+    /// Exchanges the states of two slots.
+    fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()>;
+
+    /// Makes the state of a slot that before any token.
+    fn clear(&mut self, slot: usize) -> ort::Result<()>;
+
+    /// As [`clear`](Self::clear), where the state may have numbers that are not finite.
+    fn scrub(&mut self, slot: usize) -> ort::Result<()>;
+
+    /// Bytes of the buffers of keys, values and conv states.
+    fn bytes(&self) -> usize;
+
+    /// Bytes that were copied from slot to slot, or to larger buffers.
+    fn copied_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// What a run is given besides the state.
+pub(crate) struct Run<'r> {
+    /// Inputs by name.
+    pub(crate) inputs: Vec<(&'static str, DynTensor)>,
+    /// Outputs by name, and where they are wanted; `None` is the host.
+    pub(crate) outputs: Vec<(&'static str, Option<&'r DeviceMemory>)>,
+    /// New tokens of each sequence.
+    pub(crate) tokens: usize,
+    /// Whether it is a step of one token, of a session that takes only these.
+    pub(crate) is_step: bool,
+    pub(crate) options: &'r RunOptions,
+}
+
+/// The outputs that were asked for.
+pub(crate) type Outputs = BTreeMap<&'static str, DynTensor>;
+
+/// What it takes to go back to an earlier state: keys and values of a longer state begin with
+/// those of a shorter one, but conv states do not.
+pub(crate) struct Checkpoint {
+    pub(crate) tokens: usize,
+    /// Of one sequence, in the order of the layout.
+    conv: Vec<DynTensor>,
+}
+
+/// Binds what a run is given besides the state.
+fn bind(session: &Session, run: &Run<'_>) -> ort::Result<IoBinding> {
+    let mut binding = session.create_binding()?;
+    for (name, value) in &run.inputs {
+        binding.bind_input(*name, value)?;
+    }
+    for (name, memory) in &run.outputs {
+        binding.bind_output_to_device(*name, &memory_info(*memory)?)?;
+    }
+    Ok(binding)
+}
+
+/// The outputs that were asked for.
+fn asked_for(made: &mut SessionOutputs<'_>, run: &Run<'_>) -> ort::Result<Outputs> {
+    run.outputs.iter().map(|&(name, _)| Ok((name, take(made, name)?))).collect()
+}
+
+/// An output of a run.
+fn take(made: &mut SessionOutputs<'_>, name: &str) -> ort::Result<DynTensor> {
+    let value = made.remove(name);
+    let value = value.ok_or_else(|| ort::Error::new(format!("no output {name}")))?;
+    value.downcast::<DynTensorValueType>()
+}
+
+/// What a run would need that is beyond the room for tokens.
+fn no_room(capacity: usize) -> ort::Error {
+    ort::Error::new(format!("the decoder's state has room for {capacity} tokens"))
+}

@@ -1,0 +1,359 @@
+//! The decoder: a piece of a prompt, or a token of each sequence.
+
+use std::ops::Range;
+
+use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
+use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, s};
+use ort::{
+    session::RunOptions,
+    value::{DynTensor, Tensor},
+};
+
+use super::{
+    check::{NUM_LOGITS, POSITION_IDS},
+    logits::{CANDIDATES, LOGITS, RunLogits},
+};
+use crate::{
+    Error,
+    backend::{
+        DeviceMemory, GraphSession, Place, on_host,
+        provider::{Provider, TensorRt},
+        reads_in_place,
+    },
+    kv_cache::{Checkpoint, InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots},
+};
+
+const EMBEDDINGS: &str = "inputs_embeds";
+const ATTENTION_MASK: &str = "attention_mask";
+const LAST_HIDDEN_STATE: &str = "last_hidden_state";
+
+/// Tokens of a prompt that go through the decoder in one run at most. More make it no faster.
+pub(crate) const MAX_PIECE: usize = 256;
+
+/// Tokens that a slot on a device has room for, where nothing else is said: memory there is taken at
+/// once.
+const DEVICE_CAPACITY: usize = 4096;
+
+/// How large the state of all sequences may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheSettings {
+    /// Sequences.
+    pub(crate) slots: usize,
+    /// Tokens of the model's context.
+    pub(crate) context: usize,
+    /// Tokens that each slot has room for from the beginning, and at most.
+    pub(crate) capacity: Option<usize>,
+    /// Most bytes of keys and values.
+    pub(crate) memory: Option<usize>,
+}
+
+/// The decoder graph with the state of its sequences, and the graph for prompts where sizes are fixed.
+pub(crate) struct Decoder {
+    session: GraphSession,
+    prefill: Option<GraphSession>,
+    cache: Box<dyn KvCache>,
+    slots: usize,
+    /// Tokens that the graph's own buffers have room for, where it fixes that.
+    fixed_capacity: Option<usize>,
+    /// Where the state lies; `None` is the host's memory.
+    memory: Option<DeviceMemory>,
+    /// Whether steps over one token keep their bindings.
+    has_steps: bool,
+}
+
+/// How many tokens a run is over, and how many with padding.
+#[derive(Clone, Copy)]
+struct Size {
+    tokens: usize,
+    padded: usize,
+}
+
+impl Decoder {
+    /// A decoder of which `spec` are the inputs and outputs.
+    pub(crate) fn new(
+        session: GraphSession,
+        prefill: Option<GraphSession>,
+        spec: &GraphSpec,
+        settings: CacheSettings,
+    ) -> Result<Self, Error> {
+        let layout = Layout::of(spec);
+        // TensorRT does not say that inputs and outputs may share memory.
+        let may_share = session.provider() != Provider::TensorRt(TensorRt::default()).name();
+        // Where the graph gives rows, this program writes, where it can.
+        let state = layout.tensors.last().filter(|_| !layout.gives_rows);
+        let (in_place, place) = session.ask(|session| {
+            let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
+            let place = state.map(|tensor| Place::of_output(session, &tensor.present)).transpose()?;
+            Ok((in_place && may_share, place.flatten()))
+        })?;
+        // A recording writes into what its session's allocator believes to be free.
+        let allocating = prefill.as_ref().unwrap_or(&session);
+        let memory = match place {
+            Some(place) => allocating.ask(|session| Ok(DeviceMemory::at(place, session)))?,
+            None => None,
+        };
+        let fixed_capacity = layout.fixed_capacity;
+        let reads_in_place = session.ask(|session| reads_in_place(session, memory.as_ref()))?;
+        let has_steps = in_place
+            && reads_in_place
+            && fixed_capacity.is_some()
+            && session.fixed_size(EMBEDDINGS, 1) == Some(1);
+        if session.records() && !(has_steps && prefill.is_some()) {
+            return Err(Error::NothingToRecord);
+        }
+        // A place in the memory of other devices is no number that can be added to.
+        let has_addresses = memory.as_ref().is_none_or(DeviceMemory::has_addresses);
+        let shares_runs = in_place && fixed_capacity.is_none();
+        let slots = if shares_runs && !has_addresses { 1 } else { settings.slots };
+        let limit = limit(&layout, &settings, slots, memory.is_some() && shares_runs)?;
+        let (records, of_memory) = (session.records(), memory.clone());
+        let cache: Box<dyn KvCache> = match (fixed_capacity, in_place) {
+            (None, true) => {
+                let at_once = settings.capacity.is_some() || memory.is_some();
+                let limits = Limits { slots, tokens: limit, at_once };
+                Box::new(session.ask(|_| Slots::new(layout, of_memory, limits))?)
+            }
+            (Some(_), true) if !layout.gives_rows => {
+                Box::new(InPlace::new(layout, of_memory, slots, limit, records))
+            }
+            _ => Box::new(Separate::new(layout, of_memory, slots, limit)),
+        };
+        Ok(Decoder { session, prefill, cache, slots, fixed_capacity, memory, has_steps })
+    }
+
+    /// Every session.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = &GraphSession> {
+        [&self.session].into_iter().chain(&self.prefill)
+    }
+
+    /// Where its state lies.
+    pub(crate) fn memory(&self) -> Option<&DeviceMemory> {
+        self.memory.as_ref()
+    }
+
+    /// How many sequences have room.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Whether one run can be over several sequences.
+    pub(crate) fn shares_runs(&self) -> bool {
+        self.cache.shares_runs()
+    }
+
+    /// Most tokens that a slot can cover.
+    pub(crate) fn limit(&self) -> usize {
+        self.cache.limit()
+    }
+
+    /// Whether tokens can be dropped after a run.
+    pub(crate) fn is_speculative(&self) -> bool {
+        self.session.graph() == Graph::SpeculativeDecoder
+    }
+
+    /// Bytes of the state's buffers, and bytes that were copied between slots or to larger buffers.
+    pub(crate) fn state_bytes(&self) -> (usize, u64) {
+        (self.cache.bytes(), self.cache.copied_bytes())
+    }
+
+    /// Tokens that a slot's state covers.
+    pub(crate) fn tokens(&self, slot: usize) -> usize {
+        self.cache.tokens(slot)
+    }
+
+    /// Changes the states, with an error told as the decoder's.
+    pub(crate) fn state<T>(
+        &mut self,
+        change: impl FnOnce(&mut dyn KvCache) -> ort::Result<T>,
+    ) -> Result<T, Error> {
+        change(&mut *self.cache).map_err(|error| Error::of_run(self.session.graph(), error))
+    }
+
+    /// Remembers the state of a slot.
+    pub(crate) fn checkpoint(&mut self, slot: usize) -> Result<Checkpoint, Error> {
+        self.state(|cache| cache.checkpoint(slot))
+    }
+
+    /// What a failure of reading logits means.
+    pub(crate) fn error(&self, error: ort::Error) -> Error {
+        Error::of_run(self.session.graph(), error)
+    }
+
+    /// Which graph it is.
+    pub(crate) fn graph(&self) -> Graph {
+        self.session.graph()
+    }
+
+    /// How many of the next `tokens` of a slot's prompt one run is over, if no more than `most`.
+    pub(crate) fn piece(&self, slot: usize, tokens: usize, most: usize) -> usize {
+        self.size(slot, tokens.min(most.clamp(1, MAX_PIECE))).tokens
+    }
+
+    /// Runs over the embeddings [1, tokens, hidden] of a [`piece`](Self::piece) of a slot's prompt. Gives
+    /// the logits of the last position.
+    pub(crate) fn prefill(
+        &mut self,
+        slot: usize,
+        embeddings: ArrayView3<'_, f32>,
+        options: &RunOptions,
+    ) -> Result<RunLogits<'_>, Error> {
+        let outputs = self.run_piece(slot, embeddings, options)?;
+        RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
+    }
+
+    /// As [`prefill`](Self::prefill). Gives the hidden states [tokens, hidden] after the last norm, where
+    /// the graph does.
+    pub(crate) fn hidden_states(
+        &mut self,
+        slot: usize,
+        embeddings: ArrayView3<'_, f32>,
+    ) -> Result<Array2<f32>, Error> {
+        let options = self.session.ask(|_| RunOptions::new())?;
+        let outputs = self.run_piece(slot, embeddings, &options)?;
+        let hidden = outputs.get(LAST_HIDDEN_STATE).ok_or(Error::NoHiddenState)?;
+        self.session.ask(|_| {
+            let hidden = hidden.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
+            let hidden = hidden.map_err(|_| ort::Error::new("hidden states of another rank"))?;
+            Ok(hidden.index_axis(Axis(0), 0).to_owned())
+        })
+    }
+
+    /// Runs over the embeddings [slots, tokens, hidden] of the next tokens of sequences. Gives the logits
+    /// of the last `keep` positions; all but one of these tokens can be dropped from the state. More than
+    /// one need a speculative decoder.
+    pub(crate) fn step(
+        &mut self,
+        slots: Range<usize>,
+        embeddings: DynTensor,
+        keep: usize,
+        options: &RunOptions,
+    ) -> Result<RunLogits<'_>, Error> {
+        let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
+        let takes = self.session.fixed_size(EMBEDDINGS, 1);
+        let outputs = if takes.is_some_and(|takes| takes != tokens) {
+            let embeddings = self.session.ask(|_| {
+                let embeddings = on_host(&embeddings)?;
+                let view = embeddings.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
+                view.map(|view| view.to_owned())
+                    .map_err(|_| ort::Error::new("embeddings of another rank"))
+            })?;
+            self.run_piece(slots.start, embeddings.view(), options)?
+        } else {
+            let size = Size { tokens, padded: tokens };
+            self.run(false, slots, embeddings, size, keep, options)?
+        };
+        RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
+    }
+
+    fn run_piece(
+        &mut self,
+        slot: usize,
+        embeddings: ArrayView3<'_, f32>,
+        options: &RunOptions,
+    ) -> Result<Outputs, Error> {
+        let (_, tokens, hidden) = embeddings.dim();
+        let size = self.size(slot, tokens);
+        let mut padded = Array3::zeros((1, size.padded, hidden));
+        padded.slice_mut(s![.., ..size.tokens, ..]).assign(&embeddings);
+        let padded = self.session.ask(|_| Ok(Tensor::from_array(padded)?.upcast()))?;
+        let is_prefill = self.prefill.is_some() && size.padded > 1;
+        self.run(is_prefill, slot..slot + 1, padded, size, 1, options)
+    }
+
+    /// How many of the next tokens of a slot one run is over.
+    fn size(&self, slot: usize, tokens: usize) -> Size {
+        let takes = |session: &GraphSession| session.fixed_size(EMBEDDINGS, 1);
+        let Some(step) = takes(&self.session) else { return Size { tokens, padded: tokens } };
+        let room = self.fixed_capacity.unwrap_or_default();
+        let padded = self.prefill.as_ref().and_then(takes);
+        // Padding needs room, too.
+        let padded = padded.filter(|padded| tokens > 1 && self.tokens(slot) + padded <= room);
+        let padded = padded.unwrap_or(step);
+        Size { tokens: tokens.min(padded), padded }
+    }
+
+    /// Runs a session over embeddings [slots, padded, hidden].
+    fn run(
+        &mut self,
+        is_prefill: bool,
+        slots: Range<usize>,
+        embeddings: DynTensor,
+        size: Size,
+        keep: usize,
+        options: &RunOptions,
+    ) -> Result<Outputs, Error> {
+        let covered: Vec<usize> = slots.clone().map(|slot| self.cache.tokens(slot)).collect();
+        let mask = self.mask(&covered, size);
+        let session = match &mut self.prefill {
+            Some(prefill) if is_prefill => prefill,
+            _ => &mut self.session,
+        };
+        let mut inputs = vec![(EMBEDDINGS, embeddings)];
+        session.ask(|_| {
+            inputs.push((ATTENTION_MASK, Tensor::from_array(mask)?.upcast()));
+            if session.has_input(POSITION_IDS) {
+                let positions = Array2::from_shape_fn((covered.len(), size.tokens), |(row, i)| {
+                    (covered[row] + i) as i64
+                });
+                inputs.push((POSITION_IDS, Tensor::from_array(positions)?.upcast()));
+            }
+            if session.has_input(NUM_LOGITS) {
+                let count = Array0::from_elem((), keep as i64);
+                inputs.push((NUM_LOGITS, Tensor::from_array(count)?.upcast()));
+            }
+            Ok(())
+        })?;
+        let gives_candidates = CANDIDATES.iter().all(|name| session.has_output(name));
+        // With candidates the rest is seldom wanted, and stays where it is.
+        let memory = self.memory.as_ref().filter(|_| gives_candidates);
+        let mut outputs = vec![(LOGITS, memory)];
+        outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
+        let is_step = self.has_steps && !is_prefill && size.padded == 1;
+        if session.has_output(LAST_HIDDEN_STATE) && !is_step {
+            outputs.push((LAST_HIDDEN_STATE, None));
+        }
+        let run = Run { inputs, outputs, tokens: size.tokens, is_step, options };
+        let cache = &mut self.cache;
+        session.run(|session| cache.run(session, slots, run))
+    }
+
+    /// Which tokens there are, for a run over `size` more.
+    fn mask(&self, covered: &[usize], Size { tokens, padded }: Size) -> Array2<i64> {
+        match self.fixed_capacity {
+            // The new tokens stand behind the buffers.
+            Some(room) => Array2::from_shape_fn((covered.len(), room + padded), |(row, at)| {
+                i64::from(at < covered[row] || (room..room + tokens).contains(&at))
+            }),
+            None => {
+                let longest = covered.iter().max().copied().unwrap_or_default();
+                Array2::from_shape_fn((covered.len(), longest + tokens), |(row, at)| {
+                    i64::from(at < covered[row] + tokens)
+                })
+            }
+        }
+    }
+}
+
+/// Most tokens of a sequence.
+fn limit(
+    layout: &Layout,
+    settings: &CacheSettings,
+    slots: usize,
+    takes_memory_at_once: bool,
+) -> Result<usize, Error> {
+    let usual = if takes_memory_at_once { DEVICE_CAPACITY } else { usize::MAX };
+    let of_memory = |bytes: usize| bytes / (slots * layout.bytes_per_token()).max(1);
+    let limit = settings
+        .context
+        .min(settings.capacity.unwrap_or(usual))
+        .min(settings.memory.map_or(usize::MAX, of_memory))
+        .min(layout.fixed_capacity.unwrap_or(usize::MAX));
+    match limit {
+        0 | 1 => Err(Error::Setting {
+            name: "kv_cache_memory",
+            value: settings.memory.unwrap_or_default().to_string(),
+            expected: "it must be enough for some tokens in each slot",
+        }),
+        _ => Ok(limit),
+    }
+}

@@ -1,0 +1,15 @@
+//! The model's graphs: what they are called, what goes in and comes out.
+
+mod check;
+mod decoder;
+mod embedding;
+mod folder;
+mod logits;
+mod vision;
+
+pub(crate) use check::{check, dims_of, state_dtype};
+pub(crate) use decoder::{CacheSettings, Decoder, MAX_PIECE};
+pub(crate) use embedding::EmbedTokens;
+pub use folder::ModelFolder;
+pub(crate) use logits::Logits;
+pub(crate) use vision::Vision;
