@@ -204,7 +204,7 @@ fn batch_speed(
         if is_so(&metrics) || metrics.finished > finished || metrics.failed > 0 {
             return (Instant::now(), metrics.answer_tokens);
         }
-        thread::sleep(Duration::from_micros(200));
+        thread::sleep(Duration::from_millis(5));
     };
     let (start, before) = wait_until(&|metrics| metrics.active == rows && metrics.in_prompt == 0);
     let (end, after) = wait_until(&|_| false);
@@ -216,14 +216,14 @@ fn batch_speed(
 }
 
 /// Text of about so many tokens.
-fn filler(engine: &Engine, tokens: usize) -> Result<String> {
+pub(crate) fn filler(engine: &Engine, tokens: usize) -> Result<String> {
     let words = "The image shows a red square and a blue circle. ";
     let tokenizer = engine.processor().tokenizer();
     let per_repeat = tokenizer.encode(words)?.len().max(1);
     Ok(words.repeat(tokens.div_ceil(per_repeat)))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() % 2 {

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod bench;
+mod bench_engine;
 mod chat;
 mod inspect;
 mod preprocess;
@@ -35,6 +36,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Measure loading, image processing, vision, prefill and decoding.
     Bench(bench::Arguments),
+    /// Measure how answers get on beside each other: gaps in a stream, prompts, cancelling.
+    BenchEngine(bench_engine::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Preprocess(arguments) => preprocess::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::BenchEngine(arguments) => bench_engine::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

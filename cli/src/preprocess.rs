@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use lfm2vl::{
-    Prompt, Processor,
+    Processor, Prompt,
     image::{PaddedViews, View},
 };
 use safetensors::{Dtype, View as TensorView};

@@ -304,7 +304,8 @@ mod tests {
         let error = of("Invalid input shape");
         assert_eq!(error.kind(), ErrorKind::Internal);
         // The cause is kept, with its code.
-        let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Arc<ort::Error>>());
+        let source =
+            std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Arc<ort::Error>>());
         assert!(source.is_some_and(|e| e.message() == "Invalid input shape"));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lfm2vl::{
-    ProcessorError, PromptOptions, Processor,
+    Processor, ProcessorError, PromptOptions,
     chat::Message,
     image::{ImageError, Limits, Overrides, open},
 };

@@ -250,11 +250,7 @@ fn parts_within(
 ///
 /// # Errors
 /// When they do not lie within, or ONNX Runtime's.
-pub(crate) fn write_zeros(
-    tensor: &mut DynTensor,
-    start: usize,
-    length: usize,
-) -> ort::Result<()> {
+pub(crate) fn write_zeros(tensor: &mut DynTensor, start: usize, length: usize) -> ort::Result<()> {
     if length == 0 {
         return Ok(());
     }

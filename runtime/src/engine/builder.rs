@@ -346,4 +346,3 @@ impl Checker<'_> {
         Ok(spec)
     }
 }
-

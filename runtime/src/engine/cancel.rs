@@ -128,7 +128,8 @@ fn guard((watched, changed): &(Mutex<Watched>, Condvar)) {
     let mut watched = lock(watched);
     while !watched.stopped {
         let now = Instant::now();
-        let left = watched.run.as_ref().map(|(deadline, _)| deadline.saturating_duration_since(now));
+        let left =
+            watched.run.as_ref().map(|(deadline, _)| deadline.saturating_duration_since(now));
         watched = match left {
             Some(Duration::ZERO) => {
                 if let Some((_, run)) = watched.run.take() {

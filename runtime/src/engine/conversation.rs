@@ -128,11 +128,7 @@ impl Conversation {
         self.push_with(message, images.collect())
     }
 
-    fn push_with(
-        &mut self,
-        message: Message,
-        images: Vec<ConversationImage>,
-    ) -> Result<(), Error> {
+    fn push_with(&mut self, message: Message, images: Vec<ConversationImage>) -> Result<(), Error> {
         let message = match message.images() {
             0 => message.with_images(images.len()),
             marks if marks == images.len() => message,

@@ -150,9 +150,9 @@ impl Engine {
         let sequence =
             Sequence::new(processor, &text, tokens.clone(), limits, &options, processors)?;
         timings.prefill = start.elapsed() - timings.preprocess;
-        let deadline = options.timeout.and_then(|timeout| {
-            start.checked_add(timeout).map(|deadline| (deadline, timeout))
-        });
+        let deadline = options
+            .timeout
+            .and_then(|timeout| start.checked_add(timeout).map(|deadline| (deadline, timeout)));
         let (sender, receiver) = channel::channel(timings, Cancel::new(deadline));
         let most_tokens = tokens.len().saturating_add(options.max_new_tokens).min(context);
         let prompt = AnsweredPrompt {

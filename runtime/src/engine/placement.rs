@@ -1,10 +1,6 @@
 //! Which slot a prompt gets, and how much of its state is there already.
 
-use super::{
-    prefix::Prefix,
-    request::Request,
-    slot::Slot,
-};
+use super::{prefix::Prefix, request::Request, slot::Slot};
 use crate::{Error, kv_cache::Checkpoint, model::Decoder};
 
 /// Tokens that a state must save to be worth a checkpoint.

@@ -25,7 +25,8 @@ impl Prefix<'_> {
         let images = self.images.iter().zip(other.images).take_while(|(a, b)| a == b).count();
         let known: usize = self.images[..images].iter().map(|image| image.tokens).sum();
         // The first token of the first image that is not the same.
-        let mut places = self.tokens[..same].iter().enumerate().filter(|(_, id)| **id == image_token);
+        let mut places =
+            self.tokens[..same].iter().enumerate().filter(|(_, id)| **id == image_token);
         places.nth(known).map_or(same, |(place, _)| place)
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Model, Metrics, channel::Sender, images::PromptImage, prefix::ImageSpan};
+use super::{Metrics, Model, channel::Sender, images::PromptImage, prefix::ImageSpan};
 use crate::{Error, generate::Sequence};
 
 /// A prompt to be answered.
@@ -52,6 +52,20 @@ struct Waiting {
     metrics: Metrics,
 }
 
+impl Waiting {
+    fn drop_unwanted(&mut self) {
+        for request in std::mem::take(&mut self.requests) {
+            match request.sender.cancel().reason() {
+                Some(error) => {
+                    self.metrics.cancelled += 1;
+                    request.sender.end(Err(error));
+                }
+                None => self.requests.push_back(request),
+            }
+        }
+    }
+}
+
 impl Inbox {
     pub(super) fn new(limit: usize) -> Self {
         Inbox { waiting: Mutex::default(), changed: Condvar::new(), limit }
@@ -66,6 +80,9 @@ impl Inbox {
         let mut waiting = self.lock();
         if waiting.is_stopped {
             return Err(Error::Stopped);
+        }
+        if waiting.requests.len() >= self.limit {
+            waiting.drop_unwanted();
         }
         if waiting.requests.len() >= self.limit {
             waiting.metrics.refused += 1;
@@ -97,17 +114,9 @@ impl Inbox {
         self.lock().jobs.pop_front()
     }
 
-    /// Takes out the requests that are not wanted any more.
-    pub(super) fn take_unwanted(&self) -> Vec<(Request, Error)> {
-        let mut waiting = self.lock();
-        let mut unwanted = Vec::new();
-        for request in std::mem::take(&mut waiting.requests) {
-            match request.sender.cancel().reason() {
-                Some(error) => unwanted.push((request, error)),
-                None => waiting.requests.push_back(request),
-            }
-        }
-        unwanted
+    /// Ends the requests that are not wanted any more.
+    pub(super) fn drop_unwanted(&self) {
+        self.lock().drop_unwanted();
     }
 
     /// Waits until there is something to do; false when there never will be.

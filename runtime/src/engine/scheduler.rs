@@ -60,7 +60,7 @@ impl Scheduler {
         settings: &Settings,
     ) -> Self {
         let slots = (0..model.decoder.slots()).map(|_| Slot::Free).collect();
-        Scheduler {
+        let mut scheduler = Scheduler {
             model,
             inbox,
             watchdog,
@@ -71,7 +71,9 @@ impl Scheduler {
             last_prompt: 0,
             clock: 0,
             done: Metrics::default(),
-        }
+        };
+        scheduler.publish();
+        scheduler
     }
 
     /// Runs until nobody can ask any more.
@@ -96,10 +98,7 @@ impl Scheduler {
 
     /// Ends the answers that are not wanted any more.
     fn drop_unwanted(&mut self) {
-        for (request, error) in self.inbox.take_unwanted() {
-            self.done.cancelled += 1;
-            request.sender.end(Err(error));
-        }
+        self.inbox.drop_unwanted();
         // From the last one on: those that decode move up.
         for slot in (0..self.slots.len()).rev() {
             let active = self.slots[slot].active();
@@ -128,18 +127,17 @@ impl Scheduler {
             if let Err((request, error)) = self.start(request) {
                 self.done.failed += 1;
                 tracing::warn!(%error, "a request cannot be started");
+                self.publish();
                 request.sender.end(Err(error));
             }
+            self.publish();
         }
     }
 
     fn start(&mut self, request: Request) -> Result<(), (Request, Error)> {
         let image_token = self.model.processor.image_token_id();
-        let placed = self
-            .model
-            .decoder
-            .state(|cache| cache.reserve(request.most_tokens))
-            .and_then(|()| {
+        let placed =
+            self.model.decoder.state(|cache| cache.reserve(request.most_tokens)).and_then(|()| {
                 let owner = (!self.share_prefixes).then_some(request.conversation);
                 let placement =
                     Placement::of(&self.slots, owner, &request, image_token, &self.model.decoder);
@@ -304,7 +302,8 @@ impl Scheduler {
         }
         let count = self.slots.len();
         let turns = (1..=count).map(|turn| (self.last_prompt + turn) % count);
-        let Some(slot) = turns.into_iter().find(|&slot| matches!(self.slots[slot], Slot::Prompt(_)))
+        let Some(slot) =
+            turns.into_iter().find(|&slot| matches!(self.slots[slot], Slot::Prompt(_)))
         else {
             return false;
         };
@@ -449,7 +448,6 @@ impl Scheduler {
             }
         }
         let Active { conversation, sequence, sender, spans, checkpoints, .. } = active;
-        sender.end(end);
         let kept = match is_sound {
             true => self.keep(slot, conversation, sequence, spans, checkpoints),
             false => self.model.decoder.state(|cache| cache.scrub(slot)).map(|()| Slot::Free),
@@ -463,11 +461,16 @@ impl Scheduler {
         {
             // Nothing can be said of the state of the other one.
             tracing::error!(%error, slot, "the state of a slot is lost");
-            if let Slot::Decoding(lost) = std::mem::replace(&mut self.slots[decoding - 1], Slot::Free) {
+            let last = std::mem::replace(&mut self.slots[decoding - 1], Slot::Free);
+            self.slots[slot] = Slot::Free;
+            if let Slot::Decoding(lost) = last {
+                self.done.failed += 1;
                 lost.sender.end(Err(error));
             }
-            self.slots[slot] = Slot::Free;
         }
+        // Whoever sees the end sees the figures after it.
+        self.publish();
+        sender.end(end);
     }
 
     /// What a slot keeps of an answer that has ended.

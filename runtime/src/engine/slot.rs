@@ -59,10 +59,12 @@ impl Slot {
                 Prefix { tokens: &cached.tokens, images: &cached.images },
                 &cached.checkpoints,
             )),
-            Slot::Prompt(active) | Slot::Decoding(active) => is_own(active.conversation).then_some((
-                Prefix { tokens: active.sequence.tokens(), images: &active.spans },
-                &active.checkpoints,
-            )),
+            Slot::Prompt(active) | Slot::Decoding(active) => {
+                is_own(active.conversation).then_some((
+                    Prefix { tokens: active.sequence.tokens(), images: &active.spans },
+                    &active.checkpoints,
+                ))
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The next token, from logits: the stages of transformers' `generate`, in its order. Penalties and logit
 //! bias, stages of the caller's own, temperature, top-k, top-p, min-p, and a random choice.
 
-
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{GenerationOptions, History, penalties::Penalties};
@@ -252,8 +251,6 @@ fn softmax(candidates: &[Candidate]) -> impl Iterator<Item = f32> {
     candidates.iter().map(move |candidate| exp(candidate) / sum)
 }
 
-
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -388,8 +385,7 @@ mod tests {
             // Few different values, so that there are ties.
             let logits: Vec<f32> =
                 (0..200).map(|_| random.random_range(-30..=30) as f32 / 4.0).collect();
-            let mut history =
-                History::new((0..20).map(|_| random.random_range(0..200)).collect());
+            let mut history = History::new((0..20).map(|_| random.random_range(0..200)).collect());
             (0..20).for_each(|_| history.push(random.random_range(0..200)));
             let mut known: Vec<(u32, f32)> = (0..).zip(logits.clone()).collect();
             known.sort_by(|(_, a), (_, b)| b.total_cmp(a));

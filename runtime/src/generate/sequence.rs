@@ -130,12 +130,8 @@ impl Sequence {
         let logprobs = logprobs.map(|(top, all)| TokenLogprobs::of(&all, id, top));
         self.history.push(id);
         let mut accepted = self.text_of(id)?;
-        let event = Event {
-            token_id: Some(id),
-            text: String::new(),
-            part: self.parts.current(),
-            logprobs,
-        };
+        let event =
+            Event { token_id: Some(id), text: String::new(), part: self.parts.current(), logprobs };
         match accepted.events.first_mut() {
             Some(first) => (first.token_id, first.logprobs) = (event.token_id, event.logprobs),
             None => accepted.events.push(event),

@@ -112,12 +112,7 @@ impl InPlace {
     }
 
     /// Binds the steps of a slot, for inputs and outputs as those of `run`.
-    fn bind_steps(
-        &mut self,
-        session: &Session,
-        slot: usize,
-        run: &Run<'_>,
-    ) -> ort::Result<Steps> {
+    fn bind_steps(&mut self, session: &Session, slot: usize, run: &Run<'_>) -> ort::Result<Steps> {
         let memory = self.memory.as_ref();
         let like =
             |tensor: &DynTensor| new_tensor(*tensor.data_type(), &tensor.shape()[..], memory);

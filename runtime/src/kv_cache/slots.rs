@@ -59,8 +59,16 @@ impl Slots {
         };
         let buffers = layout.tensors.iter().map(buffer).collect::<ort::Result<_>>()?;
         let tokens = vec![0; limits.slots];
-        let mut slots =
-            Slots { layout, memory, limits, buffers, capacity, tokens, kept: None, copied_bytes: 0 };
+        let mut slots = Slots {
+            layout,
+            memory,
+            limits,
+            buffers,
+            capacity,
+            tokens,
+            kept: None,
+            copied_bytes: 0,
+        };
         (0..limits.slots).try_for_each(|slot| slots.clear(slot))?;
         Ok(slots)
     }
@@ -82,7 +90,12 @@ impl Slots {
 }
 
 /// Where the keys or values of each head of a slot begin.
-fn heads(slot: usize, capacity: usize, heads: usize, head_dim: usize) -> impl Iterator<Item = usize> {
+fn heads(
+    slot: usize,
+    capacity: usize,
+    heads: usize,
+    head_dim: usize,
+) -> impl Iterator<Item = usize> {
     (0..heads).map(move |head| (slot * heads + head) * capacity * head_dim)
 }
 
@@ -167,7 +180,9 @@ impl KvCache for Slots {
         for (tensor, slice) in self.layout.tensors.iter().zip(&mut slices) {
             binding.bind_input(&tensor.past, &**slice)?;
             match tensor.kind {
-                Kind::KeyValue { .. } => binding.bind_output(&tensor.present, slice.tensor_mut())?,
+                Kind::KeyValue { .. } => {
+                    binding.bind_output(&tensor.present, slice.tensor_mut())?
+                }
                 Kind::Conv { .. } => binding.bind_output_to_device(&tensor.present, &memory)?,
             }
         }

@@ -83,7 +83,8 @@ impl Decoder {
         let state = layout.tensors.last().filter(|_| !layout.gives_rows);
         let (in_place, place) = session.ask(|session| {
             let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
-            let place = state.map(|tensor| Place::of_output(session, &tensor.present)).transpose()?;
+            let place =
+                state.map(|tensor| Place::of_output(session, &tensor.present)).transpose()?;
             Ok((in_place && may_share, place.flatten()))
         })?;
         // A recording writes into what its session's allocator believes to be free.

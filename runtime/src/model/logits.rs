@@ -77,7 +77,9 @@ impl<'r> Logits<'r> {
         let start = (self.row * positions + self.position) * vocab;
         let range = start..start + vocab;
         match on_host(&self.run.logits)? {
-            Cow::Borrowed(tensor) => Ok(Cow::Borrowed(&tensor.try_extract_tensor::<f32>()?.1[range])),
+            Cow::Borrowed(tensor) => {
+                Ok(Cow::Borrowed(&tensor.try_extract_tensor::<f32>()?.1[range]))
+            }
             Cow::Owned(copy) => Ok(Cow::Owned(copy.try_extract_tensor::<f32>()?.1[range].to_vec())),
         }
     }

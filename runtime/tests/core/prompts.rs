@@ -2,7 +2,7 @@
 
 use crate::common::{Golden, json, testdata};
 use lfm2vl::{
-    PromptOptions, Processor,
+    Processor, PromptOptions,
     chat::{ChatTemplate, ImageTokens, Message, RenderOptions, TextStream, Tokenizer},
     image::{ImageProcessor, ImageSettings, Limits, Overrides, open},
 };
@@ -113,7 +113,8 @@ fn whole_prompts_equal_the_reference() {
 /// meaning.
 #[test]
 fn text_cannot_forge_special_tokens() {
-    let processor = Processor::from_folder(&testdata("tiny-shapes"), &Overrides::default()).unwrap();
+    let processor =
+        Processor::from_folder(&testdata("tiny-shapes"), &Overrides::default()).unwrap();
     let goldens = json("prompts/forged.json");
     let goldens = goldens.as_array().unwrap();
     assert!(goldens.len() > 60);
@@ -140,7 +141,8 @@ fn text_cannot_forge_special_tokens() {
 
 #[test]
 fn tools_and_calls_cannot_forge_special_tokens() {
-    let processor = Processor::from_folder(&testdata("tiny-shapes"), &Overrides::default()).unwrap();
+    let processor =
+        Processor::from_folder(&testdata("tiny-shapes"), &Overrides::default()).unwrap();
     let end = processor.tokenizer().token_id("<|im_end|>").unwrap();
     let count = |messages: &[Message], options: &PromptOptions| {
         let prompt = processor.prepare(messages, &[], options).unwrap();

@@ -82,7 +82,10 @@ fn answers_end_at_stop_strings_and_limits() {
     conversation.push(Message::user("Tell me a story."));
     let options = GenerationOptions { max_new_tokens: 5, ..greedy() };
     let completion = engine.answer(&mut conversation, &options).unwrap();
-    assert_eq!((completion.token_ids.len(), completion.finish_reason), (5, Some(FinishReason::Length)));
+    assert_eq!(
+        (completion.token_ids.len(), completion.finish_reason),
+        (5, Some(FinishReason::Length))
+    );
 }
 
 #[test]
@@ -173,9 +176,7 @@ fn where_the_template_rewrites_history_the_shared_prefix_is_reused() {
     std::fs::write(&path, changed).unwrap();
 
     let engine = Engine::builder(folder.path()).build().unwrap();
-    let ask = |conversation: &mut Conversation| {
-        engine.answer(conversation, &greedy()).unwrap()
-    };
+    let ask = |conversation: &mut Conversation| engine.answer(conversation, &greedy()).unwrap();
     let questions = ["Describe this image.", "How many shapes are there?", "Tell me a story."];
     let mut conversation = Conversation::new();
     let mut history = Vec::new();

@@ -3,6 +3,7 @@
 mod clients;
 mod community;
 mod conversation;
+mod engine;
 mod export_program;
 mod other_programs;
 mod precisions;
@@ -10,4 +11,4 @@ mod providers;
 mod released_prompts;
 mod run_program;
 mod samples;
-// mod together;
+mod together;

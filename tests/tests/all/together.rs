@@ -1,19 +1,19 @@
-//! Answers that are made in other ways than token by token alone: drafted, or in batches. The tokens
+//! Answers that are made in other ways than token by token alone: drafted, or many together. The tokens
 //! must be the same.
 
-use std::{collections::HashMap, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use lfm2vl::{Completion, Conversation, Engine, Error, GenerationOptions, RowId, chat::Message};
+use lfm2vl::{Answer, Completion, Conversation, Engine, Error, GenerationOptions, chat::Message};
 use lfm2vl_graphs::{FixedSizes, Precision, Recipe};
 use lfm2vl_tests::{
     export_from, export_with, root, sample_images, sample_questions, succeed, testdata, tiny_shapes,
 };
 use serde_json::{Value, json};
 
-fn ask<'e>(engine: &'e Engine, question: &Value) -> Conversation<'e> {
-    let mut conversation = engine.conversation();
+fn conversation(question: &Value) -> Conversation {
+    let mut conversation = Conversation::new();
     let prompt = Message::user(question["prompt"].as_str().unwrap());
-    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+    conversation.push_with_images(prompt, sample_images(question)).unwrap();
     conversation
 }
 
@@ -38,19 +38,20 @@ fn options(index: usize) -> GenerationOptions {
 
 /// What a conversation says to a question, and to the same question once more.
 fn alone(engine: &Engine, question: &Value, index: usize) -> (Completion, Completion) {
-    let mut conversation = ask(engine, question);
-    let first = conversation.generate(&options(index)).unwrap().finish().unwrap();
-    (first, again(conversation, question, &GenerationOptions::default()))
+    let mut conversation = conversation(question);
+    let first = engine.answer(&mut conversation, &options(index)).unwrap();
+    (first, again(engine, &mut conversation, question, &GenerationOptions::default()))
 }
 
 /// The answer to the same question once more, which goes on from the state.
 fn again(
-    mut conversation: Conversation<'_>,
+    engine: &Engine,
+    conversation: &mut Conversation,
     question: &Value,
     options: &GenerationOptions,
 ) -> Completion {
     conversation.push(Message::user(question["prompt"].as_str().unwrap()));
-    let second = conversation.generate(options).unwrap().finish().unwrap();
+    let second = engine.answer(conversation, options).unwrap();
     assert!(second.reused_tokens > 0);
     second
 }
@@ -65,10 +66,10 @@ fn drafts_do_not_change_the_tokens() {
     for (index, question) in sample_questions().iter().enumerate().step_by(3) {
         let (expected, expected_second) = alone(&plain, question, index);
         for (most, engine) in [(1, &speculative), (4, &of_candidates), (9, &speculative)] {
-            let mut conversation = ask(engine, question);
+            let mut conversation = conversation(question);
             let options =
                 GenerationOptions { prompt_lookup_num_tokens: Some(most), ..options(index) };
-            let answer = conversation.generate(&options).unwrap().finish().unwrap();
+            let answer = engine.answer(&mut conversation, &options).unwrap();
             assert_eq!(answer.token_ids, expected.token_ids, "{question:?} {most}");
             assert_eq!(
                 (&answer.text, answer.finish_reason),
@@ -80,7 +81,7 @@ fn drafts_do_not_change_the_tokens() {
                 max_new_tokens: 512,
                 ..options
             };
-            let second = again(conversation, question, &drafting);
+            let second = again(engine, &mut conversation, question, &drafting);
             assert_eq!(second.token_ids, expected_second.token_ids, "{question:?} {most}");
             for answer in [answer, second] {
                 drafted += answer.drafted_tokens;
@@ -97,16 +98,16 @@ fn drafts_do_not_change_the_tokens() {
 #[test]
 fn drafts_need_their_decoder() {
     let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
-    let mut conversation = engine.conversation();
+    let mut conversation = Conversation::new();
     conversation.push(Message::user("Hello"));
     let options =
         GenerationOptions { prompt_lookup_num_tokens: Some(4), ..GenerationOptions::default() };
-    let error = conversation.generate(&options).map(drop).unwrap_err();
+    let error = engine.generate(&mut conversation, &options).map(drop).unwrap_err();
     assert!(matches!(error, Error::NoSpeculation), "{error}");
     for wrong in [0, 65, usize::MAX] {
         let options =
             GenerationOptions { prompt_lookup_num_tokens: Some(wrong), ..options.clone() };
-        let error = conversation.generate(&options).map(drop).unwrap_err().to_string();
+        let error = engine.generate(&mut conversation, &options).map(drop).unwrap_err().to_string();
         assert!(error.contains("between 1 and 64"), "{error}");
     }
     let error = Engine::builder(tiny_shapes("portable")).speculation(true).build().map(drop);
@@ -114,96 +115,44 @@ fn drafts_need_their_decoder() {
     assert!(error.contains("decoder_speculative"), "{error}");
 }
 
-/// Runs the questions in a batch of at most `rows`, each joining as soon as there is place.
-fn in_a_batch(engine: &Engine, rows: usize) -> Vec<(Completion, String, Completion)> {
-    let questions = sample_questions();
-    let mut waiting = questions.iter().enumerate().step_by(3);
-    let mut indices: HashMap<RowId, usize> = HashMap::new();
-    let mut texts: HashMap<RowId, String> = HashMap::new();
-    let mut answers = Vec::new();
-    let mut batch = engine.batch();
-    loop {
-        while batch.len() < rows
-            && let Some((index, question)) = waiting.next()
-        {
-            let row = batch.join(ask(engine, question), &options(index)).unwrap();
-            indices.insert(row, index);
-        }
-        if batch.is_empty() {
-            break;
-        }
-        for step in batch.step().unwrap() {
-            texts.entry(step.row).or_default().push_str(&step.text);
-            if let Some(finished) = step.finished {
-                let question = &questions[indices[&step.row]];
-                let second = again(finished.conversation, question, &GenerationOptions::default());
-                let text = texts.remove(&step.row).unwrap();
-                answers.push((indices[&step.row], (finished.completion, text, second)));
-            }
-        }
-    }
-    answers.sort_by_key(|(index, _)| *index);
-    answers.into_iter().map(|(_, answer)| answer).collect()
-}
-
+/// Asks all questions at once, of an engine with fewer slots than questions; and then each question
+/// once more.
 #[test]
-fn batches_do_not_change_the_tokens() {
-    let plain = Engine::builder(tiny_shapes("default")).build().unwrap();
+fn many_at_once_do_not_change_the_tokens() {
+    let plain = Engine::builder(tiny_shapes("default")).slots(1).build().unwrap();
     let questions = sample_questions();
+    let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
     // The second one gives candidates instead of all logits.
     for recipe in ["default", "cuda"] {
-        let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
-        let answers = in_a_batch(&engine, 5);
-        let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
-        assert_eq!(answers.len(), asked.len());
-        for ((index, question), (answer, text, second)) in asked.into_iter().zip(answers) {
-            let (expected, expected_second) = alone(&plain, question, index);
+        let engine = Engine::builder(tiny_shapes(recipe)).slots(5).build().unwrap();
+        let mut conversations: Vec<_> = asked.iter().map(|(_, q)| conversation(q)).collect();
+        let pairs = conversations.iter_mut().zip(&asked);
+        let answers: Vec<Answer> = pairs
+            .map(|(conversation, (index, _))| engine.generate(conversation, &options(*index)))
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert!(engine.metrics().waiting > 0);
+        for ((mut answer, conversation), (index, question)) in
+            answers.into_iter().zip(&mut conversations).zip(&asked)
+        {
+            let text: String = answer.by_ref().map(|event| event.unwrap().text).collect();
+            let answer = answer.completion().unwrap();
+            let (expected, expected_second) = alone(&plain, question, *index);
             assert_eq!(answer.token_ids, expected.token_ids, "{recipe} {question:?}");
             assert_eq!((&answer.text, &text), (&expected.text, &expected.text));
             assert_eq!(
                 (answer.finish_reason, answer.prompt_tokens),
                 (expected.finish_reason, expected.prompt_tokens)
             );
+            conversation.push_answer(&answer);
+            conversation.push(Message::user(question["prompt"].as_str().unwrap()));
+            let second = engine.answer(conversation, &GenerationOptions::default()).unwrap();
             assert_eq!(second.token_ids, expected_second.token_ids, "{recipe} {question:?}");
         }
+        let metrics = engine.metrics();
+        assert_eq!(metrics.finished, 2 * asked.len() as u64);
+        assert_eq!((metrics.failed, metrics.cancelled, metrics.active), (0, 0, 0));
     }
-}
-
-#[test]
-fn a_row_can_leave_early_and_a_conversation_can_be_refused() {
-    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
-    let options = GenerationOptions::default();
-    let mut batch = engine.batch();
-    let question = json!({"prompt": "Tell me a story.", "images": []});
-    let first = batch.join(ask(&engine, &question), &options).unwrap();
-    let second = batch.join(ask(&engine, &question), &options).unwrap();
-    let mut text = String::new();
-    for _ in 0..4 {
-        let steps = batch.step().unwrap();
-        text += &steps.iter().find(|step| step.row == first).unwrap().text;
-    }
-    let left = batch.leave(first).unwrap().unwrap();
-    assert_eq!(left.messages().last(), Some(&Message::assistant(text)));
-    assert!(!again(left, &question, &options).text.is_empty());
-    assert!(batch.leave(first).unwrap().is_none());
-
-    let refused = batch.join(engine.conversation(), &options).unwrap_err();
-    assert!(matches!(refused.error, Error::NoMessage) && batch.len() == 1);
-    while !batch.is_empty() {
-        for step in batch.step().unwrap() {
-            assert_eq!(step.row, second);
-            if let Some(finished) = step.finished {
-                let mut alone = ask(&engine, &question);
-                let expected = alone.generate(&options).unwrap().finish().unwrap();
-                assert_eq!(finished.completion.token_ids, expected.token_ids);
-            }
-        }
-    }
-    let portable = Engine::builder(tiny_shapes("portable")).build().unwrap();
-    let refused = batch.join(ask(&portable, &question), &options).unwrap_err();
-    assert!(matches!(refused.error, Error::OtherEngine), "{refused}");
-    let refused = portable.batch().join(ask(&portable, &question), &options).unwrap_err();
-    assert!(matches!(refused.error, Error::NoBatch), "{refused}");
 }
 
 #[test]
@@ -226,16 +175,15 @@ fn caches_do_not_change_the_tokens_where_sizes_are_fixed() {
 
 fn caches_change_nothing(folder: &Path, step: usize) {
     let plain = Engine::builder(folder).image_cache(0).build().unwrap();
-    let caching = Engine::builder(folder).state_cache(64 << 20).build().unwrap();
+    let caching = Engine::builder(folder).share_prefixes(true).slots(40).build().unwrap();
     let options = GenerationOptions::default();
     let mut reused = 0;
     for question in sample_questions().iter().step_by(step) {
-        let mut expected = instructed(&plain, question);
-        let first = expected.generate(&options).unwrap().finish().unwrap();
-        let second = again(expected, question, &options);
+        let mut expected = instructed(question);
+        let first = plain.answer(&mut expected, &options).unwrap();
+        let second = again(&plain, &mut expected, question, &options);
         for round in 0..2 {
-            let mut cached = instructed(&caching, question);
-            let answer = cached.generate(&options).unwrap().finish().unwrap();
+            let answer = caching.answer(&mut instructed(question), &options).unwrap();
             assert_eq!(answer.token_ids, first.token_ids, "{question}");
             // All but the first of all know the system message.
             assert!(reused == 0 || answer.reused_tokens >= 32, "{}", answer.reused_tokens);
@@ -245,80 +193,74 @@ fn caches_change_nothing(folder: &Path, step: usize) {
             }
 
             // The whole history at once, as a service gets it.
-            let mut whole = instructed(&caching, question);
+            let mut whole = instructed(question);
             whole.push(Message::assistant(&first.text));
             whole.push(Message::user(question["prompt"].as_str().unwrap()));
-            let answer = whole.generate(&options).unwrap().finish().unwrap();
+            let answer = caching.answer(&mut whole, &options).unwrap();
             assert_eq!(answer.token_ids, second.token_ids, "{question}");
             assert!(answer.reused_tokens >= first.prompt_tokens, "{}", answer.reused_tokens);
         }
     }
 }
 
-/// Where sizes are fixed, steps run in buffers that conversations lend and give back.
+/// Where sizes are fixed, each slot has buffers of its own.
 #[test]
-fn answers_in_turns_are_the_same_in_all_recipes() {
-    let expected = answers_in_turns("default");
-    for recipe in ["cuda-graph", "tensorrt", "coreml"] {
-        assert_eq!(answers_in_turns(recipe), expected, "{recipe}");
+fn answers_side_by_side_are_the_same_in_all_recipes() {
+    let expected = answers_side_by_side("default");
+    for recipe in ["cuda-graph", "tensorrt", "coreml", "portable", "features", "split"] {
+        assert_eq!(answers_side_by_side(recipe), expected, "{recipe}");
     }
 }
 
-/// Token by token, three answers in turns, of which one is given up; then another question to each.
-fn answers_in_turns(recipe: &'static str) -> Vec<Vec<u32>> {
-    let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+/// Three answers at a time, of which one is given up; then another question to each.
+fn answers_side_by_side(recipe: &'static str) -> Vec<Vec<u32>> {
+    let engine = Engine::builder(tiny_shapes(recipe)).slots(3).build().unwrap();
     let options =
         GenerationOptions { max_new_tokens: 24, ignore_eos: true, ..GenerationOptions::default() };
-    let mut conversations: Vec<_> =
-        sample_questions()[..3].iter().map(|question| ask(&engine, question)).collect();
-    let mut answers: Vec<_> = conversations
-        .iter_mut()
-        .map(|conversation| conversation.generate(&options).unwrap())
-        .collect();
-    for round in 0..20 {
-        if round == 8 {
-            answers.remove(1);
-        }
-        for answer in &mut answers {
-            answer.next().unwrap().unwrap();
-        }
+    let mut conversations: Vec<_> = sample_questions()[..3].iter().map(conversation).collect();
+    let generate = |conversation| engine.generate(conversation, &options).unwrap();
+    let mut answers: Vec<_> = conversations.iter_mut().map(generate).collect();
+    for event in answers[1].by_ref().take(8) {
+        event.unwrap();
     }
-    let finished = answers.into_iter().map(|answer| answer.finish().unwrap().token_ids);
-    let mut tokens: Vec<Vec<u32>> = finished.collect();
+    drop(answers.remove(1));
+    let mut tokens = Vec::new();
+    for (answer, index) in answers.into_iter().zip([0, 2]) {
+        let completion = answer.finish().unwrap();
+        conversations[index].push_answer(&completion);
+        tokens.push(completion.token_ids);
+    }
     for conversation in &mut conversations {
         conversation.push(Message::user("And now?"));
-        let answer = conversation.generate(&options).unwrap().finish().unwrap();
-        tokens.push(answer.token_ids);
+        tokens.push(engine.answer(conversation, &options).unwrap().token_ids);
     }
     tokens
 }
 
 #[test]
 fn equal_prompts_with_other_images_are_not_taken_for_each_other() {
-    let caching = Engine::builder(tiny_shapes("default")).state_cache(64 << 20).build().unwrap();
+    let caching = Engine::builder(tiny_shapes("default")).share_prefixes(true).build().unwrap();
     let plain = Engine::builder(tiny_shapes("default")).image_cache(0).build().unwrap();
     let photo = sample_images(&json!({"images": ["tiled.jpg"]})).remove(0);
     let mirrored = image::imageops::flip_horizontal(&photo);
     let options = GenerationOptions::default();
+    let question = || Message::user("Describe this image.");
     let ask = |engine: &Engine, image: &image::RgbImage| {
-        let mut conversation = engine.conversation();
-        let question = Message::user("Describe this image.");
-        conversation.push_with_images(question, std::slice::from_ref(image)).unwrap();
-        conversation.generate(&options).unwrap().finish().unwrap()
+        let mut conversation = Conversation::new();
+        conversation.push_with_images(question(), [image.clone()]).unwrap();
+        engine.answer(&mut conversation, &options).unwrap()
     };
     let expected = [&photo, &mirrored].map(|image| ask(&plain, image));
     // Nor within a conversation, where one takes the place of the other.
-    let mut conversation = plain.conversation();
-    let mut fresh = plain.conversation();
-    let question = || Message::user("Describe this image.");
-    conversation.push_with_images(question(), std::slice::from_ref(&photo)).unwrap();
-    conversation.generate(&options).unwrap().finish().unwrap();
+    let (mut conversation, mut fresh) = (Conversation::new(), Conversation::new());
+    conversation.push_with_images(question(), [photo.clone()]).unwrap();
+    plain.answer(&mut conversation, &options).unwrap();
     (0..2).for_each(|_| drop(conversation.pop()));
     let answers = [&mut conversation, &mut fresh].map(|conversation| {
-        conversation.push_with_images(question(), std::slice::from_ref(&mirrored)).unwrap();
+        conversation.push_with_images(question(), [mirrored.clone()]).unwrap();
         conversation.push(Message::assistant("Yes."));
         conversation.push(question());
-        conversation.generate(&options).unwrap().finish().unwrap()
+        plain.answer(conversation, &options).unwrap()
     });
     assert_eq!(answers[0].token_ids, answers[1].token_ids);
     for round in 0..2 {
@@ -331,11 +273,11 @@ fn equal_prompts_with_other_images_are_not_taken_for_each_other() {
 }
 
 /// A question after a long system message.
-fn instructed<'e>(engine: &'e Engine, question: &Value) -> Conversation<'e> {
-    let mut conversation = engine.conversation();
+fn instructed(question: &Value) -> Conversation {
+    let mut conversation = Conversation::new();
     conversation.push(Message::system("You look at shapes. ".repeat(12)));
     let prompt = Message::user(question["prompt"].as_str().unwrap());
-    conversation.push_with_images(prompt, &sample_images(question)).unwrap();
+    conversation.push_with_images(prompt, sample_images(question)).unwrap();
     conversation
 }
 
@@ -357,25 +299,23 @@ fn a_450m_model_says_the_same_in_every_way() {
         GenerationOptions { max_new_tokens: 24, ignore_eos: true, ..GenerationOptions::default() };
     let questions = ["Tell me a story.", "one two three one two three one two", "What is red?"]
         .map(|prompt| json!({"prompt": prompt}));
-    let expected = questions.each_ref().map(|prompt| {
-        instructed(&plain, prompt).generate(&options).unwrap().finish().unwrap().token_ids
+    let ask = |engine: &Engine, prompt| {
+        engine.answer(&mut instructed(prompt), &options).unwrap().token_ids
+    };
+    let expected = questions.each_ref().map(|prompt| ask(&plain, prompt));
+    // Twice each, so that there are more than a group of rows.
+    let asked = questions.iter().zip(&expected).cycle().take(2 * questions.len());
+    let answers = asked.map(|(prompt, expected)| {
+        (plain.generate(&mut instructed(prompt), &options).unwrap(), prompt, expected)
     });
-    let mut batch = plain.batch();
-    let rows = questions
-        .each_ref()
-        .map(|prompt| batch.join(instructed(&plain, prompt), &options).unwrap());
-    while !batch.is_empty() {
-        for step in batch.step().unwrap() {
-            let Some(finished) = step.finished else { continue };
-            let row = rows.iter().position(|&row| row == step.row).unwrap();
-            assert_eq!(finished.completion.token_ids, expected[row], "batch, {}", questions[row]);
-        }
+    for (answer, prompt, expected) in answers.collect::<Vec<_>>() {
+        assert_eq!(&answer.finish().unwrap().token_ids, expected, "together, {prompt}");
     }
-    let other = Engine::builder(&model).speculation(true).state_cache(64 << 20).build().unwrap();
-    let options = GenerationOptions { prompt_lookup_num_tokens: Some(7), ..options };
+    let other = Engine::builder(&model).speculation(true).share_prefixes(true).build().unwrap();
+    let options = GenerationOptions { prompt_lookup_num_tokens: Some(7), ..options.clone() };
     for (prompt, expected) in questions.iter().zip(&expected) {
         for _ in 0..2 {
-            let answer = instructed(&other, prompt).generate(&options).unwrap().finish().unwrap();
+            let answer = other.answer(&mut instructed(prompt), &options).unwrap();
             assert_eq!(&answer.token_ids, expected, "{prompt}");
         }
     }

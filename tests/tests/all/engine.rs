@@ -1,0 +1,522 @@
+//! The engine under load: many answers from many threads, some of which are given up, come too late or
+//! fail. Each that ends has the tokens that it has alone.
+
+use std::{
+    collections::BTreeMap,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lfm2vl::{
+    Completion, Conversation, Engine, Error, ErrorKind, GenerationOptions, History,
+    LogitsProcessor, Part, chat::Message,
+};
+use lfm2vl_graphs::{FixedSizes, Precision, Recipe};
+use lfm2vl_tests::{copy_folder, export_with, sample_images, sample_questions, tiny_shapes};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::Value;
+
+fn conversation(question: &Value) -> Conversation {
+    let mut conversation = Conversation::new();
+    let prompt = Message::user(question["prompt"].as_str().unwrap());
+    conversation.push_with_images(prompt, sample_images(question)).unwrap();
+    conversation
+}
+
+fn text(prompt: &str) -> Conversation {
+    let mut conversation = Conversation::new();
+    conversation.push(Message::user(prompt));
+    conversation
+}
+
+fn greedy(max_new_tokens: usize) -> GenerationOptions {
+    GenerationOptions { max_new_tokens, ignore_eos: true, ..GenerationOptions::default() }
+}
+
+/// A folder whose embedding of one token is not a number: whoever writes it fails with the next token.
+/// Gives the token.
+fn poisoned(folder: &std::path::Path, recipe: &'static str) -> u32 {
+    let token = 1000;
+    copy_folder(&tiny_shapes(recipe), folder);
+    let data = folder.join("onnx/embed_tokens.onnx_data");
+    let mut bytes = std::fs::read(&data).unwrap();
+    // float32 [vocabulary, 128].
+    assert_eq!(bytes.len(), 1501 * 128 * 4);
+    let start = token as usize * 128 * 4;
+    let row = bytes[start..start + 128 * 4].chunks_exact_mut(4);
+    row.for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+    std::fs::write(data, bytes).unwrap();
+    token
+}
+
+/// What happens to an answer.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Finishes,
+    IsCancelled { after: usize },
+    IsDropped { after: usize },
+    IsLate { after: Duration },
+    Fails,
+}
+
+/// The tokens of sample questions alone, as far as they have been asked.
+struct Alone {
+    engine: Engine,
+    known: Mutex<BTreeMap<(usize, u64), Vec<u32>>>,
+}
+
+impl Alone {
+    fn tokens(&self, questions: &[Value], question: usize, kind: u64) -> Vec<u32> {
+        let mut known = self.known.lock().unwrap();
+        let tokens = known.entry((question, kind)).or_insert_with(|| {
+            let mut conversation = conversation(&questions[question]);
+            self.engine.answer(&mut conversation, &options(kind)).unwrap().token_ids
+        });
+        tokens.clone()
+    }
+}
+
+/// Greedy, or one of some seeds.
+fn options(kind: u64) -> GenerationOptions {
+    match kind {
+        0 => GenerationOptions::default(),
+        1 => greedy(40),
+        seed => GenerationOptions {
+            temperature: 1.5,
+            top_p: (seed % 2 == 0).then_some(0.9),
+            seed: Some(seed),
+            max_new_tokens: 30,
+            ..GenerationOptions::default()
+        },
+    }
+}
+
+/// Asks `count` questions from 8 threads.
+fn stress(engine: &Engine, alone: &Alone, poison: u32, seed: u64, count: usize) {
+    let questions = sample_questions();
+    let next = Mutex::new(0..count);
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let (questions, next) = (&questions, &next);
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(seed * 8 + thread);
+                while next.lock().unwrap().next().is_some() {
+                    let question = random.random_range(0..questions.len());
+                    let kind = random.random_range(0..5);
+                    let fate = match random.random_range(0..10) {
+                        0 => Fate::IsCancelled { after: random.random_range(0..6) },
+                        1 => Fate::IsDropped { after: random.random_range(0..6) },
+                        2 => {
+                            let after = Duration::from_micros(random.random_range(0..60_000));
+                            Fate::IsLate { after }
+                        }
+                        3 => Fate::Fails,
+                        _ => Fate::Finishes,
+                    };
+                    let case = format!("seed {seed}: question {question}, {kind}, {fate:?}");
+                    let mut conversation = conversation(&questions[question]);
+                    let tokens = live(engine, &mut conversation, kind, fate, poison, &case);
+                    let Some(tokens) = tokens else { continue };
+                    assert_eq!(tokens, alone.tokens(questions, question, kind), "{case}");
+                }
+            });
+        }
+    });
+    // Those that were dropped may be among them for a moment.
+    let start = Instant::now();
+    while engine.metrics().active + engine.metrics().waiting > 0 {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", engine.metrics());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The tokens of an answer that comes to its end.
+fn live(
+    engine: &Engine,
+    conversation: &mut Conversation,
+    kind: u64,
+    fate: Fate,
+    poison: u32,
+    case: &str,
+) -> Option<Vec<u32>> {
+    let mut options = options(kind);
+    match fate {
+        Fate::IsLate { after } => options.timeout = Some(after),
+        Fate::Fails => options.logit_bias = [(poison, 1e4)].into(),
+        _ => {}
+    }
+    let mut answer = match engine.generate(conversation, &options) {
+        Ok(answer) => answer,
+        Err(error) => panic!("{case}: {error}"),
+    };
+    match fate {
+        Fate::Finishes => Some(answer.finish().unwrap_or_else(|e| panic!("{case}: {e}")).token_ids),
+        Fate::IsDropped { after } => {
+            answer.by_ref().take(after).for_each(|event| drop(event.unwrap()));
+            None
+        }
+        Fate::IsCancelled { after } => {
+            answer.by_ref().take(after).for_each(|event| drop(event.unwrap()));
+            answer.cancel();
+            // It may have ended before.
+            match answer.finish() {
+                Err(Error::Cancelled) => None,
+                result => Some(result.unwrap_or_else(|e| panic!("{case}: {e}")).token_ids),
+            }
+        }
+        Fate::IsLate { .. } => match answer.finish() {
+            Err(Error::TimedOut(_)) => None,
+            result => Some(result.unwrap_or_else(|e| panic!("{case}: {e}")).token_ids),
+        },
+        Fate::Fails => {
+            let error = answer.finish().expect_err(case);
+            assert!(matches!(error, Error::NotFinite { .. }), "{case}: {error}");
+            None
+        }
+    }
+}
+
+/// `LFM2VL_STRESS` is for how many seeds; 2 when it is not set.
+#[test]
+fn answers_under_load_have_the_tokens_that_they_have_alone() {
+    let seeds = std::env::var("LFM2VL_STRESS").ok().and_then(|seeds| seeds.parse().ok());
+    let engine = Engine::builder(tiny_shapes("default")).slots(1).image_cache(0).build().unwrap();
+    let alone = Alone { engine, known: Mutex::default() };
+    for (recipe, slots, sequences) in [
+        ("default", 7, 80),
+        ("cuda", 5, 64),
+        ("features", 6, 64),
+        ("split", 32, 64),
+        // One at a time.
+        ("portable", 4, 32),
+        ("cuda-graph", 3, 32),
+        ("coreml", 3, 16),
+        ("tensorrt", 2, 16),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let poison = poisoned(folder.path(), recipe);
+        let engine = Engine::builder(folder.path()).slots(slots).share_prefixes(recipe == "split");
+        let engine = engine.build().unwrap();
+        for seed in 0..seeds.unwrap_or(2) {
+            stress(&engine, &alone, poison, seed, sequences);
+        }
+        let metrics = engine.metrics();
+        assert!(metrics.finished > 0 && metrics.failed > 0 && metrics.cancelled > 0, "{metrics:?}");
+    }
+}
+
+/// A prompt whose last run has one token used to leave its logits in buffers that the next step of any
+/// conversation writes to.
+#[test]
+fn nobody_is_given_the_logits_of_another() {
+    let mut recipe = Recipe::builtin("cuda-graph").unwrap();
+    recipe.sizes =
+        Some(FixedSizes { views: None, patches: None, past_sequence: 300, sequence: 32 });
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    export_with(&folder, "tiny-shapes", recipe, &[Precision::Fp32]);
+    let engine = Engine::builder(&folder).slots(2).build().unwrap();
+    // 32 + 1 tokens: the last run is a step.
+    let mut words = 0;
+    let prompt = loop {
+        let prompt = format!("Tell me a story. {}", "a".repeat(words));
+        let completion = engine.answer(&mut text(&prompt), &greedy(1)).unwrap();
+        if completion.prompt_tokens % 32 == 1 && completion.prompt_tokens > 32 {
+            break prompt;
+        }
+        words += 1;
+        assert!(words < 200);
+    };
+    let expected = engine.answer(&mut text(&prompt), &greedy(8)).unwrap().token_ids;
+    for _ in 0..20 {
+        let other = engine.generate(&mut text("Describe a shape."), &greedy(60)).unwrap();
+        let answer = engine.generate(&mut text(&prompt), &greedy(8)).unwrap();
+        assert!(other.finish().is_ok());
+        // Read when the other one has long stepped.
+        assert_eq!(answer.finish().unwrap().token_ids, expected);
+    }
+}
+
+#[test]
+fn answers_can_be_cancelled_before_their_first_token() {
+    let engine = Engine::builder(tiny_shapes("default")).slots(1).build().unwrap();
+    let busy = engine.generate(&mut text("Tell me a story."), &greedy(3000)).unwrap();
+    // This one waits for the slot.
+    let waiting = engine.generate(&mut text("Hello"), &greedy(10)).unwrap();
+    waiting.cancel();
+    assert_eq!(waiting.finish().unwrap_err().kind(), ErrorKind::Cancelled);
+    let late = GenerationOptions { timeout: Some(Duration::from_millis(20)), ..greedy(10) };
+    let error = engine.generate(&mut text("Hello"), &late).unwrap().finish().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    // From another thread, while this one reads.
+    let handle = busy.cancel_handle();
+    thread::spawn(move || handle.cancel());
+    let error = busy.finish().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    let metrics = engine.metrics();
+    assert_eq!((metrics.cancelled, metrics.finished), (3, 0));
+    // In a long prompt, in which pieces are the first thing that can be ended.
+    let start = Instant::now();
+    let answer = engine.generate(&mut text(&"word ".repeat(900)), &greedy(10)).unwrap();
+    answer.cancel();
+    assert!(answer.finish().is_err());
+    assert!(start.elapsed() < Duration::from_secs(60));
+    let prompt_tokens = engine.metrics().prompt_tokens;
+    assert!(prompt_tokens < metrics.prompt_tokens + 900, "{prompt_tokens}");
+}
+
+#[test]
+fn what_was_made_is_there_after_a_deadline() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let options = GenerationOptions { timeout: Some(Duration::from_millis(300)), ..greedy(4000) };
+    let mut conversation = text("Tell me a story.");
+    let mut answer = engine.generate(&mut conversation, &options).unwrap();
+    let mut read = String::new();
+    let error = loop {
+        match answer.next().expect("it does not end by itself") {
+            Ok(event) => read += &event.text,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
+    assert!(answer.next().is_none());
+    let completion = answer.completion().unwrap();
+    assert_eq!((completion.text.as_str(), completion.finish_reason), (read.as_str(), None));
+    assert!(completion.prompt_tokens > 0 && !completion.token_ids.is_empty());
+    // The conversation goes on from there.
+    conversation.push_answer(&completion);
+    conversation.push(Message::user("Hello"));
+    let next = engine.answer(&mut conversation, &greedy(4)).unwrap();
+    assert!(next.reused_tokens > completion.prompt_tokens, "{}", next.reused_tokens);
+}
+
+#[test]
+fn requests_beyond_the_queue_are_refused_at_once() {
+    let engine = Engine::builder(tiny_shapes("default")).slots(1).queue(2).build().unwrap();
+    let ask = || engine.generate(&mut text("Tell me a story."), &greedy(2000));
+    let first = ask().unwrap();
+    while engine.metrics().active == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let waiting = [ask().unwrap(), ask().unwrap()];
+    let error = ask().map(drop).unwrap_err();
+    assert!(matches!(error, Error::Busy { waiting: 2 }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert_eq!(engine.metrics().refused, 1);
+    drop(first);
+    drop(waiting);
+    assert!(engine.answer(&mut text("Hello"), &greedy(2)).is_ok());
+}
+
+/// Joining copies nothing but its own row, and leaving no more than that and the last one.
+#[test]
+fn rows_are_copied_one_at_a_time() {
+    let (slots, capacity) = (32, 4000);
+    let engine = Engine::builder(tiny_shapes("default")).slots(slots).capacity(capacity);
+    let engine = engine.build().unwrap();
+    let row = engine.metrics().state_bytes / slots;
+    let mut copied = 0;
+    let mut check = |engine: &Engine, rows: usize| {
+        let now = engine.metrics().copied_bytes;
+        assert!(now - copied <= (rows * row) as u64, "{} of rows of {row}: {:?}", now - copied, engine.metrics());
+        copied = now;
+    };
+    let wait = |active: usize| {
+        while engine.metrics().active != active || engine.metrics().in_prompt > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let mut answers = Vec::new();
+    for active in 1..=slots {
+        answers.push(engine.generate(&mut text("Tell me a story."), &greedy(3900)).unwrap());
+        wait(active);
+        check(&engine, 0);
+    }
+    for left in (0..slots).rev() {
+        // In the middle, or what is there of it.
+        drop(answers.remove(left / 2));
+        wait(left);
+        check(&engine, 2);
+    }
+    // A slot that is used again.
+    let again = engine.generate(&mut text("Tell me a story."), &greedy(100)).unwrap();
+    wait(1);
+    check(&engine, 1);
+    drop(again);
+}
+
+#[test]
+fn logits_that_are_not_finite_end_only_their_own_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let poison = poisoned(folder.path(), "default");
+    let engine = Engine::builder(folder.path()).build().unwrap();
+    let expected = engine.answer(&mut text("Tell me a story."), &greedy(50)).unwrap().token_ids;
+    let other = engine.generate(&mut text("Tell me a story."), &greedy(50)).unwrap();
+    let options = GenerationOptions { logit_bias: [(poison, 1e4)].into(), ..greedy(50) };
+    let answer = engine.generate(&mut text("Tell me a story."), &options).unwrap();
+    let mut answer = answer.into_iter();
+    assert_eq!(answer.next().unwrap().unwrap().token_id, Some(poison));
+    let error = answer.next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("decoder_model_merged"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert_eq!(other.finish().unwrap().token_ids, expected);
+    // Nor whoever has the slot next.
+    for _ in 0..9 {
+        let tokens = engine.answer(&mut text("Tell me a story."), &greedy(50)).unwrap().token_ids;
+        assert_eq!(tokens, expected);
+    }
+}
+
+#[test]
+fn a_refused_prompt_costs_no_state() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let mut conversation = text("Tell me a story.");
+    let first = engine.answer(&mut conversation, &greedy(40)).unwrap();
+    conversation.push(Message::user("word ".repeat(5000)));
+    let error = engine.generate(&mut conversation, &greedy(4)).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLong);
+    conversation.pop();
+    // An image and its question are taken back as well.
+    let question = &sample_questions()[0];
+    let images = sample_images(question);
+    conversation.push_with_images(Message::user("What is this?"), images).unwrap();
+    engine.answer(&mut conversation, &greedy(4)).unwrap();
+    (0..2).for_each(|_| drop(conversation.pop()));
+    conversation.push(Message::user("Hello"));
+    let next = engine.answer(&mut conversation, &greedy(4)).unwrap();
+    assert!(next.reused_tokens >= first.prompt_tokens, "{}", next.reused_tokens);
+}
+
+#[test]
+fn idle_conversations_give_their_slots_to_others() {
+    let engine = Engine::builder(tiny_shapes("default")).slots(2).build().unwrap();
+    let prompts = ["Tell me a story.", "Hello", "Describe a shape.", "Say something."];
+    let mut conversations = prompts.map(text);
+    let ask = |conversation: &mut Conversation| engine.answer(conversation, &greedy(6)).unwrap();
+    conversations.iter_mut().for_each(|conversation| drop(ask(conversation)));
+    assert_eq!((engine.metrics().cached_slots, engine.metrics().active), (2, 0));
+    let reused = conversations.each_mut().map(|conversation| {
+        conversation.push(Message::user("And now?"));
+        ask(conversation).reused_tokens
+    });
+    // The state of the first two was the least recently used; then theirs took that of the others.
+    assert_eq!(reused[0], 0);
+    conversations[0].push(Message::user("And then?"));
+    assert!(engine.metrics().cached_slots == 2);
+    // Another conversation does not get it, unless it may.
+    let mut same = conversations[3].clone();
+    same.push(Message::user("More."));
+    assert!(ask(&mut same).reused_tokens > 0);
+    let mut stranger = Conversation::new();
+    for message in conversations[3].messages() {
+        stranger.push(message.clone());
+    }
+    stranger.push(Message::user("More."));
+    assert_eq!(ask(&mut stranger).reused_tokens, 0);
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    for recipe in ["default", "cuda"] {
+        let engine = Engine::builder(tiny_shapes(recipe)).build().unwrap();
+        let options = GenerationOptions { logprobs: Some(3), ..greedy(12) };
+        let answer = engine.generate(&mut text("Tell me a story."), &options).unwrap();
+        let completion = answer.finish().unwrap();
+        assert_eq!(completion.logprobs.len(), 12);
+        for (token, logprobs) in completion.token_ids.iter().zip(&completion.logprobs) {
+            // Greedy: the first of the most likely ones.
+            assert_eq!(logprobs.chosen.token_id, *token);
+            assert_eq!(logprobs.top[0], logprobs.chosen);
+            assert_eq!(logprobs.top.len(), 3);
+            let sum: f32 = logprobs.top.iter().map(|token| token.logprob.exp()).sum();
+            assert!(sum <= 1.0 + 1e-5, "{sum}");
+        }
+    }
+}
+
+#[test]
+fn stages_of_the_caller_decide() {
+    struct Only(u32);
+    impl LogitsProcessor for Only {
+        fn process(&mut self, history: &History, logits: &mut [f32]) {
+            assert!(history.tokens().len() > history.answer().len());
+            let others = (0..).zip(logits).filter(|(id, _)| *id != self.0);
+            others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        }
+    }
+    let engine = Engine::builder(tiny_shapes("cuda")).build().unwrap();
+    let answer =
+        engine.generate_with(&mut text("Hello"), &greedy(5), vec![Box::new(Only(70))]).unwrap();
+    assert_eq!(answer.finish().unwrap().token_ids, [70; 5]);
+}
+
+#[test]
+fn events_tell_tokens_and_parts() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let tokenizer = engine.processor().tokenizer();
+    // The model is made to write these.
+    struct Script(std::vec::IntoIter<u32>);
+    impl LogitsProcessor for Script {
+        fn process(&mut self, _: &History, logits: &mut [f32]) {
+            logits.fill(f32::NEG_INFINITY);
+            logits[self.0.next().unwrap() as usize] = 0.0;
+        }
+    }
+    let mut script = tokenizer.encode("<think>Hm.</think>Yes").unwrap();
+    script.extend(tokenizer.encode("<|tool_call_start|>[f()]<|tool_call_end|>Done").unwrap());
+    let count = script.len();
+    let processors: Vec<Box<dyn LogitsProcessor>> = vec![Box::new(Script(script.into_iter()))];
+    let answer = engine.generate_with(&mut text("Hello"), &greedy(count), processors).unwrap();
+    let mut parts: Vec<(Part, String)> = Vec::new();
+    let mut tokens = 0;
+    let mut answer = answer.into_iter();
+    for event in answer.by_ref() {
+        let event = event.unwrap();
+        tokens += usize::from(event.token_id.is_some());
+        match parts.last_mut() {
+            Some((part, text)) if *part == event.part => *text += &event.text,
+            _ if event.text.is_empty() => {}
+            _ => parts.push((event.part, event.text)),
+        }
+    }
+    let expected = [
+        (Part::Thinking, "<think>Hm.</think>"),
+        (Part::Text, "Yes"),
+        (Part::ToolCall, "[f()]"),
+        (Part::Text, "Done"),
+    ];
+    assert_eq!(parts, expected.map(|(part, text)| (part, text.to_owned())));
+    assert_eq!(tokens, count);
+    let completion: Completion = answer.completion().unwrap();
+    assert_eq!(completion.reply.tool_calls[0].name, "f");
+    assert_eq!(completion.reply.thinking.as_deref(), Some("Hm."));
+}
+
+#[test]
+fn an_engine_goes_on_as_long_as_its_answers() {
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let answer = engine.clone().generate(&mut text("Hello"), &greedy(30)).unwrap();
+    drop(engine);
+    assert_eq!(answer.finish().unwrap().token_ids.len(), 30);
+}
+
+#[test]
+fn settings_that_make_no_sense_are_told() {
+    let builder = || Engine::builder(tiny_shapes("default"));
+    for (engine, name) in [
+        (builder().slots(0).build(), "slots"),
+        (builder().queue(0).build(), "queue"),
+        (builder().prompt_tokens_per_step(0).build(), "prompt_tokens_per_step"),
+        (builder().kv_cache_memory(10).build(), "kv_cache_memory"),
+    ] {
+        let error = engine.map(drop).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let engine = builder().capacity(100).build().unwrap();
+    assert_eq!(engine.context(), 100);
+    let error = engine.generate(&mut text(&"word ".repeat(100)), &greedy(5)).map(drop);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::TooLong);
+    let completion = engine.answer(&mut text("Tell me a story."), &greedy(500)).unwrap();
+    assert_eq!(completion.prompt_tokens + completion.token_ids.len(), 100);
+}
