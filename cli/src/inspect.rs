@@ -60,7 +60,7 @@ fn report(engine: &Engine) -> Result<Value> {
     };
     let graphs: Vec<Value> = engine
         .graphs()
-        .into_iter()
+        .iter()
         .map(|info| {
             json!({
                 "graph": info.graph,
@@ -72,7 +72,7 @@ fn report(engine: &Engine) -> Result<Value> {
                 "skipped": info.skipped,
                 "assignments": info.assignments,
                 "state_memory": info.state_memory,
-                "warning": crossing(&info),
+                "warning": crossing(info),
             })
         })
         .collect();

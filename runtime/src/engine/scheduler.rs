@@ -16,13 +16,15 @@ use super::{
     cancel::Watchdog,
     image_cache::ImageCache,
     placement::{self, Placement},
+    prefix::ImageSpan,
     request::{Inbox, Request},
     slot::{Active, Cached, Slot},
 };
 use crate::{
     Error,
-    generate::{FinishReason, NextError},
+    generate::{Event, FinishReason, NextError, Sequence},
     image::ProcessedImage,
+    kv_cache::Checkpoint,
 };
 
 /// How answers share the model.
@@ -34,6 +36,9 @@ pub(super) struct Settings {
     /// Prompt tokens between two steps.
     pub(super) prompt_tokens_per_step: Option<usize>,
 }
+
+/// How an answer ends.
+type End = Result<FinishReason, Error>;
 
 pub(super) struct Scheduler {
     model: Model,
@@ -124,29 +129,30 @@ impl Scheduler {
     fn admit(&mut self) {
         while placement::replaceable(&self.slots).is_some() {
             let Some(request) = self.inbox.next_request() else { return };
-            if let Err((request, error)) = self.start(request) {
-                self.done.failed += 1;
-                tracing::warn!(%error, "a request cannot be started");
-                self.publish();
-                request.sender.end(Err(error));
+            match self.place(&request) {
+                Ok((slot, checkpoints)) => self.start(request, slot, checkpoints),
+                Err(error) => {
+                    self.done.failed += 1;
+                    tracing::warn!(%error, "a request cannot be started");
+                    self.publish();
+                    request.sender.end(Err(error));
+                }
             }
             self.publish();
         }
     }
 
-    fn start(&mut self, request: Request) -> Result<(), (Request, Error)> {
-        let image_token = self.model.processor.image_token_id();
-        let placed =
-            self.model.decoder.state(|cache| cache.reserve(request.most_tokens)).and_then(|()| {
-                let owner = (!self.share_prefixes).then_some(request.conversation);
-                let placement =
-                    Placement::of(&self.slots, owner, &request, image_token, &self.model.decoder);
-                placement.carry_out(&mut self.slots, &mut self.model.decoder)
-            });
-        let (slot, checkpoints) = match placed {
-            Ok(placed) => placed,
-            Err(error) => return Err((request, error)),
-        };
+    /// Makes room for a request. Gives its slot, and the checkpoints of the state that is there.
+    fn place(&mut self, request: &Request) -> Result<(usize, Vec<Checkpoint>), Error> {
+        let Scheduler { model, slots, .. } = self;
+        model.decoder.state(|cache| cache.reserve(request.most_tokens))?;
+        let owner = (!self.share_prefixes).then_some(request.conversation);
+        let image_token = model.processor.image_token_id();
+        let placement = Placement::of(slots, owner, request, image_token, &model.decoder);
+        placement.carry_out(slots, &mut model.decoder)
+    }
+
+    fn start(&mut self, request: Request, slot: usize, checkpoints: Vec<Checkpoint>) {
         let reused = self.model.decoder.tokens(slot);
         let waited = request.start.elapsed();
         request.sender.update(|progress| {
@@ -156,9 +162,9 @@ impl Scheduler {
         let ends = self.ends(request.sequence.tokens(), reused);
         self.done.reused_tokens += reused as u64;
         tracing::debug!(slot, reused, prompt = request.sequence.tokens().len(), "a prompt starts");
+        let image_token = self.model.processor.image_token_id();
         let active = Active::new(request, reused, checkpoints, ends, image_token);
         self.slots[slot] = Slot::Prompt(Box::new(active));
-        Ok(())
     }
 
     /// Where there is to be a checkpoint in a prompt after its first `reused` tokens: where other prompts
@@ -213,11 +219,7 @@ impl Scheduler {
 
     /// Gives a token to each answer in these slots. Where the run fails, each is run alone, so that only
     /// those end that fail by themselves.
-    fn decode_together(
-        &mut self,
-        slots: Range<usize>,
-        ends: &mut Vec<(usize, Result<FinishReason, Error>)>,
-    ) {
+    fn decode_together(&mut self, slots: Range<usize>, ends: &mut Vec<(usize, End)>) {
         match self.step(slots.clone()) {
             Ok(ended) => ends.extend(ended),
             Err(error) if slots.len() == 1 => ends.push((slots.start, Err(error))),
@@ -229,10 +231,7 @@ impl Scheduler {
     }
 
     /// Runs the last token of each answer, and chooses the next. Gives those that have ended.
-    fn step(
-        &mut self,
-        range: Range<usize>,
-    ) -> Result<Vec<(usize, Result<FinishReason, Error>)>, Error> {
+    fn step(&mut self, range: Range<usize>) -> Result<Vec<(usize, End)>, Error> {
         let Scheduler { model, slots, done, .. } = self;
         let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
         let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
@@ -426,7 +425,7 @@ impl Scheduler {
 
     /// Ends the answer in a slot. Its state stays there for a prompt that goes on from it, unless the
     /// answer failed; and the last slot that decodes takes the place of one that decoded.
-    fn end(&mut self, slot: usize, end: Result<FinishReason, Error>) {
+    fn end(&mut self, slot: usize, end: End) {
         let decoding = self.decoding();
         let active = match std::mem::replace(&mut self.slots[slot], Slot::Free) {
             Slot::Prompt(active) | Slot::Decoding(active) => *active,
@@ -478,9 +477,9 @@ impl Scheduler {
         &mut self,
         slot: usize,
         conversation: u64,
-        sequence: crate::generate::Sequence,
-        images: Vec<super::prefix::ImageSpan>,
-        checkpoints: Vec<crate::kv_cache::Checkpoint>,
+        sequence: Sequence,
+        images: Vec<ImageSpan>,
+        checkpoints: Vec<Checkpoint>,
     ) -> Result<Slot, Error> {
         let decoder = &mut self.model.decoder;
         // An image token that the model wrote would be taken for one of an image.
@@ -551,7 +550,7 @@ impl Drop for Scheduler {
 
 impl Active {
     /// Gives events to whoever reads them.
-    fn tell(&mut self, events: Vec<crate::generate::Event>) {
+    fn tell(&mut self, events: Vec<Event>) {
         let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
         self.sender.send(events, decode);
     }

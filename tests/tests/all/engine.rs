@@ -319,7 +319,12 @@ fn rows_are_copied_one_at_a_time() {
     let mut copied = 0;
     let mut check = |engine: &Engine, rows: usize| {
         let now = engine.metrics().copied_bytes;
-        assert!(now - copied <= (rows * row) as u64, "{} of rows of {row}: {:?}", now - copied, engine.metrics());
+        assert!(
+            now - copied <= (rows * row) as u64,
+            "{} of rows of {row}: {:?}",
+            now - copied,
+            engine.metrics()
+        );
         copied = now;
     };
     let wait = |active: usize| {

@@ -98,7 +98,7 @@ fn ggml_takes_what_is_predicted() {
         let builder = Engine::builder(tiny_shapes(recipe)).providers([ggml.clone(), Provider::Cpu]);
         let engine = builder.build().unwrap();
         for partition in predicted(recipe, Precision::Fp32, "ggml") {
-            let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
+            let Some(info) = engine.graphs().iter().find(|info| info.graph == partition.graph)
             else {
                 continue;
             };
@@ -157,7 +157,7 @@ fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
     ] {
         let Some(engine) = on_plugin(&folder, &openvino) else { return };
         for partition in predicted(recipe, precision, "openvino") {
-            let Some(info) = engine.graphs().into_iter().find(|info| info.graph == partition.graph)
+            let Some(info) = engine.graphs().iter().find(|info| info.graph == partition.graph)
             else {
                 continue;
             };

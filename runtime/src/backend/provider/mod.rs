@@ -1,25 +1,21 @@
 //! Execution providers: what runs the graphs.
 
+mod descriptor;
 mod options;
 mod plugin;
 mod unavailable;
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use lfm2vl_graphs::environment;
-use ort::{
-    environment::Environment, ep::ExecutionProviderDispatch, session::builder::SessionBuilder,
-};
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use ort::{environment::Environment, session::builder::SessionBuilder};
 
 pub use options::{ComputeUnits, CoreMl, Cuda, DirectMl, ModelFormat, OpenVino, TensorRt, WebGpu};
 pub use plugin::{DeviceKind, Plugin};
 
 pub(crate) use unavailable::Unavailable;
 
-use options::Setting;
-use unavailable::library_remedy;
+use descriptor::{Compiled, DESCRIPTORS, Described, Descriptor};
 
 /// What runs the graphs. Those other than the CPU and plugins need the cargo feature of their name
 /// and an ONNX Runtime library that has them; one that cannot start is an error, never a silent
@@ -51,44 +47,6 @@ pub enum Provider {
 #[error("{0}")]
 pub struct ProviderError(String);
 
-/// A provider that this build has.
-struct Compiled {
-    dispatch: ExecutionProviderDispatch,
-    /// Whether the loaded ONNX Runtime library has it.
-    in_library: bool,
-}
-
-/// ort's `$ep` with the settings of `$options`, if the feature that brings it is on.
-macro_rules! compiled {
-    ($feature:literal, $ep:ident, $options:ident) => {
-        compiled!(
-            $feature,
-            $ep,
-            |settings: Vec<Setting>| {
-                use ort::ep::ArbitrarilyConfigurableExecutionProvider;
-                let ep = ort::ep::$ep::default();
-                settings.iter().fold(ep, |ep, (key, value)| ep.with_arbitrary_config(key, value))
-            },
-            $options.settings()
-        )
-    };
-    ($feature:literal, $ep:ident, $build:expr, $settings:expr) => {{
-        #[cfg(feature = $feature)]
-        {
-            use ort::ep::ExecutionProvider;
-            Some(Compiled {
-                dispatch: $build($settings).build().error_on_failure(),
-                in_library: ort::ep::$ep::is_available().unwrap_or(false),
-            })
-        }
-        #[cfg(not(feature = $feature))]
-        {
-            let _ = $settings;
-            None
-        }
-    }};
-}
-
 impl Provider {
     /// Names of the providers, as [`parse`](Self::parse) takes them.
     pub const NAMES: [&'static str; 8] =
@@ -100,49 +58,47 @@ impl Provider {
     /// # Errors
     /// [`ProviderError`] for an unknown name, or a setting that the provider does not have.
     pub fn parse(name: &str, settings: &[(String, String)]) -> Result<Self, ProviderError> {
-        Self::parsed(name, settings).map_err(ProviderError)
+        if let Some(path) = name.strip_prefix("plugin:") {
+            return Plugin::parse(path, settings).map(Provider::Plugin).map_err(ProviderError);
+        }
+        let unknown = || {
+            let known = Self::NAMES.join(", ");
+            ProviderError(format!("'{name}' is not a provider; use {known}"))
+        };
+        let descriptor = DESCRIPTORS.iter().find(|descriptor| descriptor.name == name);
+        (descriptor.ok_or_else(unknown)?.parse)(name, settings).map_err(ProviderError)
     }
 
-    fn parsed(name: &str, settings: &[(String, String)]) -> Result<Self, String> {
-        if let Some(path) = name.strip_prefix("plugin:") {
-            return parse_plugin(path, settings).map(Provider::Plugin);
+    /// What it is, with its settings: the one place that tells providers apart.
+    fn described(&self) -> &dyn Described {
+        match self {
+            Provider::Cpu => &descriptor::Cpu,
+            Provider::Cuda(options) => options,
+            Provider::TensorRt(options) => options,
+            Provider::CoreMl(options) => options,
+            Provider::DirectMl(options) => options,
+            Provider::OpenVino(options) => options,
+            Provider::WebGpu(options) => options,
+            Provider::Plugin(plugin) => plugin,
         }
-        match name {
-            "cpu" => parse_options::<Nothing>(name, settings).map(|_| Provider::Cpu),
-            "cuda" => parse_options(name, settings).map(Provider::Cuda),
-            "tensorrt" => parse_options(name, settings).map(Provider::TensorRt),
-            "coreml" => parse_options(name, settings).map(Provider::CoreMl),
-            "directml" => parse_options(name, settings).map(Provider::DirectMl),
-            "openvino" => parse_options(name, settings).map(Provider::OpenVino),
-            "webgpu" => parse_options(name, settings).map(Provider::WebGpu),
-            _ => Err(format!("'{name}' is not a provider; use {}", Self::NAMES.join(", "))),
-        }
+    }
+
+    fn descriptor(&self) -> &'static Descriptor {
+        self.described().descriptor()
     }
 
     /// The providers that this build and the loaded ONNX Runtime library have, besides plugins, with
     /// default settings. Whether there is a device for them shows when a model is loaded.
     pub fn available() -> Vec<Provider> {
-        let all = [
-            Provider::Cpu,
-            Provider::Cuda(Cuda::default()),
-            Provider::TensorRt(TensorRt::default()),
-            Provider::CoreMl(CoreMl::default()),
-            Provider::DirectMl(DirectMl::default()),
-            Provider::OpenVino(OpenVino::default()),
-            Provider::WebGpu(WebGpu::default()),
-        ];
-        all.into_iter().filter(|provider| provider.unavailable().is_none()).collect()
+        let all = DESCRIPTORS.iter().map(|descriptor| (descriptor.default)());
+        all.filter(|provider| provider.unavailable().is_none()).collect()
     }
 
     /// What to try in order where the user does not choose: what suits the platform and the library
     /// has, then the CPU. TensorRT is not among them, since building its engines takes minutes.
     pub fn auto() -> Vec<Provider> {
-        let suits = |provider: &Provider| match provider {
-            Provider::Cuda(_) | Provider::DirectMl(_) | Provider::CoreMl(_) => true,
-            Provider::OpenVino(_) | Provider::WebGpu(_) | Provider::TensorRt(_) => false,
-            Provider::Cpu | Provider::Plugin(_) => false,
-        };
-        let mut providers: Vec<_> = Self::available().into_iter().filter(suits).collect();
+        let mut providers = Self::available();
+        providers.retain(|provider| provider.descriptor().is_automatic);
         providers.push(Provider::Cpu);
         providers
     }
@@ -150,67 +106,37 @@ impl Provider {
     /// The name, as [`parse`](Self::parse) takes it.
     pub fn name(&self) -> String {
         match self {
-            Provider::Cpu => "cpu".to_owned(),
-            Provider::Cuda(_) => "cuda".to_owned(),
-            Provider::TensorRt(_) => "tensorrt".to_owned(),
-            Provider::CoreMl(_) => "coreml".to_owned(),
-            Provider::DirectMl(_) => "directml".to_owned(),
-            Provider::OpenVino(_) => "openvino".to_owned(),
-            Provider::WebGpu(_) => "webgpu".to_owned(),
             Provider::Plugin(plugin) => format!("plugin:{}", plugin.library.display()),
+            _ => self.descriptor().name.to_owned(),
         }
     }
 
     /// Its settings as ONNX Runtime takes them: key and value.
     pub fn settings(&self) -> Vec<(String, String)> {
-        let known = |settings: Vec<Setting>| {
-            settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-        };
-        match self {
-            Provider::Cpu => Vec::new(),
-            Provider::Cuda(options) => known(options.settings()),
-            Provider::TensorRt(options) => known(options.settings()),
-            Provider::CoreMl(options) => known(options.settings()),
-            Provider::DirectMl(options) => known(options.settings()),
-            Provider::OpenVino(options) => known(options.settings()),
-            Provider::WebGpu(options) => known(options.settings()),
-            Provider::Plugin(plugin) => plugin.settings.clone().into_iter().collect(),
-        }
+        self.described().settings()
     }
 
     /// Whether it is to record runs and replay them.
     pub(crate) fn records(&self) -> bool {
-        match self {
-            Provider::Cuda(options) => options.graph_capture,
-            Provider::WebGpu(options) => options.graph_capture,
-            _ => false,
-        }
+        self.described().records()
     }
 
     /// The same provider, running each run anew.
-    pub(crate) fn without_recording(self) -> Self {
-        match self {
-            Provider::Cuda(options) => Provider::Cuda(Cuda { graph_capture: false, ..options }),
-            Provider::WebGpu(options) => {
-                Provider::WebGpu(WebGpu { graph_capture: false, ..options })
-            }
-            other => other,
+    pub(crate) fn without_recording(mut self) -> Self {
+        match &mut self {
+            Provider::Cuda(options) => options.graph_capture = false,
+            Provider::WebGpu(options) => options.graph_capture = false,
+            _ => {}
         }
+        self
     }
 
     /// ONNX Runtime's names of it. Those of a plugin are known once it is loaded.
     pub(crate) fn ep_names(&self) -> Vec<String> {
-        let name = match self {
-            Provider::Cpu => "CPUExecutionProvider",
-            Provider::Cuda(_) => "CUDAExecutionProvider",
-            Provider::TensorRt(_) => "TensorrtExecutionProvider",
-            Provider::CoreMl(_) => "CoreMLExecutionProvider",
-            Provider::DirectMl(_) => "DmlExecutionProvider",
-            Provider::OpenVino(_) => "OpenVINOExecutionProvider",
-            Provider::WebGpu(_) => "WebGpuExecutionProvider",
-            Provider::Plugin(plugin) => return plugin.ep_names().into_iter().collect(),
-        };
-        vec![name.to_owned()]
+        match self {
+            Provider::Plugin(plugin) => plugin.ep_names().into_iter().collect(),
+            _ => vec![self.descriptor().ep_name.to_owned()],
+        }
     }
 
     /// Adds it to a session.
@@ -231,27 +157,24 @@ impl Provider {
         if let Provider::Plugin(plugin) = self {
             return plugin.register(environment, builder);
         }
-        let mut compiled: Vec<_> = self.compiled().into_iter().collect();
+        let mut compiled: Vec<_> = self.described().compiled().into_iter().collect();
         if let Provider::TensorRt(options) = self {
             // What TensorRT leaves stays on the GPU, where the library can do that.
-            let cuda = Provider::Cuda(Cuda { device_id: options.device_id, ..Cuda::default() });
+            let cuda = Cuda { device_id: options.device_id, ..Cuda::default() };
             compiled.extend(cuda.compiled().filter(|cuda| cuda.in_library));
         }
         let dispatches: Vec<_> = compiled.into_iter().map(|compiled| compiled.dispatch).collect();
         let failed = |error: &ort::Error<SessionBuilder>| self.failure(error.message());
-        let builder = match self {
-            // DirectML does not take ONNX Runtime's memory patterns.
-            Provider::DirectMl(_) => {
-                builder.with_memory_pattern(false).map_err(|error| failed(&error))?
-            }
-            _ => builder,
+        let builder = match self.descriptor().takes_memory_patterns {
+            true => builder,
+            false => builder.with_memory_pattern(false).map_err(|error| failed(&error))?,
         };
         builder.with_execution_providers(dispatches).map_err(|error| failed(&error))
     }
 
     /// What ONNX Runtime's message means that it cannot start.
     pub(crate) fn failure(&self, message: &str) -> Unavailable {
-        Unavailable::told(self, message)
+        Unavailable::told(self.descriptor(), message)
     }
 
     /// Why this build or the library does not have it.
@@ -263,39 +186,16 @@ impl Provider {
         if let Err(error) = environment() {
             return Some(Unavailable { cause: error.to_string(), remedy: "then try again" });
         }
-        match self.compiled() {
+        match self.described().compiled() {
             None => Some(Unavailable {
                 cause: format!("this program was built without the cargo feature '{self}'"),
                 remedy: "build it with that feature, or use another provider",
             }),
             Some(Compiled { in_library: false, .. }) => Some(Unavailable {
-                cause: format!("the ONNX Runtime library has no {}", self.ep_names().join(", ")),
-                remedy: library_remedy(self),
+                cause: format!("the ONNX Runtime library has no {}", self.descriptor().ep_name),
+                remedy: self.descriptor().library_remedy,
             }),
             Some(_) => None,
-        }
-    }
-
-    fn compiled(&self) -> Option<Compiled> {
-        match self {
-            Provider::Cpu | Provider::Plugin(_) => None,
-            Provider::Cuda(options) => compiled!("cuda", CUDA, options),
-            Provider::TensorRt(options) => compiled!("tensorrt", TensorRT, options),
-            Provider::CoreMl(options) => compiled!("coreml", CoreML, options),
-            Provider::DirectMl(options) => {
-                // The only one that takes no keys and values.
-                compiled!(
-                    "directml",
-                    DirectML,
-                    |adapter| {
-                        let ep = ort::ep::DirectML::default();
-                        ep.with_device_id(i32::try_from(adapter).unwrap_or(i32::MAX))
-                    },
-                    options.adapter
-                )
-            }
-            Provider::OpenVino(options) => compiled!("openvino", OpenVINO, options),
-            Provider::WebGpu(options) => compiled!("webgpu", WebGPU, options),
         }
     }
 }
@@ -304,42 +204,6 @@ impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name())
     }
-}
-
-/// The options of a provider that has none.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-fn parse_options<T: DeserializeOwned>(
-    provider: &str,
-    settings: &[(String, String)],
-) -> Result<T, String> {
-    let value =
-        |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
-    let map: Map<String, Value> =
-        settings.iter().map(|(name, text)| (name.clone(), value(text))).collect();
-    serde_json::from_value(Value::Object(map))
-        .map_err(|error| format!("the settings of {provider} are wrong: {error}; correct them"))
-}
-
-fn parse_plugin(path: &str, settings: &[(String, String)]) -> Result<Plugin, String> {
-    let mut settings: BTreeMap<String, String> = settings.iter().cloned().collect();
-    let device = settings.remove("device");
-    let device = device.map(|device| {
-        serde_json::from_value(Value::String(device.clone()))
-            .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
-    });
-    let device_index = settings.remove("device_index");
-    let device_index = device_index.map(|index| {
-        index.parse().map_err(|_| format!("'{index}' is not an index of a device; use 0, 1, ..."))
-    });
-    Ok(Plugin {
-        library: path.into(),
-        device: device.transpose()?,
-        device_index: device_index.transpose()?,
-        settings,
-    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use ort::{
     session::builder::SessionBuilder,
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Unavailable;
 
@@ -47,6 +48,28 @@ impl Plugin {
     pub fn new(library: impl Into<PathBuf>) -> Self {
         let library = library.into();
         Plugin { library, device: None, device_index: None, settings: BTreeMap::new() }
+    }
+
+    /// The plugin at `path`, with its own settings and those that choose its devices.
+    pub(super) fn parse(path: &str, settings: &[(String, String)]) -> Result<Self, String> {
+        let mut settings: BTreeMap<String, String> = settings.iter().cloned().collect();
+        let device = settings.remove("device");
+        let device = device.map(|device| {
+            serde_json::from_value(Value::String(device.clone()))
+                .map_err(|_| format!("'{device}' is not a kind of device; use cpu, gpu or npu"))
+        });
+        let device_index = settings.remove("device_index");
+        let device_index = device_index.map(|index| {
+            index
+                .parse()
+                .map_err(|_| format!("'{index}' is not an index of a device; use 0, 1, ..."))
+        });
+        Ok(Plugin {
+            library: path.into(),
+            device: device.transpose()?,
+            device_index: device_index.transpose()?,
+            settings,
+        })
     }
 
     /// Loads the library, once for the process, and adds its devices to a session.

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-use super::Provider;
+use super::descriptor::Descriptor;
 
 /// Why a provider cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl fmt::Display for Unavailable {
 
 impl Unavailable {
     /// What ONNX Runtime's message means that a provider cannot start.
-    pub(super) fn told(provider: &Provider, message: &str) -> Self {
+    pub(super) fn told(provider: &Descriptor, message: &str) -> Self {
         let cause = cause(message);
         Unavailable { remedy: remedy(provider, &cause), cause }
     }
@@ -48,68 +48,36 @@ fn cause(message: &str) -> String {
     words.join(" ").trim_end_matches('.').to_owned()
 }
 
-/// What to do where the library does not have a provider.
-pub(super) fn library_remedy(provider: &Provider) -> &'static str {
-    match provider {
-        Provider::Cuda(_) | Provider::TensorRt(_) => {
-            "install the Python package onnxruntime-gpu and set ORT_DYLIB_PATH to its libonnxruntime"
-        }
-        Provider::DirectMl(_) => {
-            "install the Python package onnxruntime-directml and set ORT_DYLIB_PATH to its onnxruntime.dll"
-        }
-        Provider::CoreMl(_) => {
-            "use the library of the Python package onnxruntime for macOS, which has it"
-        }
-        Provider::OpenVino(_) => {
-            "install the Python package onnxruntime-openvino and set ORT_DYLIB_PATH to its library, or use a plugin"
-        }
-        Provider::WebGpu(_) => {
-            "use a plugin (the Python package onnxruntime-ep-webgpu), or a library that was built with it"
-        }
-        Provider::Cpu | Provider::Plugin(_) => "use another provider",
-    }
-}
-
 /// What to do about ONNX Runtime's message that a provider cannot start.
-fn remedy(provider: &Provider, message: &str) -> &'static str {
+fn remedy(provider: &Descriptor, message: &str) -> &'static str {
     let message = message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    match provider {
-        Provider::Cuda(_) | Provider::TensorRt(_) if says(&["cudnn"]) => {
-            "install cuDNN 9 for the library's CUDA version and put its folder on the library path"
+    if provider.is_nvidia {
+        if says(&["cudnn"]) {
+            return "install cuDNN 9 for the library's CUDA version and put its folder on the library path";
         }
-        Provider::TensorRt(_) if says(&["nvinfer", "tensorrt"]) => {
-            "install TensorRT 10 and put its folder on the library path"
+        if provider.name == "tensorrt" && says(&["nvinfer", "tensorrt"]) {
+            return "install TensorRT 10 and put its folder on the library path";
         }
-        Provider::Cuda(_) | Provider::TensorRt(_)
-            if says(&[
-                "driver",
-                "no cuda-capable device",
-                "error 35",
-                "error 100",
-                "libcuda.so",
-            ]) =>
-        {
-            DRIVER_REMEDY
+        if says(&["driver", "no cuda-capable device", "error 35", "error 100", "libcuda.so"]) {
+            return DRIVER_REMEDY;
         }
-        Provider::Cuda(_) | Provider::TensorRt(_)
-            if says(&["cublas", "cudart", "cufft", "curand", "nvrtc"]) =>
-        {
-            "install the CUDA libraries of the version that the ONNX Runtime library needs and put their folder on the library path"
+        if says(&["cublas", "cudart", "cufft", "curand", "nvrtc"]) {
+            return "install the CUDA libraries of the version that the ONNX Runtime library needs and put their folder on the library path";
         }
-        _ => "correct its settings or install what it needs, or use another provider",
     }
+    "correct its settings or install what it needs, or use another provider"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cuda, TensorRt};
+    use crate::{Cuda, Provider, TensorRt};
 
     #[test]
     fn a_message_leads_to_its_remedy() {
         let cuda = Provider::Cuda(Cuda::default());
-        let remedy = |message: &str| Unavailable::told(&cuda, message).remedy;
+        let remedy = |message: &str| cuda.failure(message).remedy;
         assert!(remedy("cuDNN is not available").contains("install cuDNN"));
         assert!(
             remedy("libcublasLt.so.13: cannot open shared object file").contains("CUDA libraries")
@@ -121,7 +89,7 @@ mod tests {
                        : FAIL : Failed to load library /x/libonnxruntime_providers_tensorrt.so with \
                        error: libcublas.so.13: cannot open shared object file: No such file or directory\n";
         let tensorrt = Provider::TensorRt(TensorRt::default());
-        let Unavailable { cause, remedy } = Unavailable::told(&tensorrt, message);
+        let Unavailable { cause, remedy } = tensorrt.failure(message);
         assert_eq!(
             cause,
             "libcublas.so.13: cannot open shared object file: No such file or directory"
