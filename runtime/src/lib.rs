@@ -71,6 +71,9 @@ pub use {
     model::ModelFolder,
 };
 
+#[cfg(feature = "stream")]
+pub use engine::AnswerStream;
+
 /// The README's example is compiled with the documentation's own.
 #[cfg(all(doctest, feature = "onnxruntime"))]
 #[doc = include_str!("../../README.md")]

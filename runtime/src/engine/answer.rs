@@ -89,7 +89,7 @@ pub(super) struct AnsweredPrompt {
 
 /// An answer in the making: an iterator over its tokens and pieces of its text, which waits for each.
 /// It is made whether it is read or not; when it is dropped, or [cancelled](Self::cancel), the engine
-/// stops making it. With the feature `stream` it is a `futures` stream as well.
+/// stops making it. With the feature `stream`, `into_stream` makes it a `futures` stream.
 pub struct Answer {
     receiver: Receiver,
     prompt: AnsweredPrompt,
@@ -166,6 +166,21 @@ impl Answer {
         })
     }
 
+    /// The answer as a `futures` stream of the same events.
+    #[cfg(feature = "stream")]
+    pub fn into_stream(self) -> super::AnswerStream {
+        super::AnswerStream::new(self)
+    }
+
+    /// The next event, if it is there already; otherwise `context` is woken when it is.
+    #[cfg(feature = "stream")]
+    pub(super) fn poll(
+        &self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Event, Error>>> {
+        self.receiver.poll(context)
+    }
+
     /// Ends the answer: its next event, after those that are there already, is [`Error::Cancelled`].
     pub fn cancel(&self) {
         self.cancel_handle().cancel();
@@ -182,17 +197,5 @@ impl Iterator for Answer {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.receiver.receive()
-    }
-}
-
-#[cfg(feature = "stream")]
-impl futures_core::Stream for Answer {
-    type Item = Result<Event, Error>;
-
-    fn poll_next(
-        self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        self.receiver.poll(context)
     }
 }

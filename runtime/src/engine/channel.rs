@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -153,8 +153,11 @@ impl Receiver {
     }
 
     /// The next event, if it is there already; otherwise `context` is woken when it is.
-    #[cfg_attr(not(feature = "stream"), expect(dead_code))]
-    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
+    #[cfg(feature = "stream")]
+    pub(super) fn poll(
+        &self,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Event, Error>>> {
         let mut state = self.0.lock();
         let next = next(&mut state);
         if next.is_pending() {

@@ -6,15 +6,19 @@ mod builder;
 mod cancel;
 mod channel;
 mod conversation;
+mod decode;
 mod image_cache;
 mod images;
 mod info;
 mod metrics;
 mod placement;
 mod prefix;
+mod prompt;
 mod request;
 mod scheduler;
 mod slot;
+#[cfg(feature = "stream")]
+mod stream;
 
 use std::{
     path::Path,
@@ -23,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ndarray::{Array2, Axis, s};
+use ndarray::Array2;
 
 use self::{
     answer::AnsweredPrompt,
@@ -33,7 +37,7 @@ use self::{
 };
 use crate::{
     Error, Processor,
-    generate::{GenerationOptions, LogitsProcessor, Sequence, SequenceLimits},
+    generate::{FinishReason, GenerationOptions, LogitsProcessor, Sequence, SequenceLimits},
     image::{ImageProcessor, ProcessedImage},
     model::{Decoder, EmbedTokens, ModelFolder, Vision},
 };
@@ -44,6 +48,8 @@ pub use channel::CancelHandle;
 pub use conversation::Conversation;
 pub use info::{GraphInfo, TensorInfo};
 pub use metrics::Metrics;
+#[cfg(feature = "stream")]
+pub use stream::AnswerStream;
 
 /// What the scheduler runs.
 struct Model {
@@ -53,6 +59,9 @@ struct Model {
     vision: Vision,
     decoder: Decoder,
 }
+
+/// How an answer ends.
+type End = Result<FinishReason, Error>;
 
 /// A loaded model, which makes many answers at a time. Clones are the same engine.
 ///
@@ -238,7 +247,7 @@ impl Engine {
     /// [`Error::Run`] when a vision graph fails.
     pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
         let image = image.clone();
-        self.have_done(move |model, _| scheduler::image_features(model, &image))
+        self.have_done(move |model, _| prompt::image_features(model, &image))
     }
 
     /// Hidden states [tokens, hidden] of a prompt after the decoder's last norm, for folders
@@ -257,7 +266,7 @@ impl Engine {
         if ids.len() >= context {
             return Err(Error::TooLong { tokens: ids.len(), context });
         }
-        self.have_done(move |model, slot| hidden_states(model, slot, &ids, &features))
+        self.have_done(move |model, slot| prompt::hidden_states(model, slot, &ids, &features))
     }
 
     /// Does something between the steps of answers, and waits for it.
@@ -272,28 +281,4 @@ impl Engine {
         }))?;
         receiver.recv().unwrap_or(Err(Error::Stopped))
     }
-}
-
-/// Hidden states of a prompt, in a slot that is free.
-fn hidden_states(
-    model: &mut Model,
-    slot: usize,
-    ids: &[u32],
-    features: &[Array2<f32>],
-) -> Result<Array2<f32>, Error> {
-    let mut embeddings = model.embed_tokens.run(ids)?;
-    slot::place_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
-    model.decoder.state(|cache| {
-        cache.clear(slot)?;
-        cache.reserve(ids.len())
-    })?;
-    let embeddings = embeddings.insert_axis(Axis(0));
-    let (mut states, mut start) = (Vec::new(), 0);
-    while start < ids.len() {
-        let size = model.decoder.piece(slot, ids.len() - start, usize::MAX);
-        let piece = embeddings.slice(s![.., start..start + size, ..]);
-        states.push(model.decoder.hidden_states(slot, piece)?);
-        start += size;
-    }
-    slot::joined(&states, ids.len())
 }

@@ -2,28 +2,23 @@
 //! are not wanted leave, those that wait get slots, each that decodes gets a token, and one prompt or
 //! image goes on a little.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use ort::session::RunOptions;
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use super::{
-    Metrics, Model,
+    End, Metrics, Model,
     budget::Budget,
     cancel::Watchdog,
+    decode,
     image_cache::ImageCache,
     placement::{self, Placement},
     prefix::ImageSpan,
+    prompt,
     request::{Inbox, Request},
     slot::{Active, Cached, Slot},
 };
 use crate::{
     Error,
-    generate::{Event, FinishReason, NextError, Sequence},
-    image::ProcessedImage,
+    generate::{FinishReason, Sequence},
     kv_cache::Checkpoint,
 };
 
@@ -36,9 +31,6 @@ pub(super) struct Settings {
     /// Prompt tokens between two steps.
     pub(super) prompt_tokens_per_step: Option<usize>,
 }
-
-/// How an answer ends.
-type End = Result<FinishReason, Error>;
 
 pub(super) struct Scheduler {
     model: Model,
@@ -193,14 +185,7 @@ impl Scheduler {
             return false;
         }
         let start = Instant::now();
-        let mut ends = Vec::new();
-        if count == 1 && self.drafts(0) {
-            ends.extend(self.decode_draft().transpose().map(|end| (0, end)));
-        } else if self.model.decoder.shares_runs() {
-            self.decode_together(0..count, &mut ends);
-        } else {
-            (0..count).for_each(|slot| self.decode_together(slot..slot + 1, &mut ends));
-        }
+        let ends = self.steps(count);
         let took = start.elapsed();
         self.budget.ran_step(took);
         self.done.steps += 1;
@@ -212,207 +197,85 @@ impl Scheduler {
         true
     }
 
-    fn drafts(&self, slot: usize) -> bool {
-        self.model.decoder.is_speculative()
-            && self.slots[slot].active().is_some_and(|active| active.sequence.drafts())
-    }
-
-    /// Gives a token to each answer in these slots. Where the run fails, each is run alone, so that only
-    /// those end that fail by themselves.
-    fn decode_together(&mut self, slots: Range<usize>, ends: &mut Vec<(usize, End)>) {
-        match self.step(slots.clone()) {
-            Ok(ended) => ends.extend(ended),
-            Err(error) if slots.len() == 1 => ends.push((slots.start, Err(error))),
-            Err(error) => {
-                tracing::warn!(%error, rows = slots.len(), "a step failed; its rows run alone");
-                slots.for_each(|slot| self.decode_together(slot..slot + 1, ends));
-            }
-        }
-    }
-
-    /// Runs the last token of each answer, and chooses the next. Gives those that have ended.
-    fn step(&mut self, range: Range<usize>) -> Result<Vec<(usize, End)>, Error> {
+    /// A step of the first `count` slots. Gives the answers that have ended.
+    fn steps(&mut self, count: usize) -> Vec<(usize, End)> {
         let Scheduler { model, slots, done, .. } = self;
-        let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
-        let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
-        let embeddings = model.embed_tokens.rows(range.len(), &ids)?;
-        let options = run_options(model)?;
-        let graph = model.decoder.graph();
-        let logits = model.decoder.step(range.clone(), embeddings, 1, &options)?;
+        if let [Slot::Decoding(active)] = &mut slots[..count]
+            && model.decoder.is_speculative()
+            && active.sequence.drafts()
+        {
+            let end = decode::draft(model, active, done).transpose();
+            return end.into_iter().map(|end| (0, end)).collect();
+        }
         let mut ends = Vec::new();
-        for (row, slot) in range.enumerate() {
-            let Slot::Decoding(active) = &mut slots[slot] else { continue };
-            let accepted = logits.at(row, 0).map_err(NextError::from);
-            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
-            let end = match accepted {
-                Ok(accepted) => {
-                    done.answer_tokens += u64::from(accepted.token.is_some());
-                    let finished = accepted.finished;
-                    active.tell(accepted.events);
-                    finished.map(Ok)
-                }
-                Err(error) => Some(Err(told(error, graph))),
-            };
-            ends.extend(end.map(|end| (slot, end)));
+        if self.model.decoder.shares_runs() {
+            self.step(0..count, &mut ends);
+        } else {
+            (0..count).for_each(|slot| self.step(slot..slot + 1, &mut ends));
         }
-        Ok(ends)
+        ends
     }
 
-    /// Gives the only answer as many tokens as were drafted rightly, and one more.
-    fn decode_draft(&mut self) -> Result<Option<FinishReason>, Error> {
+    /// A step of these slots. Where it fails, each is run alone, so that only those end that fail by
+    /// themselves.
+    fn step(&mut self, range: Range<usize>, ends: &mut Vec<(usize, End)>) {
         let Scheduler { model, slots, done, .. } = self;
-        let Some(Slot::Decoding(active)) = slots.first_mut() else { return Ok(None) };
-        let draft = active.sequence.draft();
-        let mut ids = active.sequence.tokens()[model.decoder.tokens(0)..].to_vec();
-        ids.extend(&draft);
-        let embeddings = model.embed_tokens.rows(1, &ids)?;
-        let options = run_options(model)?;
-        let graph = model.decoder.graph();
-        let logits = model.decoder.step(0..1, embeddings, 1 + draft.len(), &options)?;
-        let (mut right, mut finished) = (0, None);
-        while finished.is_none() {
-            let accepted = logits.at(0, draft.len() - right).map_err(NextError::from);
-            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
-            let accepted = accepted.map_err(|error| told(error, graph))?;
-            done.answer_tokens += u64::from(accepted.token.is_some());
-            finished = accepted.finished;
-            let is_right = accepted.token.is_some() && accepted.token == draft.get(right).copied();
-            active.tell(accepted.events);
-            if !is_right {
-                break;
+        match decode::step(model, slots, range.clone(), done) {
+            Ok(ended) => ends.extend(ended),
+            Err(error) if range.len() == 1 => ends.push((range.start, Err(error))),
+            Err(error) => {
+                tracing::warn!(%error, rows = range.len(), "a step failed; its rows run alone");
+                range.for_each(|slot| self.step(slot..slot + 1, ends));
             }
-            right += 1;
         }
-        if !draft.is_empty() {
-            active.sequence.learn(right);
-            active.sender.update(|progress| {
-                progress.drafted_tokens += draft.len();
-                progress.accepted_tokens += right;
-            });
-        }
-        model.decoder.state(|cache| cache.drop_last(0, draft.len() - right))?;
-        Ok(finished)
     }
 
-    /// Lets one prompt go on: some of its tokens, or some views of an image.
+    /// Lets one prompt go on: some views of an image, or some of its tokens.
     fn go_on_with_a_prompt(&mut self) -> bool {
         if !self.budget.is_prompts_turn() {
             return false;
         }
         let count = self.slots.len();
-        let turns = (1..=count).map(|turn| (self.last_prompt + turn) % count);
-        let Some(slot) =
-            turns.into_iter().find(|&slot| matches!(self.slots[slot], Slot::Prompt(_)))
-        else {
+        let mut turns = (1..=count).map(|turn| (self.last_prompt + turn) % count);
+        let Some(slot) = turns.find(|&slot| matches!(self.slots[slot], Slot::Prompt(_))) else {
             return false;
         };
         self.last_prompt = slot;
-        let start = Instant::now();
-        let result = match self.next_views(slot) {
-            Ok(true) => {
-                self.budget.ran_for_prompt(start.elapsed());
-                Ok(None)
-            }
-            Ok(false) => self.next_piece(slot),
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(None) => {}
-            Ok(Some(finished)) => self.end(slot, Ok(finished)),
+        let end = match self.go_on(slot) {
+            Ok(finished) => finished.map(Ok),
             Err(error) => {
                 // What ended because it is not wanted failed only for that reason.
                 let active = self.slots[slot].active();
                 let reason = active.and_then(|active| active.sender.cancel().reason());
-                self.end(slot, Err(reason.unwrap_or(error)));
+                Some(Err(reason.unwrap_or(error)))
             }
+        };
+        if let Some(end) = end {
+            self.end(slot, end);
         }
         true
     }
 
-    /// Puts some views of the next image of a prompt through the vision graphs; false when there are none
-    /// left.
-    fn next_views(&mut self, slot: usize) -> Result<bool, Error> {
-        let Scheduler { model, slots, watchdog, image_cache, done, .. } = self;
-        let Slot::Prompt(active) = &mut slots[slot] else { return Ok(false) };
+    /// Lets the prompt in a slot go on.
+    fn go_on(&mut self, slot: usize) -> Result<Option<FinishReason>, Error> {
         let start = Instant::now();
-        while let Some((image, patches, view)) = active.images.next() {
-            if view == 0
-                && let Some(features) = image_cache.get(image.key)
-            {
-                done.image_cache_hits += 1;
-                image.set_features(features);
-                continue;
-            }
-            let key = image.key;
-            let views = model.vision.views_of_run(&patches, view);
-            let options = Arc::new(model.vision.run_options(&patches, &views)?);
-            let guard = active.sender.cancel().guard(&options, watchdog);
-            let features = model.vision.run(&patches, views.clone(), &options);
-            drop(guard);
-            if let Some(features) = active.images.add(views.len(), features?)? {
-                done.images += 1;
-                image_cache.insert(key, features);
-            }
-            let took = start.elapsed();
-            active.vision += took;
-            done.vision_time += took;
-            let vision = active.vision;
-            active.sender.update(|progress| progress.timings.vision = vision);
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    /// Runs the next tokens of a prompt. After the last ones, the answer has its first token and begins to
-    /// decode.
-    fn next_piece(&mut self, slot: usize) -> Result<Option<FinishReason>, Error> {
-        let others = self.decoding();
-        let most = self.budget.tokens(others > 0);
-        let Scheduler { model, slots, watchdog, done, budget, .. } = self;
+        let decoding = self.decoding();
+        let Scheduler { model, slots, image_cache, watchdog, budget, done, .. } = self;
         let Slot::Prompt(active) = &mut slots[slot] else { return Ok(None) };
-        let start = Instant::now();
-        let covered = model.decoder.tokens(slot);
-        let prompt = active.sequence.tokens().len();
-        let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
-        let size = model.decoder.piece(slot, end - covered, most);
-        let ids = &active.sequence.tokens()[covered..covered + size];
-        let mut embeddings = model.embed_tokens.run(ids)?;
-        let image_token = model.processor.image_token_id();
-        active.images.place(ids, image_token, &mut embeddings)?;
-        let embeddings = embeddings.insert_axis(ndarray::Axis(0));
-        let options = Arc::new(run_options(model)?);
-        let guard = active.sender.cancel().guard(&options, watchdog);
-        let graph = model.decoder.graph();
-        let logits = model.decoder.prefill(slot, embeddings.view(), &options)?;
-        drop(guard);
-        let mut finished = None;
-        let is_last = covered + size == prompt;
-        if is_last {
-            let accepted = logits.at(0, 0).map_err(NextError::from);
-            let accepted = accepted.and_then(|logits| active.sequence.accept(logits));
-            let accepted = accepted.map_err(|error| told(error, graph))?;
-            done.answer_tokens += u64::from(accepted.token.is_some());
-            finished = accepted.finished;
-            active.first_token = Some(Instant::now());
-            let prefill = active.prefill + start.elapsed();
-            active.sender.update(|progress| progress.timings.prefill += prefill);
-            active.tell(accepted.events);
+        if prompt::run_views(model, active, image_cache, watchdog, done)? {
+            budget.ran_for_prompt(start.elapsed());
+            return Ok(None);
         }
-        if covered + size == end {
-            active.checkpoints.push(model.decoder.checkpoint(slot)?);
-        }
-        let took = start.elapsed();
-        active.prefill += took;
-        done.prompt_tokens += size as u64;
-        done.prefill_time += took;
-        budget.ran_piece(size, took);
-        if is_last && finished.is_none() {
-            self.exchange(slot, others)?;
-            if let Slot::Prompt(active) = std::mem::replace(&mut self.slots[others], Slot::Free) {
-                self.slots[others] = Slot::Decoding(active);
+        let most = budget.tokens(decoding > 0);
+        let piece = prompt::run_piece(model, slot, active, most, watchdog, done)?;
+        budget.ran_piece(piece.tokens, piece.took);
+        if piece.is_last && piece.finished.is_none() {
+            self.exchange(slot, decoding)?;
+            if let Slot::Prompt(active) = std::mem::replace(&mut self.slots[decoding], Slot::Free) {
+                self.slots[decoding] = Slot::Decoding(active);
             }
         }
-        Ok(finished)
+        Ok(piece.finished)
     }
 
     fn exchange(&mut self, a: usize, b: usize) -> Result<(), Error> {
@@ -546,40 +409,4 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.inbox.stop();
     }
-}
-
-impl Active {
-    /// Gives events to whoever reads them.
-    fn tell(&mut self, events: Vec<Event>) {
-        let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
-        self.sender.send(events, decode);
-    }
-}
-
-fn run_options(model: &Model) -> Result<RunOptions, Error> {
-    RunOptions::new().map_err(|error| model.decoder.error(error))
-}
-
-/// What it means that there is no next token.
-fn told(error: NextError, graph: lfm2vl_graphs::Graph) -> Error {
-    match error {
-        NextError::NoToken => Error::NotFinite { graph },
-        NextError::Logits(error) => Error::of_run(graph, error),
-        NextError::Other(error) => error,
-    }
-}
-
-/// Image features of all views of an image.
-pub(super) fn image_features(
-    model: &mut Model,
-    image: &ProcessedImage,
-) -> Result<ndarray::Array2<f32>, Error> {
-    let (mut features, mut view) = (Vec::new(), 0);
-    while view < image.grids.len() {
-        let views = model.vision.views_of_run(image, view);
-        let options = model.vision.run_options(image, &views)?;
-        view = views.end;
-        features.extend(model.vision.run(image, views, &options)?);
-    }
-    super::slot::joined(&features, image.layout.tokens())
 }

@@ -8,12 +8,19 @@ use std::{
 use ndarray::{Array2, Axis, concatenate, s};
 
 use super::{
+    Metrics,
     channel::Sender,
     images::{ImageContent, PromptImage},
     prefix::{ImageSpan, Prefix},
     request::Request,
 };
-use crate::{Error, generate::Sequence, image::ProcessedImage, kv_cache::Checkpoint};
+use crate::{
+    Error,
+    generate::{Accepted, NextError, Sequence},
+    image::ProcessedImage,
+    kv_cache::Checkpoint,
+    model::Logits,
+};
 
 /// A slot.
 pub(super) enum Slot {
@@ -80,9 +87,6 @@ pub(super) struct Active {
     /// Tokens of the prompt after which there is to be a checkpoint, ascending; the last is its end.
     pub(super) ends: Vec<usize>,
     pub(super) images: ImageQueue,
-    /// Time of the prompt's runs.
-    pub(super) prefill: Duration,
-    pub(super) vision: Duration,
     /// When its first token came.
     pub(super) first_token: Option<Instant>,
 }
@@ -108,10 +112,21 @@ impl Active {
             checkpoints,
             ends,
             images: ImageQueue::new(images, reused_image_tokens),
-            prefill: Duration::ZERO,
-            vision: Duration::ZERO,
             first_token: None,
         }
+    }
+
+    /// Chooses the next token, and gives it to whoever reads the answer.
+    pub(super) fn accept(
+        &mut self,
+        logits: Logits<'_>,
+        done: &mut Metrics,
+    ) -> Result<Accepted, NextError> {
+        let mut accepted = self.sequence.accept(logits)?;
+        done.answer_tokens += u64::from(accepted.token.is_some());
+        let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
+        self.sender.send(std::mem::take(&mut accepted.events), decode);
+        Ok(accepted)
     }
 }
 

@@ -16,4 +16,4 @@ pub use history::History;
 pub use logprobs::{TokenLogprob, TokenLogprobs};
 pub use options::GenerationOptions;
 pub use sampler::{LogitsProcessor, Sampler};
-pub(crate) use sequence::{NextError, Sequence, SequenceLimits};
+pub(crate) use sequence::{Accepted, NextError, Sequence, SequenceLimits};

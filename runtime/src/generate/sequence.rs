@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lfm2vl_graphs::Graph;
+
 use super::{
     Event, FinishReason, GenerationOptions, History, LogitsProcessor, Sampler, TokenLogprobs,
     lookup::DraftLength,
@@ -189,6 +191,17 @@ pub(crate) enum NextError {
     Logits(ort::Error),
     /// Anything else.
     Other(Error),
+}
+
+impl NextError {
+    /// What it means where the logits are of this graph.
+    pub(crate) fn of(self, graph: Graph) -> Error {
+        match self {
+            NextError::NoToken => Error::NotFinite { graph },
+            NextError::Logits(error) => Error::of_run(graph, error),
+            NextError::Other(error) => error,
+        }
+    }
 }
 
 impl From<NoToken> for NextError {

@@ -175,9 +175,9 @@ impl Decoder {
         self.state(|cache| cache.checkpoint(slot))
     }
 
-    /// What a failure of reading logits means.
-    pub(crate) fn error(&self, error: ort::Error) -> Error {
-        Error::of_run(self.session.graph(), error)
+    /// Options of a run, by which it can be ended.
+    pub(crate) fn run_options(&self) -> Result<RunOptions, Error> {
+        self.session.ask(|_| RunOptions::new())
     }
 
     /// Which graph it is.
@@ -209,7 +209,7 @@ impl Decoder {
         slot: usize,
         embeddings: ArrayView3<'_, f32>,
     ) -> Result<Array2<f32>, Error> {
-        let options = self.session.ask(|_| RunOptions::new())?;
+        let options = self.run_options()?;
         let outputs = self.run_piece(slot, embeddings, &options)?;
         let hidden = outputs.get(LAST_HIDDEN_STATE).ok_or(Error::NoHiddenState)?;
         self.session.ask(|_| {

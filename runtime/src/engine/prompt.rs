@@ -1,0 +1,149 @@
+//! Prompts, a little at a time: views of their images, then their tokens.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ndarray::{Array2, Axis, s};
+
+use super::{
+    Metrics, Model,
+    cancel::Watchdog,
+    image_cache::ImageCache,
+    slot::{Active, joined, place_features},
+};
+use crate::{
+    Error,
+    generate::{FinishReason, NextError},
+    image::ProcessedImage,
+};
+
+/// What a piece of a prompt led to.
+pub(super) struct Piece {
+    /// Its tokens.
+    pub(super) tokens: usize,
+    pub(super) took: Duration,
+    /// Whether it was the last one: the answer has its first token.
+    pub(super) is_last: bool,
+    /// Whether that was its only one.
+    pub(super) finished: Option<FinishReason>,
+}
+
+/// Puts some views of the next image of a prompt through the vision graphs; false when there are none
+/// left.
+pub(super) fn run_views(
+    model: &mut Model,
+    active: &mut Active,
+    cache: &mut ImageCache,
+    watchdog: &Watchdog,
+    done: &mut Metrics,
+) -> Result<bool, Error> {
+    let start = Instant::now();
+    while let Some((image, patches, view)) = active.images.next() {
+        if view == 0
+            && let Some(features) = cache.get(image.key)
+        {
+            done.image_cache_hits += 1;
+            image.set_features(features);
+            continue;
+        }
+        let key = image.key;
+        let views = model.vision.views_of_run(&patches, view);
+        let options = Arc::new(model.vision.run_options(&patches, &views)?);
+        let guard = active.sender.cancel().guard(&options, watchdog);
+        let features = model.vision.run(&patches, views.clone(), &options);
+        drop(guard);
+        if let Some(features) = active.images.add(views.len(), features?)? {
+            done.images += 1;
+            cache.insert(key, features);
+        }
+        let took = start.elapsed();
+        done.vision_time += took;
+        active.sender.update(|progress| progress.timings.vision += took);
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Runs the next tokens of the prompt in a slot, `most` at most. After the last ones, the answer has its
+/// first token.
+pub(super) fn run_piece(
+    model: &mut Model,
+    slot: usize,
+    active: &mut Active,
+    most: usize,
+    watchdog: &Watchdog,
+    done: &mut Metrics,
+) -> Result<Piece, Error> {
+    let start = Instant::now();
+    let covered = model.decoder.tokens(slot);
+    let prompt = active.sequence.tokens().len();
+    let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
+    let tokens = model.decoder.piece(slot, end - covered, most);
+    let ids = &active.sequence.tokens()[covered..covered + tokens];
+    let mut embeddings = model.embed_tokens.run(ids)?;
+    active.images.place(ids, model.processor.image_token_id(), &mut embeddings)?;
+    let embeddings = embeddings.insert_axis(Axis(0));
+    let options = Arc::new(model.decoder.run_options()?);
+    let guard = active.sender.cancel().guard(&options, watchdog);
+    let graph = model.decoder.graph();
+    let result = model.decoder.prefill(slot, embeddings.view(), &options);
+    drop(guard);
+    let logits = result?;
+    let is_last = covered + tokens == prompt;
+    let mut finished = None;
+    if is_last {
+        active.first_token = Some(Instant::now());
+        let accepted = logits.at(0, 0).map_err(NextError::from);
+        let accepted = accepted.and_then(|logits| active.accept(logits, done));
+        finished = accepted.map_err(|error| error.of(graph))?.finished;
+    }
+    if covered + tokens == end {
+        active.checkpoints.push(model.decoder.checkpoint(slot)?);
+    }
+    let took = start.elapsed();
+    done.prompt_tokens += tokens as u64;
+    done.prefill_time += took;
+    active.sender.update(|progress| progress.timings.prefill += took);
+    Ok(Piece { tokens, took, is_last, finished })
+}
+
+/// Image features of all views of an image.
+pub(super) fn image_features(
+    model: &mut Model,
+    image: &ProcessedImage,
+) -> Result<Array2<f32>, Error> {
+    let (mut features, mut view) = (Vec::new(), 0);
+    while view < image.grids.len() {
+        let views = model.vision.views_of_run(image, view);
+        let options = model.vision.run_options(image, &views)?;
+        view = views.end;
+        features.extend(model.vision.run(image, views, &options)?);
+    }
+    joined(&features, image.layout.tokens())
+}
+
+/// Hidden states of a prompt, in a slot that is free.
+pub(super) fn hidden_states(
+    model: &mut Model,
+    slot: usize,
+    ids: &[u32],
+    features: &[Array2<f32>],
+) -> Result<Array2<f32>, Error> {
+    let mut embeddings = model.embed_tokens.run(ids)?;
+    place_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
+    model.decoder.state(|cache| {
+        cache.clear(slot)?;
+        cache.reserve(ids.len())
+    })?;
+    let embeddings = embeddings.insert_axis(Axis(0));
+    let (mut states, mut start) = (Vec::new(), 0);
+    while start < ids.len() {
+        let size = model.decoder.piece(slot, ids.len() - start, usize::MAX);
+        let piece = embeddings.slice(s![.., start..start + size, ..]);
+        states.push(model.decoder.hidden_states(slot, piece)?);
+        start += size;
+    }
+    joined(&states, ids.len())
+}
