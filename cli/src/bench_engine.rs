@@ -40,14 +40,14 @@ pub(crate) struct Arguments {
     images: ImageArguments,
 }
 
-/// Slots of the engine, and rows that join and leave.
-const SLOTS: usize = 32;
+/// Rows that join and leave.
+const ROWS: [usize; 3] = [8, 16, 32];
 /// How long streams are counted.
 const COUNTED: Duration = Duration::from_secs(8);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load_with(&arguments.folder, &arguments.images, |builder| {
-        let builder = builder.image_cache(0).slots(SLOTS);
+        let builder = builder.image_cache(0).slots(32);
         match arguments.prompt_tokens_per_step {
             Some(tokens) => builder.prompt_tokens_per_step(tokens),
             None => builder,
@@ -73,7 +73,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         report.insert("photo_cancelled".into(), cancelled(&engine, arguments.repeat, &photo)?);
     }
     report.insert("eight_streams".into(), eight_streams(&engine)?);
-    report.insert("rows".into(), rows(&engine)?);
+    let rows = ROWS.map(|count| rows(&engine, count));
+    report.insert("rows".into(), rows.into_iter().collect::<Result<Vec<_>>>()?.into());
     print(&format!("{:#}\n", Value::Object(report)))
 }
 
@@ -181,7 +182,7 @@ fn eight_streams(engine: &Engine) -> Result<Value> {
 }
 
 /// How long rows take to come and go, and what is copied for that.
-fn rows(engine: &Engine) -> Result<Value> {
+fn rows(engine: &Engine, count: usize) -> Result<Value> {
     let wait = |active: usize| {
         while engine.metrics().active != active || engine.metrics().in_prompt > 0 {
             thread::sleep(Duration::from_millis(1));
@@ -189,21 +190,24 @@ fn rows(engine: &Engine) -> Result<Value> {
     };
     wait(0);
     let start = Instant::now();
-    let mut answers = (0..SLOTS).map(|_| stream(engine)).collect::<Result<Vec<_>>>()?;
-    wait(SLOTS);
+    let mut answers = (0..count).map(|_| stream(engine)).collect::<Result<Vec<_>>>()?;
+    wait(count);
     let joined = start.elapsed();
-    let before = engine.metrics().copied_bytes;
+    let before = engine.metrics();
     let start = Instant::now();
     while !answers.is_empty() {
         drop(answers.remove(answers.len() / 2));
         wait(answers.len());
     }
     let left = start.elapsed();
-    let copied = engine.metrics().copied_bytes - before;
+    let after = engine.metrics();
+    let steps = (after.decode_time - before.decode_time).as_secs_f64();
+    let copied = after.copied_bytes - before.copied_bytes;
     Ok(json!({
-        "rows": SLOTS,
+        "rows": count,
         "all_in_ms": 1e3 * joined.as_secs_f64(),
         "all_out_one_by_one_ms": 1e3 * left.as_secs_f64(),
-        "copied_bytes_a_row": copied / SLOTS as u64,
+        "of_which_steps_ms": 1e3 * steps,
+        "copied_bytes_a_row": copied / count as u64,
     }))
 }

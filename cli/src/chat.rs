@@ -14,7 +14,7 @@ use lfm2vl::{
 
 use crate::{
     arguments::{ChatArguments, GenerationArguments, ImageArguments, LoadArguments},
-    is_broken_pipe, print, told,
+    describe, is_broken_pipe, print,
 };
 
 #[derive(Args)]
@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 let answered = pushed.map_err(Into::into);
                 match answered.and_then(|()| answer(&engine, &mut conversation, &options)) {
                     Err(error) if !is_broken_pipe(&error) => {
-                        eprintln!("error: {}", told(&error));
+                        eprintln!("error: {}", describe(&error));
                         take_back(&mut conversation);
                     }
                     result => result?,

@@ -15,6 +15,7 @@ const REMEDY: &str = "run `cargo xtask setup`, or `pip install 'onnxruntime>=1.3
 
 /// Why ONNX Runtime is not available.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum LibraryError {
     /// No library anywhere.
     #[error("the ONNX Runtime library was not found; {REMEDY}")]

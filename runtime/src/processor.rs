@@ -65,6 +65,7 @@ impl Prompt {
 
 /// Why a prompt cannot be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProcessorError {
     /// The folder does not exist.
     #[error("{0} is not a folder; give the folder that lfm2vl-export wrote")]

@@ -34,9 +34,9 @@ impl PartialEq for DeviceMemory {
 impl DeviceMemory {
     /// That memory, with tensors allocated by `session`; `None` where they cannot be copied to and from
     /// it.
-    pub(crate) fn at(place: Place, session: &Session) -> Option<Self> {
+    pub(crate) fn at(location: Location, session: &Session) -> Option<Self> {
         // ONNX Runtime does not take the names of all plugins' memory.
-        let memory = DeviceMemory::new(session, place.name, place.id).ok();
+        let memory = DeviceMemory::new(session, location.name, location.id).ok();
         memory.filter(DeviceMemory::keeps_tensors)
     }
 
@@ -87,33 +87,33 @@ pub(crate) fn reads_in_place(
 ) -> ort::Result<bool> {
     let get = ort::api().SessionGetMemoryInfoForInputs;
     let (name, id) = memory.map_or((HOST, 0), |memory| (memory.name.as_str(), memory.id));
-    let places = places(session, session.inputs().len(), get)?;
-    Ok(places.iter().all(|place| (place.name.as_str(), place.id) == (name, id)))
+    let locations = locations(session, session.inputs().len(), get)?;
+    Ok(locations.iter().all(|location| (location.name.as_str(), location.id) == (name, id)))
 }
 
 /// ONNX Runtime's name of the host's memory.
 pub(crate) const HOST: &str = "Cpu";
 
 /// Where an input or output of a session is.
-pub(crate) struct Place {
+pub(crate) struct Location {
     name: String,
     id: i32,
     is_host: bool,
 }
 
-impl Place {
+impl Location {
     /// Where a session puts the output `name`, if that is not the host's memory.
     pub(crate) fn of_output(session: &Session, name: &str) -> ort::Result<Option<Self>> {
         let outputs = session.outputs();
         let index = outputs.iter().position(|output| output.name() == name);
-        let all = places(session, outputs.len(), ort::api().SessionGetMemoryInfoForOutputs)?;
-        let place = index.and_then(|index| all.into_iter().nth(index));
-        Ok(place.filter(|place| !place.is_host))
+        let all = locations(session, outputs.len(), ort::api().SessionGetMemoryInfoForOutputs)?;
+        let location = index.and_then(|index| all.into_iter().nth(index));
+        Ok(location.filter(|location| !location.is_host))
     }
 }
 
 /// Where the `count` inputs or outputs of a session are.
-fn places(
+fn locations(
     session: &Session,
     count: usize,
     get: unsafe extern "system" fn(
@@ -121,7 +121,7 @@ fn places(
         *mut *const OrtMemoryInfo,
         usize,
     ) -> OrtStatusPtr,
-) -> ort::Result<Vec<Place>> {
+) -> ort::Result<Vec<Location>> {
     let api = ort::api();
     let mut infos = vec![ptr::null(); count];
     // SAFETY: the session is alive, and there is room for all its inputs or outputs.
@@ -142,7 +142,7 @@ fn places(
                 CStr::from_ptr(name).to_string_lossy().into_owned()
             };
             let is_host = device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
-            Ok(Place { name, id, is_host })
+            Ok(Location { name, id, is_host })
         })
         .collect()
 }

@@ -9,7 +9,7 @@ mod tensors;
 
 pub use assignment::Assignment;
 pub(crate) use memory::{
-    DeviceMemory, HOST, Place, memory_info, new_tensor, on_host, overwrite, reads_in_place,
+    DeviceMemory, HOST, Location, memory_info, new_tensor, on_host, overwrite, reads_in_place,
 };
 pub use session::Skipped;
 pub(crate) use session::{GraphSession, Outlet, SessionOptions};

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Why messages cannot be turned into tokens, or tokens into text.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ChatError {
     /// A file of the model could not be read.
     #[error("cannot read {path} ({message}); export the model again")]

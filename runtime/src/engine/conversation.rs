@@ -21,7 +21,8 @@ use crate::{
 /// A later turn goes on from the engine's state of the earlier ones, as long as that is there, so only
 /// its new tokens are computed. Where the template writes earlier turns in another way than they were, as
 /// when it drops old thinking, that begins at the end of the last prompt up to which all tokens are the
-/// same. Clones share what the engine knows of them.
+/// same. Clones share what the engine knows of them. Images are processed with the settings of the first
+/// engine that answers.
 #[derive(Clone)]
 pub struct Conversation {
     /// What an engine knows its states by.

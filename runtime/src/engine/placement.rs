@@ -1,9 +1,9 @@
 //! Which slot a prompt gets, and how much of its state is there already.
 
 use super::{prefix::Prefix, request::Request, slot::Slot};
-use crate::{Error, kv_cache::Checkpoint, model::Decoder};
+use crate::{Error, kv_cache::Snapshot, model::Decoder};
 
-/// Tokens that a state must save to be worth a checkpoint.
+/// Tokens that a state must save to be worth a snapshot.
 pub(super) const WORTH_KEEPING: usize = 32;
 
 /// Where a prompt goes, and what is known of it.
@@ -16,7 +16,7 @@ pub(super) struct Placement {
 struct Known {
     slot: usize,
     tokens: usize,
-    /// Whether it is the whole state of its slot; otherwise it is one of its checkpoints.
+    /// Whether it is the whole state of its slot; otherwise it is one of its snapshots.
     is_whole: bool,
 }
 
@@ -33,14 +33,14 @@ impl Placement {
         let spans = request.spans();
         let prompt = Prefix { tokens: request.sequence.tokens(), images: &spans };
         let known = slots.iter().enumerate().filter_map(|(slot, content)| {
-            let (prefix, checkpoints) = content.prefix(owner)?;
+            let (prefix, snapshots) = content.prefix(owner)?;
             // The prompt's last token must be run, for its logits.
             let most = prompt.common(&prefix, image_token).min(prompt.tokens.len() - 1);
             let whole = decoder.tokens(slot);
             if matches!(content, Slot::Cached(_)) && whole <= most {
                 return Some(Known { slot, tokens: whole, is_whole: true });
             }
-            let tokens = checkpoints.iter().map(|checkpoint| checkpoint.tokens);
+            let tokens = snapshots.iter().map(|snapshot| snapshot.tokens);
             let tokens = tokens.filter(|&tokens| tokens <= most).max()?;
             Some(Known { slot, tokens, is_whole: false })
         });
@@ -58,12 +58,12 @@ impl Placement {
         Placement { slot, known }
     }
 
-    /// Makes the state of the slot that of the known beginning. Gives the slot and its checkpoints.
+    /// Makes the state of the slot that of the known beginning. Gives the slot and its snapshots.
     pub(super) fn carry_out(
         self,
         slots: &mut [Slot],
         decoder: &mut Decoder,
-    ) -> Result<(usize, Vec<Checkpoint>), Error> {
+    ) -> Result<(usize, Vec<Snapshot>), Error> {
         let slot = self.slot;
         let Some(known) = self.known else {
             slots[slot] = Slot::Free;
@@ -72,22 +72,22 @@ impl Placement {
         };
         if known.slot != slot {
             slots[slot] = Slot::Free;
-            let checkpoints = slots[known.slot].prefix(None).map(|(_, checkpoints)| checkpoints);
-            let checkpoint = checkpoints.into_iter().flatten().find(|c| c.tokens == known.tokens);
-            if let Some(checkpoint) = checkpoint {
-                decoder.state(|cache| cache.copy(known.slot, slot, checkpoint))?;
+            let snapshots = slots[known.slot].prefix(None).map(|(_, snapshots)| snapshots);
+            let snapshot = snapshots.into_iter().flatten().find(|c| c.tokens == known.tokens);
+            if let Some(snapshot) = snapshot {
+                decoder.state(|cache| cache.copy(known.slot, slot, snapshot))?;
             }
-            return Ok((slot, vec![decoder.checkpoint(slot)?]));
+            return Ok((slot, vec![decoder.snapshot(slot)?]));
         }
         let Slot::Cached(cached) = std::mem::replace(&mut slots[slot], Slot::Free) else {
             return Err(Error::Stopped);
         };
-        let mut checkpoints = cached.checkpoints;
-        checkpoints.retain(|checkpoint| checkpoint.tokens <= known.tokens);
-        if let Some(checkpoint) = checkpoints.last().filter(|_| !known.is_whole) {
-            decoder.state(|cache| cache.rewind(slot, checkpoint))?;
+        let mut snapshots = cached.snapshots;
+        snapshots.retain(|snapshot| snapshot.tokens <= known.tokens);
+        if let Some(snapshot) = snapshots.last().filter(|_| !known.is_whole) {
+            decoder.state(|cache| cache.rewind(slot, snapshot))?;
         }
-        Ok((slot, checkpoints))
+        Ok((slot, snapshots))
     }
 }
 

@@ -25,9 +25,9 @@ impl Prefix<'_> {
         let images = self.images.iter().zip(other.images).take_while(|(a, b)| a == b).count();
         let known: usize = self.images[..images].iter().map(|image| image.tokens).sum();
         // The first token of the first image that is not the same.
-        let mut places =
+        let mut image_tokens =
             self.tokens[..same].iter().enumerate().filter(|(_, id)| **id == image_token);
-        places.nth(known).map_or(same, |(place, _)| place)
+        image_tokens.nth(known).map_or(same, |(index, _)| index)
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     Metrics, Model,
     cancel::Watchdog,
     image_cache::ImageCache,
-    slot::{Active, joined, place_features},
+    slot::{Active, joined, write_features},
 };
 use crate::{
     Error,
@@ -40,23 +40,22 @@ pub(super) fn run_views(
     done: &mut Metrics,
 ) -> Result<bool, Error> {
     let start = Instant::now();
-    while let Some((image, patches, view)) = active.images.next() {
-        if view == 0
-            && let Some(features) = cache.get(image.key)
+    while let Some(next) = active.images.next() {
+        if next.view == 0
+            && let Some(features) = cache.get(next.image.key)
         {
             done.image_cache_hits += 1;
-            image.set_features(features);
+            next.image.set_features(features);
             continue;
         }
-        let key = image.key;
-        let views = model.vision.views_of_run(&patches, view);
-        let options = Arc::new(model.vision.run_options(&patches, &views)?);
+        let views = model.vision.views_of_run(&next.patches, next.view);
+        let options = Arc::new(model.vision.run_options(&next.patches, &views)?);
         let guard = active.sender.cancel().guard(&options, watchdog);
-        let features = model.vision.run(&patches, views.clone(), &options);
+        let features = model.vision.run(&next.patches, views.clone(), &options);
         drop(guard);
-        if let Some(features) = active.images.add(views.len(), features?)? {
+        if let Some(features) = active.images.add(&next, views.len(), features?)? {
             done.images += 1;
-            cache.insert(key, features);
+            cache.insert(next.image.key, features);
         }
         let took = start.elapsed();
         done.vision_time += took;
@@ -83,7 +82,7 @@ pub(super) fn run_piece(
     let tokens = model.decoder.piece(slot, end - covered, most);
     let ids = &active.sequence.tokens()[covered..covered + tokens];
     let mut embeddings = model.embed_tokens.run(ids)?;
-    active.images.place(ids, model.processor.image_token_id(), &mut embeddings)?;
+    active.images.write_features(ids, model.processor.image_token_id(), &mut embeddings)?;
     let embeddings = embeddings.insert_axis(Axis(0));
     let options = Arc::new(model.decoder.run_options()?);
     let guard = active.sender.cancel().guard(&options, watchdog);
@@ -100,7 +99,7 @@ pub(super) fn run_piece(
         finished = accepted.map_err(|error| error.of(graph))?.finished;
     }
     if covered + tokens == end {
-        active.checkpoints.push(model.decoder.checkpoint(slot)?);
+        active.snapshots.push(model.decoder.snapshot(slot)?);
     }
     let took = start.elapsed();
     done.prompt_tokens += tokens as u64;
@@ -132,7 +131,7 @@ pub(super) fn hidden_states(
     features: &[Array2<f32>],
 ) -> Result<Array2<f32>, Error> {
     let mut embeddings = model.embed_tokens.run(ids)?;
-    place_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
+    write_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
     model.decoder.state(|cache| {
         cache.clear(slot)?;
         cache.reserve(ids.len())

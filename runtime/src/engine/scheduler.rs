@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Error,
     generate::{FinishReason, Sequence},
-    kv_cache::Checkpoint,
+    kv_cache::Snapshot,
 };
 
 /// How answers share the model.
@@ -121,8 +121,8 @@ impl Scheduler {
     fn admit(&mut self) {
         while placement::replaceable(&self.slots).is_some() {
             let Some(request) = self.inbox.next_request() else { return };
-            match self.place(&request) {
-                Ok((slot, checkpoints)) => self.start(request, slot, checkpoints),
+            match self.make_room(&request) {
+                Ok((slot, snapshots)) => self.start(request, slot, snapshots),
                 Err(error) => {
                     self.done.failed += 1;
                     tracing::warn!(%error, "a request cannot be started");
@@ -134,8 +134,8 @@ impl Scheduler {
         }
     }
 
-    /// Makes room for a request. Gives its slot, and the checkpoints of the state that is there.
-    fn place(&mut self, request: &Request) -> Result<(usize, Vec<Checkpoint>), Error> {
+    /// Makes room for a request. Gives its slot, and the snapshots of the state that is there.
+    fn make_room(&mut self, request: &Request) -> Result<(usize, Vec<Snapshot>), Error> {
         let Scheduler { model, slots, .. } = self;
         model.decoder.state(|cache| cache.reserve(request.most_tokens))?;
         let owner = (!self.share_prefixes).then_some(request.conversation);
@@ -144,7 +144,7 @@ impl Scheduler {
         placement.carry_out(slots, &mut model.decoder)
     }
 
-    fn start(&mut self, request: Request, slot: usize, checkpoints: Vec<Checkpoint>) {
+    fn start(&mut self, request: Request, slot: usize, snapshots: Vec<Snapshot>) {
         let reused = self.model.decoder.tokens(slot);
         let waited = request.start.elapsed();
         request.sender.update(|progress| {
@@ -155,11 +155,11 @@ impl Scheduler {
         self.done.reused_tokens += reused as u64;
         tracing::debug!(slot, reused, prompt = request.sequence.tokens().len(), "a prompt starts");
         let image_token = self.model.processor.image_token_id();
-        let active = Active::new(request, reused, checkpoints, ends, image_token);
+        let active = Active::new(request, reused, snapshots, ends, image_token);
         self.slots[slot] = Slot::Prompt(Box::new(active));
     }
 
-    /// Where there is to be a checkpoint in a prompt after its first `reused` tokens: where other prompts
+    /// Where there is to be a snapshot in a prompt after its first `reused` tokens: where other prompts
     /// may go on in another way, which is after the first message and after the last image, and at its
     /// end.
     fn ends(&self, tokens: &[u32], reused: usize) -> Vec<usize> {
@@ -309,9 +309,9 @@ impl Scheduler {
                 tracing::warn!(%error, slot, "an answer failed");
             }
         }
-        let Active { conversation, sequence, sender, spans, checkpoints, .. } = active;
+        let Active { conversation, sequence, sender, spans, snapshots, .. } = active;
         let kept = match is_sound {
-            true => self.keep(slot, conversation, sequence, spans, checkpoints),
+            true => self.keep(slot, conversation, sequence, spans, snapshots),
             false => self.model.decoder.state(|cache| cache.scrub(slot)).map(|()| Slot::Free),
         };
         self.slots[slot] = kept.unwrap_or_else(|error| {
@@ -342,12 +342,12 @@ impl Scheduler {
         conversation: u64,
         sequence: Sequence,
         images: Vec<ImageSpan>,
-        checkpoints: Vec<Checkpoint>,
+        snapshots: Vec<Snapshot>,
     ) -> Result<Slot, Error> {
         let decoder = &mut self.model.decoder;
         // An image token that the model wrote would be taken for one of an image.
         if sequence.answer().contains(&self.model.processor.image_token_id()) {
-            match checkpoints.last() {
+            match snapshots.last() {
                 Some(prompt) => decoder.state(|cache| cache.rewind(slot, prompt))?,
                 None => decoder.state(|cache| cache.clear(slot))?,
             }
@@ -359,7 +359,7 @@ impl Scheduler {
         let mut tokens = sequence.into_tokens();
         tokens.truncate(covered);
         self.clock += 1;
-        Ok(Slot::Cached(Cached { conversation, tokens, images, checkpoints, used: self.clock }))
+        Ok(Slot::Cached(Cached { conversation, tokens, images, snapshots, used: self.clock }))
     }
 
     /// Tells others what has been done.

@@ -18,7 +18,7 @@ use crate::{
     Error,
     generate::{Accepted, NextError, Sequence},
     image::ProcessedImage,
-    kv_cache::Checkpoint,
+    kv_cache::Snapshot,
     model::Logits,
 };
 
@@ -40,7 +40,7 @@ pub(super) struct Cached {
     /// Those that the state covers.
     pub(super) tokens: Vec<u32>,
     pub(super) images: Vec<ImageSpan>,
-    pub(super) checkpoints: Vec<Checkpoint>,
+    pub(super) snapshots: Vec<Snapshot>,
     /// When it was used last, in the scheduler's own count.
     pub(super) used: u64,
 }
@@ -58,18 +58,18 @@ impl Slot {
     }
 
     /// What it has of a prompt of this conversation, or of any.
-    pub(super) fn prefix(&self, conversation: Option<u64>) -> Option<(Prefix<'_>, &[Checkpoint])> {
+    pub(super) fn prefix(&self, conversation: Option<u64>) -> Option<(Prefix<'_>, &[Snapshot])> {
         let is_own = |owner: u64| conversation.is_none_or(|wanted| wanted == owner);
         match self {
             Slot::Free => None,
             Slot::Cached(cached) => is_own(cached.conversation).then_some((
                 Prefix { tokens: &cached.tokens, images: &cached.images },
-                &cached.checkpoints,
+                &cached.snapshots,
             )),
             Slot::Prompt(active) | Slot::Decoding(active) => {
                 is_own(active.conversation).then_some((
                     Prefix { tokens: active.sequence.tokens(), images: &active.spans },
-                    &active.checkpoints,
+                    &active.snapshots,
                 ))
             }
         }
@@ -83,8 +83,8 @@ pub(super) struct Active {
     pub(super) sender: Sender,
     pub(super) spans: Vec<ImageSpan>,
     /// States after beginnings of the prompt, ascending.
-    pub(super) checkpoints: Vec<Checkpoint>,
-    /// Tokens of the prompt after which there is to be a checkpoint, ascending; the last is its end.
+    pub(super) snapshots: Vec<Snapshot>,
+    /// Tokens of the prompt after which there is to be a snapshot, ascending; the last is its end.
     pub(super) ends: Vec<usize>,
     pub(super) images: ImageQueue,
     /// When its first token came.
@@ -96,7 +96,7 @@ impl Active {
     pub(super) fn new(
         request: Request,
         reused: usize,
-        checkpoints: Vec<Checkpoint>,
+        snapshots: Vec<Snapshot>,
         ends: Vec<usize>,
         image_token: u32,
     ) -> Self {
@@ -109,7 +109,7 @@ impl Active {
             sequence,
             sender,
             spans,
-            checkpoints,
+            snapshots,
             ends,
             images: ImageQueue::new(images, reused_image_tokens),
             first_token: None,
@@ -135,54 +135,65 @@ pub(super) struct ImageQueue {
     images: Vec<PromptImage>,
     /// Rows of features that were used, or are not needed since the state covers them.
     used: usize,
-    /// Views of the next image without features that have been through the vision graphs, and what these
-    /// gave.
+    /// The image whose views are going through the vision graphs, how many have, and what these gave.
+    current: usize,
     views: usize,
     features: Vec<Array2<f32>>,
 }
 
+/// An image that has to go through the vision graphs.
+pub(super) struct NextImage {
+    index: usize,
+    pub(super) image: PromptImage,
+    pub(super) patches: Arc<ProcessedImage>,
+    /// The first of its views that has not yet.
+    pub(super) view: usize,
+}
+
 impl ImageQueue {
     fn new(images: Vec<PromptImage>, used: usize) -> Self {
-        ImageQueue { images, used, views: 0, features: Vec::new() }
+        ImageQueue { images, used, current: 0, views: 0, features: Vec::new() }
     }
 
-    /// The next image that has to go through the vision graphs, and the first of its views that has
-    /// not. Images whose tokens the state covers need not.
-    pub(super) fn next(&self) -> Option<(&PromptImage, Arc<ProcessedImage>, usize)> {
+    /// The next image that has no features yet. Those whose tokens the state covers need none.
+    pub(super) fn next(&self) -> Option<NextImage> {
         let mut rows = 0;
-        self.images.iter().find_map(|image| {
+        self.images.iter().enumerate().find_map(|(index, image)| {
             rows += image.tokens();
             match image.content() {
                 ImageContent::Patches(patches) if rows > self.used => {
-                    Some((image, patches, self.views))
+                    // Another answer of the same conversation may have given the one before its features.
+                    let view = if index == self.current { self.views } else { 0 };
+                    Some(NextImage { index, image: image.clone(), patches, view })
                 }
                 _ => None,
             }
         })
     }
 
-    /// Takes in features of the next `views` views of the next image. Gives all of them after the last.
+    /// Takes in features of the next `views` views of an image. Gives all of them after the last.
     pub(super) fn add(
         &mut self,
+        next: &NextImage,
         views: usize,
         features: Vec<Array2<f32>>,
     ) -> Result<Option<Arc<Array2<f32>>>, Error> {
-        let Some((image, patches, done)) = self.next() else { return Ok(None) };
-        let (image, count) = (image.clone(), patches.grids.len());
-        self.views = done + views;
+        if next.view == 0 {
+            self.features.clear();
+        }
+        (self.current, self.views) = (next.index, next.view + views);
         self.features.extend(features);
-        if self.views < count {
+        if self.views < next.patches.grids.len() {
             return Ok(None);
         }
-        let all = joined(&std::mem::take(&mut self.features), image.tokens())?;
         self.views = 0;
-        let all = Arc::new(all);
-        image.set_features(Arc::clone(&all));
+        let all = Arc::new(joined(&std::mem::take(&mut self.features), next.image.tokens())?);
+        next.image.set_features(Arc::clone(&all));
         Ok(Some(all))
     }
 
     /// Writes the features of the image tokens among `ids` into their embeddings [ids, hidden].
-    pub(super) fn place(
+    pub(super) fn write_features(
         &mut self,
         ids: &[u32],
         image_token: u32,
@@ -202,14 +213,14 @@ impl ImageQueue {
                 features.push(all.slice(s![from..to, ..]).to_owned());
             }
         }
-        place_features(ids, image_token, &features, embeddings)?;
+        write_features(ids, image_token, &features, embeddings)?;
         self.used += count;
         Ok(())
     }
 }
 
 /// Writes features [tokens, hidden] into the embeddings [ids, hidden] of image tokens, in order.
-pub(super) fn place_features(
+pub(super) fn write_features(
     ids: &[u32],
     image_token: u32,
     features: &[Array2<f32>],
@@ -224,9 +235,11 @@ pub(super) fn place_features(
     if features.iter().any(|features| features.ncols() != embeddings.ncols()) {
         return wrong(0);
     }
-    let places = embeddings.rows_mut().into_iter().zip(ids).filter(|(_, id)| **id == image_token);
-    for ((mut place, _), row) in places.zip(features.iter().flat_map(|features| features.rows())) {
-        place.assign(&row);
+    let wanted = embeddings.rows_mut().into_iter().zip(ids).filter(|(_, id)| **id == image_token);
+    for ((mut embedding, _), row) in
+        wanted.zip(features.iter().flat_map(|features| features.rows()))
+    {
+        embedding.assign(&row);
     }
     Ok(())
 }

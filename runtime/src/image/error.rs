@@ -2,6 +2,7 @@ use std::{fmt::Display, io, path::PathBuf, time::Duration};
 
 /// Why an image cannot be processed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// A file could not be read.
     #[error("cannot read the image {path}: {error}; check the path")]

@@ -10,7 +10,7 @@ use ort::{
 };
 
 use super::{
-    Checkpoint, KvCache, Layout, Outputs, Run, asked_for, bind,
+    KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
     layout::{Kind, StateTensor},
     no_room, take,
 };
@@ -237,28 +237,28 @@ impl KvCache for InPlace {
         }
     }
 
-    fn checkpoint(&mut self, slot: usize) -> ort::Result<Checkpoint> {
+    fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot> {
         let State { tokens, turn, buffers, .. } = &mut self.slots[slot];
         let conv = buffers.iter().filter_map(|buffer| match buffer {
             Buffer::Conv(pair) => Some(&pair[*turn]),
             Buffer::Cache(_) => None,
         });
         let conv = conv.map(|value| copy_of(value, 0, &shape(value), self.memory.as_ref()));
-        Ok(Checkpoint { tokens: *tokens, conv: conv.collect::<ort::Result<_>>()? })
+        Ok(Snapshot { tokens: *tokens, conv: conv.collect::<ort::Result<_>>()? })
     }
 
-    fn rewind(&mut self, slot: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
+    fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()> {
         let state = &mut self.slots[slot];
         let turn = state.turn;
         let convs = state.buffers.iter_mut().filter(|buffer| matches!(buffer, Buffer::Conv(_)));
-        for (buffer, earlier) in convs.zip(&checkpoint.conv) {
+        for (buffer, earlier) in convs.zip(&snapshot.conv) {
             overwrite(buffer.past(turn), earlier)?;
         }
-        state.tokens = checkpoint.tokens;
+        state.tokens = snapshot.tokens;
         Ok(())
     }
 
-    fn copy(&mut self, from: usize, into: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
+    fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()> {
         if self.slots[into].buffers.is_empty() {
             self.clear(into)?;
         }
@@ -269,7 +269,7 @@ impl KvCache for InPlace {
                 }
             }
         }
-        self.rewind(into, checkpoint)
+        self.rewind(into, snapshot)
     }
 
     fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {

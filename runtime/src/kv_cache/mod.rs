@@ -52,13 +52,13 @@ pub(crate) trait KvCache: Send {
     fn drop_last(&mut self, slot: usize, count: usize) -> ort::Result<()>;
 
     /// What it takes to come back to the state of a slot as it is now.
-    fn checkpoint(&mut self, slot: usize) -> ort::Result<Checkpoint>;
+    fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot>;
 
     /// Goes back to an earlier state of the same tokens.
-    fn rewind(&mut self, slot: usize, checkpoint: &Checkpoint) -> ort::Result<()>;
+    fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()>;
 
-    /// Makes the state of `into` that of `from` as it was at `checkpoint`.
-    fn copy(&mut self, from: usize, into: usize, checkpoint: &Checkpoint) -> ort::Result<()>;
+    /// Makes the state of `into` that of `from` as it was at `snapshot`.
+    fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()>;
 
     /// Exchanges the states of two slots.
     fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()>;
@@ -96,7 +96,7 @@ pub(crate) type Outputs = BTreeMap<&'static str, DynTensor>;
 
 /// What it takes to go back to an earlier state: keys and values of a longer state begin with
 /// those of a shorter one, but conv states do not.
-pub(crate) struct Checkpoint {
+pub(crate) struct Snapshot {
     pub(crate) tokens: usize,
     /// Of one sequence, in the order of the layout.
     conv: Vec<DynTensor>,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ort::{session::Session, value::DynTensor};
 
 use super::{
-    Checkpoint, KvCache, Layout, Outputs, Run, asked_for, bind,
+    KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
     layout::{Kind, StateTensor},
     no_room, take,
 };
@@ -195,29 +195,29 @@ impl KvCache for Separate {
         self.shorten(slot, self.slots[slot].tokens - count)
     }
 
-    fn checkpoint(&mut self, slot: usize) -> ort::Result<Checkpoint> {
+    fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot> {
         self.settle(slot, 0)?;
         let state = &self.slots[slot];
         let convs = self.layout.tensors.iter().zip(&state.values);
         let convs = convs.filter(|(tensor, _)| tensor.kind.is_conv());
         let conv = convs.map(|(_, value)| copy(value, self.memory.as_ref()));
-        Ok(Checkpoint { tokens: state.tokens, conv: conv.collect::<ort::Result<_>>()? })
+        Ok(Snapshot { tokens: state.tokens, conv: conv.collect::<ort::Result<_>>()? })
     }
 
-    fn rewind(&mut self, slot: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
+    fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()> {
         let convs = self.layout.tensors.iter().zip(&mut self.slots[slot].values);
         let convs = convs.filter(|(tensor, _)| tensor.kind.is_conv());
-        for ((_, value), earlier) in convs.zip(&checkpoint.conv) {
+        for ((_, value), earlier) in convs.zip(&snapshot.conv) {
             *value = copy(earlier, self.memory.as_ref())?;
         }
-        self.shorten(slot, checkpoint.tokens)
+        self.shorten(slot, snapshot.tokens)
     }
 
-    fn copy(&mut self, from: usize, into: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
+    fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()> {
         let values = self.slots[from].values.iter();
         let values = values.map(|value| copy(value, self.memory.as_ref()));
         self.slots[into].values = values.collect::<ort::Result<_>>()?;
-        self.rewind(into, checkpoint)
+        self.rewind(into, snapshot)
     }
 
     fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use ort::{session::Session, value::DynTensor};
 
 use super::{
-    Checkpoint, KvCache, Layout, Outputs, Run, asked_for, bind,
+    KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
     layout::{Kind, StateTensor},
     no_room, take,
 };
@@ -236,24 +236,24 @@ impl KvCache for Slots {
         Ok(())
     }
 
-    fn checkpoint(&mut self, slot: usize) -> ort::Result<Checkpoint> {
+    fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot> {
         let (tokens, memory) = (self.tokens[slot], self.memory.clone());
         let tensors = self.tensors().filter(|(tensor, _)| tensor.kind.is_conv());
         let conv = tensors.map(|(tensor, buffer)| {
             let start = slot * tensor.kind.elements(0);
             copy_of(buffer, start, &tensor.kind.shape(1, 0), memory.as_ref())
         });
-        Ok(Checkpoint { tokens, conv: conv.collect::<ort::Result<_>>()? })
+        Ok(Snapshot { tokens, conv: conv.collect::<ort::Result<_>>()? })
     }
 
-    fn rewind(&mut self, slot: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
-        self.set_conv_states(slot, &checkpoint.conv)?;
-        self.tokens[slot] = checkpoint.tokens;
+    fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()> {
+        self.set_conv_states(slot, &snapshot.conv)?;
+        self.tokens[slot] = snapshot.tokens;
         Ok(())
     }
 
-    fn copy(&mut self, from: usize, into: usize, checkpoint: &Checkpoint) -> ort::Result<()> {
-        let (capacity, tokens) = (self.capacity, checkpoint.tokens);
+    fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()> {
+        let (capacity, tokens) = (self.capacity, snapshot.tokens);
         let mut copied = 0;
         for (tensor, buffer) in self.tensors() {
             let Kind::KeyValue { heads: count, head_dim } = tensor.kind else { continue };
@@ -264,7 +264,7 @@ impl KvCache for Slots {
             copied += tokens * count * head_dim;
         }
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
-        self.rewind(into, checkpoint)
+        self.rewind(into, snapshot)
     }
 
     fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {

@@ -16,11 +16,11 @@ use super::{
 use crate::{
     Error,
     backend::{
-        DeviceMemory, GraphSession, Place, on_host,
+        DeviceMemory, GraphSession, Location, on_host,
         provider::{Provider, TensorRt},
         reads_in_place,
     },
-    kv_cache::{Checkpoint, InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots},
+    kv_cache::{InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots, Snapshot},
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
@@ -81,16 +81,16 @@ impl Decoder {
         let may_share = session.provider() != Provider::TensorRt(TensorRt::default()).name();
         // Where the graph gives rows, this program writes, where it can.
         let state = layout.tensors.last().filter(|_| !layout.gives_rows);
-        let (in_place, place) = session.ask(|session| {
+        let (in_place, location) = session.ask(|session| {
             let in_place = session.metadata()?.custom(IN_PLACE).as_deref() == Some("true");
-            let place =
-                state.map(|tensor| Place::of_output(session, &tensor.present)).transpose()?;
-            Ok((in_place && may_share, place.flatten()))
+            let location =
+                state.map(|tensor| Location::of_output(session, &tensor.present)).transpose()?;
+            Ok((in_place && may_share, location.flatten()))
         })?;
         // A recording writes into what its session's allocator believes to be free.
         let allocating = prefill.as_ref().unwrap_or(&session);
-        let memory = match place {
-            Some(place) => allocating.ask(|session| Ok(DeviceMemory::at(place, session)))?,
+        let memory = match location {
+            Some(location) => allocating.ask(|session| Ok(DeviceMemory::at(location, session)))?,
             None => None,
         };
         let fixed_capacity = layout.fixed_capacity;
@@ -102,7 +102,7 @@ impl Decoder {
         if session.records() && !(has_steps && prefill.is_some()) {
             return Err(Error::NothingToRecord);
         }
-        // A place in the memory of other devices is no number that can be added to.
+        // In the memory of other devices, an address is no number that can be added to.
         let has_addresses = memory.as_ref().is_none_or(DeviceMemory::has_addresses);
         let shares_runs = in_place && fixed_capacity.is_none();
         let slots = if shares_runs && !has_addresses { 1 } else { settings.slots };
@@ -171,8 +171,8 @@ impl Decoder {
     }
 
     /// Remembers the state of a slot.
-    pub(crate) fn checkpoint(&mut self, slot: usize) -> Result<Checkpoint, Error> {
-        self.state(|cache| cache.checkpoint(slot))
+    pub(crate) fn snapshot(&mut self, slot: usize) -> Result<Snapshot, Error> {
+        self.state(|cache| cache.snapshot(slot))
     }
 
     /// Options of a run, by which it can be ended.
@@ -185,9 +185,9 @@ impl Decoder {
         self.session.graph()
     }
 
-    /// How many of the next `tokens` of a slot's prompt one run is over, if no more than `most`.
+    /// How many of the next `tokens` of a slot's prompt one run is over, if about `most` at most.
     pub(crate) fn piece(&self, slot: usize, tokens: usize, most: usize) -> usize {
-        self.size(slot, tokens.min(most.clamp(1, MAX_PIECE))).tokens
+        self.size(slot, even_piece(tokens, most.min(MAX_PIECE))).tokens
     }
 
     /// Runs over the embeddings [1, tokens, hidden] of a [`piece`](Self::piece) of a slot's prompt. Gives
@@ -335,6 +335,21 @@ impl Decoder {
     }
 }
 
+/// The size of a prompt's next piece, where `left` tokens are left and it may have about `most`.
+///
+/// ONNX Runtime's kernels round an odd last row, and a run over a single token, in another way than other
+/// rows; quantized inputs make that more than the last bits. So that a prompt's logits do not depend on how
+/// large its pieces were, all but the last are even, and the last has one token only where there is no other.
+fn even_piece(left: usize, most: usize) -> usize {
+    let most = (most / 2 * 2).max(2);
+    match left.checked_sub(most) {
+        None | Some(0) => left,
+        Some(1) if most == 2 => left,
+        Some(1) => most - 2,
+        Some(_) => most,
+    }
+}
+
 /// Most tokens of a sequence.
 fn limit(
     layout: &Layout,
@@ -350,11 +365,37 @@ fn limit(
         .min(settings.memory.map_or(usize::MAX, of_memory))
         .min(layout.fixed_capacity.unwrap_or(usize::MAX));
     match limit {
-        0 | 1 => Err(Error::Setting {
-            name: "kv_cache_memory",
-            value: settings.memory.unwrap_or_default().to_string(),
-            expected: "it must be enough for some tokens in each slot",
-        }),
+        0 | 1 => {
+            let (name, value) = match (settings.capacity, settings.memory) {
+                (Some(tokens @ (0 | 1)), _) => ("capacity", tokens),
+                (_, memory) => ("kv_cache_memory", memory.unwrap_or_default()),
+            };
+            let expected = "it must be enough for some tokens in each slot";
+            Err(Error::Setting { name, value: value.to_string(), expected })
+        }
         _ => Ok(limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_even_and_no_last_one_is_single() {
+        for total in 1..600 {
+            for most in [1, 2, 3, 16, 33, 256] {
+                let (mut left, mut sizes) = (total, Vec::new());
+                while left > 0 {
+                    let size = even_piece(left, most);
+                    assert!(size > 0 && size <= most.max(3), "{total} {most}: {size}");
+                    sizes.push(size);
+                    left -= size;
+                }
+                let (last, others) = sizes.split_last().unwrap();
+                assert!(others.iter().all(|size| size % 2 == 0), "{total} {most}: {sizes:?}");
+                assert!(*last > 1 || total == 1, "{total} {most}: {sizes:?}");
+            }
+        }
     }
 }

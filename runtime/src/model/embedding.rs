@@ -5,7 +5,7 @@ use ort::value::{DynTensor, DynTensorValueType, Tensor};
 
 use crate::{
     Error,
-    backend::{DeviceMemory, GraphSession, Place, memory_info},
+    backend::{DeviceMemory, GraphSession, Location, memory_info},
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
@@ -24,8 +24,8 @@ impl EmbedTokens {
         decoder: Option<&DeviceMemory>,
     ) -> Result<Self, Error> {
         let memory = session.ask(|session| {
-            let place = Place::of_output(session, EMBEDDINGS)?;
-            Ok(place.and_then(|place| DeviceMemory::at(place, session)))
+            let location = Location::of_output(session, EMBEDDINGS)?;
+            Ok(location.and_then(|location| DeviceMemory::at(location, session)))
         })?;
         Ok(EmbedTokens { session, memory: memory.filter(|memory| Some(memory) == decoder) })
     }

@@ -3,16 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
+use futures_core::Stream;
 use lfm2vl::{
     Completion, Conversation, Engine, Error, ErrorKind, GenerationOptions, History,
     LogitsProcessor, Part, chat::Message,
 };
-use lfm2vl_graphs::{FixedSizes, Precision, Recipe};
+use lfm2vl_graphs::{FixedSizes, Graph, Precision, Recipe};
 use lfm2vl_tests::{copy_folder, export_with, sample_images, sample_questions, tiny_shapes};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
@@ -50,6 +51,23 @@ fn poisoned(folder: &std::path::Path, recipe: &'static str) -> u32 {
     token
 }
 
+/// A folder whose embedding has fewer rows than the vocabulary: a run over one of the missing tokens fails.
+/// Gives such a token.
+fn shortened(folder: &std::path::Path) -> u32 {
+    copy_folder(&tiny_shapes("default"), folder);
+    let path = folder.join("onnx/embed_tokens.onnx");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The sizes [1501, 128] as protobuf writes them, and the bytes of the data.
+    for (old, new) in
+        [(&[0xdd, 0x0b, 0x80, 0x01][..], &[0xe8, 0x07, 0x80, 0x01][..]), (b"768512", b"512000")]
+    {
+        let at = bytes.windows(old.len()).position(|window| window == old).unwrap();
+        bytes[at..at + new.len()].copy_from_slice(new);
+    }
+    std::fs::write(path, bytes).unwrap();
+    1400
+}
+
 /// What happens to an answer.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
@@ -57,7 +75,7 @@ enum Fate {
     IsCancelled { after: usize },
     IsDropped { after: usize },
     IsLate { after: Duration },
-    Fails,
+    Fails { token: u32 },
 }
 
 /// The tokens of sample questions alone, as far as they have been asked.
@@ -93,7 +111,8 @@ fn options(kind: u64) -> GenerationOptions {
 }
 
 /// Asks `count` questions from 8 threads.
-fn stress(engine: &Engine, alone: &Alone, poison: u32, seed: u64, count: usize) {
+/// One in ten fails, where there is a token to make it fail.
+fn stress(engine: &Engine, alone: &Alone, poison: Option<u32>, seed: u64, count: usize) {
     let questions = sample_questions();
     let next = Mutex::new(0..count);
     thread::scope(|scope| {
@@ -111,12 +130,12 @@ fn stress(engine: &Engine, alone: &Alone, poison: u32, seed: u64, count: usize) 
                             let after = Duration::from_micros(random.random_range(0..60_000));
                             Fate::IsLate { after }
                         }
-                        3 => Fate::Fails,
+                        3 => poison.map_or(Fate::Finishes, |token| Fate::Fails { token }),
                         _ => Fate::Finishes,
                     };
                     let case = format!("seed {seed}: question {question}, {kind}, {fate:?}");
                     let mut conversation = conversation(&questions[question]);
-                    let tokens = live(engine, &mut conversation, kind, fate, poison, &case);
+                    let tokens = live(engine, &mut conversation, kind, fate, &case);
                     let Some(tokens) = tokens else { continue };
                     assert_eq!(tokens, alone.tokens(questions, question, kind), "{case}");
                 }
@@ -137,13 +156,12 @@ fn live(
     conversation: &mut Conversation,
     kind: u64,
     fate: Fate,
-    poison: u32,
     case: &str,
 ) -> Option<Vec<u32>> {
     let mut options = options(kind);
     match fate {
         Fate::IsLate { after } => options.timeout = Some(after),
-        Fate::Fails => options.logit_bias = [(poison, 1e4)].into(),
+        Fate::Fails { token } => options.logit_bias = [(token, 1e4)].into(),
         _ => {}
     }
     let mut answer = match engine.generate(conversation, &options) {
@@ -169,7 +187,7 @@ fn live(
             Err(Error::TimedOut(_)) => None,
             result => Some(result.unwrap_or_else(|e| panic!("{case}: {e}")).token_ids),
         },
-        Fate::Fails => {
+        Fate::Fails { .. } => {
             let error = answer.finish().expect_err(case);
             assert!(matches!(error, Error::NotFinite { .. }), "{case}: {error}");
             None
@@ -199,7 +217,7 @@ fn answers_under_load_have_the_tokens_that_they_have_alone() {
         let engine = Engine::builder(folder.path()).slots(slots).share_prefixes(recipe == "split");
         let engine = engine.build().unwrap();
         for seed in 0..seeds.unwrap_or(2) {
-            stress(&engine, &alone, poison, seed, sequences);
+            stress(&engine, &alone, Some(poison), seed, sequences);
         }
         let metrics = engine.metrics();
         assert!(metrics.finished > 0 && metrics.failed > 0 && metrics.cancelled > 0, "{metrics:?}");
@@ -374,6 +392,81 @@ fn logits_that_are_not_finite_end_only_their_own_answer() {
 }
 
 #[test]
+fn a_run_that_fails_ends_only_the_answers_that_it_fails_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = shortened(folder.path());
+    let engine = Engine::builder(folder.path()).build().unwrap();
+    let ask = |options: &GenerationOptions| {
+        engine.generate(&mut text("Tell me a story."), options).unwrap()
+    };
+    let expected = ask(&greedy(60)).finish().unwrap().token_ids;
+    let others = [ask(&greedy(60)), ask(&greedy(60))];
+    let failing = ask(&GenerationOptions { logit_bias: [(missing, 1e4)].into(), ..greedy(60) });
+    let last = ask(&greedy(60));
+    let error = failing.finish().unwrap_err();
+    assert!(matches!(error, Error::Run { graph: Graph::EmbedTokens, .. }), "{error}");
+    // With ONNX Runtime's code.
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.to_string().contains(&source) && source.contains("1400"), "{source}");
+    for answer in others.into_iter().chain([last]) {
+        assert_eq!(answer.finish().unwrap().token_ids, expected);
+    }
+    let metrics = engine.metrics();
+    assert_eq!((metrics.finished, metrics.failed), (4, 1));
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_told() {
+    let engine = Engine::builder(tiny_shapes("default")).slots(1 << 30).capacity(4096).build();
+    let error = engine.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+    assert!(!error.to_string().contains("export"), "{error}");
+}
+
+#[test]
+fn answers_are_streams_as_well() {
+    use std::task::{Context, Poll, Wake};
+    struct Thread(thread::Thread);
+    impl Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let expected = engine.answer(&mut text("Tell me a story."), &greedy(30)).unwrap();
+    let answer = engine.generate(&mut text("Tell me a story."), &greedy(30)).unwrap();
+    let mut stream = std::pin::pin!(answer.into_stream());
+    let waker = Arc::new(Thread(thread::current())).into();
+    let mut context = Context::from_waker(&waker);
+    let (mut text, mut waited) = (String::new(), 0);
+    loop {
+        match stream.as_mut().poll_next(&mut context) {
+            Poll::Ready(Some(event)) => text += &event.unwrap().text,
+            Poll::Ready(None) => break,
+            Poll::Pending => {
+                waited += 1;
+                thread::park();
+            }
+        }
+    }
+    assert!(waited > 0);
+    assert_eq!(text, expected.text);
+    assert_eq!(stream.answer().completion().unwrap().token_ids, expected.token_ids);
+}
+
+/// As under load above, with a random model of the 450M shape (some minutes).
+#[test]
+#[ignore = "takes some minutes; LFM2VL_450M names the folder of an export"]
+fn answers_of_a_450m_model_under_load_have_the_tokens_that_they_have_alone() {
+    let folder = std::env::var("LFM2VL_450M").expect("LFM2VL_450M names a folder");
+    let engine = Engine::builder(&folder).slots(1).image_cache(0).build().unwrap();
+    let alone = Alone { engine, known: Mutex::default() };
+    let engine = Engine::builder(&folder).slots(16).build().unwrap();
+    stress(&engine, &alone, None, 0, 64);
+    println!("{:#?}", engine.metrics());
+}
+
+#[test]
 fn a_refused_prompt_costs_no_state() {
     let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
     let mut conversation = text("Tell me a story.");
@@ -514,6 +607,7 @@ fn settings_that_make_no_sense_are_told() {
         (builder().queue(0).build(), "queue"),
         (builder().prompt_tokens_per_step(0).build(), "prompt_tokens_per_step"),
         (builder().kv_cache_memory(10).build(), "kv_cache_memory"),
+        (builder().capacity(1).build(), "capacity"),
     ] {
         let error = engine.map(drop).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");

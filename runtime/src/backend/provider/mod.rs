@@ -174,7 +174,7 @@ impl Provider {
 
     /// What ONNX Runtime's message means that it cannot start.
     pub(crate) fn failure(&self, message: &str) -> Unavailable {
-        Unavailable::told(self.descriptor(), message)
+        Unavailable::from_message(self.descriptor(), message)
     }
 
     /// Why this build or the library does not have it.

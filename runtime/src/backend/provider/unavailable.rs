@@ -21,7 +21,7 @@ impl fmt::Display for Unavailable {
 
 impl Unavailable {
     /// What ONNX Runtime's message means that a provider cannot start.
-    pub(super) fn told(provider: &Descriptor, message: &str) -> Self {
+    pub(super) fn from_message(provider: &Descriptor, message: &str) -> Self {
         let cause = cause(message);
         Unavailable { remedy: remedy(provider, &cause), cause }
     }
