@@ -54,9 +54,10 @@ async fn ask(State(engine): State<Engine>, Json(question): Json<Question>) -> Re
 }
 
 fn start(engine: &Engine, question: Question) -> Result<Answer, lfm2vl::Error> {
-    let image = question.image.filter(|uri| uri.starts_with("data:"));
-    let images = image.iter().map(|uri| load(uri, &Limits::default()));
-    let images = images.collect::<Result<Vec<_>, _>>()?;
+    // Anything that is not the data itself is taken for such: a path would name a file of this machine.
+    let uri = |image: String| if image.starts_with("data:") { image } else { "data:,".into() };
+    let image = question.image.map(|image| load(&uri(image), &Limits::default()));
+    let images: Vec<_> = image.transpose()?.into_iter().collect();
     let mut conversation = Conversation::new();
     conversation.push_with_images(Message::user(question.prompt), images)?;
     let options = GenerationOptions {

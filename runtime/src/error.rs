@@ -133,6 +133,25 @@ pub enum Error {
         /// The graph.
         graph: Graph,
     },
+    /// Stages of the caller's own, or its logit bias, left no token to choose.
+    #[error("the settings and stages of the sampler left no token to choose; leave some")]
+    NoTokenLeft,
+    /// A stage of the caller's own panicked.
+    #[error("a logits processor of the caller panicked; correct it")]
+    ProcessorPanicked,
+    /// The model's tokenizer, template or processor files are not usable.
+    #[error(transparent)]
+    Processor(ProcessorError),
+    /// A setting of the engine, or one that the model's files recommend, makes no sense.
+    #[error("the engine's setting '{name}' is {value}, and {expected}; correct it")]
+    EngineSetting {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
     /// An execution provider cannot be used.
     #[error("the provider {provider} cannot be used: {cause}; {remedy}")]
     Provider {
@@ -233,12 +252,16 @@ impl Error {
             | Error::Yaml(_)
             | Error::Load { .. }
             | Error::Provider { .. }
+            | Error::Processor(_)
+            | Error::EngineSetting { .. }
             | Error::NoThread { .. }
             | Error::NoHiddenState => ErrorKind::Setup,
             Error::NoSpeculation
             | Error::Image(_)
             | Error::Chat(_)
             | Error::NoMessage
+            | Error::NoTokenLeft
+            | Error::ProcessorPanicked
             | Error::TooManyPatches { .. }
             | Error::Setting { .. } => ErrorKind::InvalidRequest,
             Error::TooLong { .. } => ErrorKind::TooLong,
@@ -259,6 +282,19 @@ impl Error {
         match ran_out_of_memory(source.message()) {
             true => Error::OutOfMemory { graph, source },
             false => Error::Run { graph, source },
+        }
+    }
+
+    /// The same error, for another answer that ends with it.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Error::Run { graph, source } => {
+                Error::Run { graph: *graph, source: Arc::clone(source) }
+            }
+            Error::OutOfMemory { graph, source } => {
+                Error::OutOfMemory { graph: *graph, source: Arc::clone(source) }
+            }
+            _ => Error::Stopped,
         }
     }
 
@@ -284,8 +320,7 @@ impl From<ProcessorError> for Error {
     fn from(error: ProcessorError) -> Self {
         match error {
             ProcessorError::NoFolder(folder) => Error::NoFolder(folder),
-            ProcessorError::Image(error) => Error::Image(error),
-            ProcessorError::Chat(error) => Error::Chat(error),
+            other => Error::Processor(other),
         }
     }
 }

@@ -64,7 +64,7 @@ pub use {
     },
     error::{Error, ErrorKind},
     generate::{
-        Event, FinishReason, GenerationOptions, History, LogitsProcessor, Part, Sampler,
+        Event, FinishReason, GenerationOptions, History, LogitsProcessor, NoToken, Part, Sampler,
         TokenLogprob, TokenLogprobs,
     },
     lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},

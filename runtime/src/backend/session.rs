@@ -44,6 +44,7 @@ pub(crate) struct GraphSession {
 
 /// A provider that could not be used and that another one stands in for.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Skipped {
     /// The provider's name.
     pub provider: String,

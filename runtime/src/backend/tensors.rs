@@ -62,7 +62,7 @@ pub(crate) fn unwritten(
     }
 }
 
-/// A tensor in a part of another one's memory, as long as that is borrowed.
+/// A tensor in a part of another one's memory, which is borrowed as long as it lives.
 pub(crate) struct TensorSlice<'t> {
     tensor: DynTensor,
     whole: PhantomData<&'t mut DynTensor>,
@@ -88,7 +88,10 @@ impl TensorSlice<'_> {
 ///
 /// # Errors
 /// When it does not lie within.
-pub(crate) fn slice<'t>(
+///
+/// # Safety
+/// A binding that it is bound to, which keeps it, must not be used longer than this lives.
+pub(crate) unsafe fn slice<'t>(
     whole: &'t mut DynTensor,
     start: usize,
     sizes: &[usize],
@@ -159,8 +162,9 @@ pub(crate) fn copy_part(
     if length == 0 {
         return Ok(());
     }
-    let (from, mut into) =
-        (part(from, from_start, &[length])?, slice(into, into_start, &[length])?);
+    let from = part(from, from_start, &[length])?;
+    // SAFETY: it is not bound to anything.
+    let mut into = unsafe { slice(into, into_start, &[length]) }?;
     if from.data_type() != into.data_type() {
         return Err(ort::Error::new("tensors of different types"));
     }
@@ -203,11 +207,11 @@ pub(crate) fn copy_within(
     Ok(())
 }
 
-/// Exchanges `length` elements of a tensor from `a` on with those from `b` on.
+/// Swaps `length` elements of a tensor from `a` on with those from `b` on.
 ///
 /// # Errors
 /// When they do not lie within or overlap, or ONNX Runtime's.
-pub(crate) fn exchange_within(
+pub(crate) fn swap_within(
     tensor: &mut DynTensor,
     a: usize,
     b: usize,
@@ -254,7 +258,8 @@ pub(crate) fn write_zeros(tensor: &mut DynTensor, start: usize, length: usize) -
     if length == 0 {
         return Ok(());
     }
-    let mut part = slice(tensor, start, &[length])?;
+    // SAFETY: it is not bound to anything.
+    let mut part = unsafe { slice(tensor, start, &[length]) }?;
     if !is_on_host(&part) {
         // On the host, new tensors are zero.
         return new_tensor(*part.data_type(), &[length as i64], None)?.copy_into(part.tensor_mut());

@@ -14,6 +14,7 @@ use crate::{
 
 /// Where the time of an answer went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Timings {
     /// Images to patches.
     pub preprocess: Duration,
@@ -90,6 +91,7 @@ pub(super) struct AnsweredPrompt {
 /// An answer in the making: an iterator over its tokens and pieces of its text, which waits for each.
 /// It is made whether it is read or not; when it is dropped, or [cancelled](Self::cancel), the engine
 /// stops making it. With the feature `stream`, `into_stream` makes it a `futures` stream.
+#[must_use = "an answer that is dropped is cancelled"]
 pub struct Answer {
     receiver: Receiver,
     prompt: AnsweredPrompt,
@@ -189,6 +191,15 @@ impl Answer {
     /// What cancels the answer from elsewhere.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.receiver.cancel_handle()
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Progress { token_ids, finish_reason, .. } = self.receiver.progress();
+        let mut answer = f.debug_struct("Answer");
+        answer.field("tokens", &token_ids.len()).field("finish_reason", &finish_reason);
+        answer.finish_non_exhaustive()
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::model::MAX_PIECE;
+use crate::model::MAX_CHUNK;
 
-/// The time that a piece of a prompt may take, where others wait for their next token.
+/// The time that a chunk of a prompt may take, where others wait for their next token.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Fewest tokens of a piece: fewer cost nearly as much.
+/// Fewest tokens of a chunk: fewer cost nearly as much.
 const LEAST: usize = 16;
 
 /// The part of a prompt's time that others get for their steps: an image's view may take a second.
@@ -16,9 +16,9 @@ const OTHERS_SHARE: u32 = 8;
 /// Prompt tokens of a run.
 pub(super) struct Budget {
     setting: Option<usize>,
-    /// What a token of a piece has cost, the last pieces counting most.
+    /// What a token of a chunk has cost, the last chunks counting most.
     seconds_per_token: Option<f64>,
-    /// Time that steps are to get before the next piece.
+    /// Time that steps are to get before the next chunk.
     owed: Duration,
 }
 
@@ -28,16 +28,16 @@ impl Budget {
         Budget { setting, seconds_per_token: None, owed: Duration::ZERO }
     }
 
-    /// Most tokens of the next piece, while others wait or not.
+    /// Most tokens of the next chunk, while others wait or not.
     pub(super) fn tokens(&self, others_wait: bool) -> usize {
         match (others_wait, self.setting, self.seconds_per_token) {
-            (false, _, _) => MAX_PIECE,
+            (false, _, _) => MAX_CHUNK,
             (true, Some(tokens), _) => tokens.max(1),
             (true, None, None) => 2 * LEAST,
             (true, None, Some(seconds)) => {
                 let tokens = (PATIENCE.as_secs_f64() / seconds.max(1e-9)) as usize;
                 // Kernels like whole blocks of rows.
-                (tokens.clamp(LEAST, MAX_PIECE) / LEAST) * LEAST
+                (tokens.clamp(LEAST, MAX_CHUNK) / LEAST) * LEAST
             }
         }
     }
@@ -47,10 +47,10 @@ impl Budget {
         self.owed.is_zero()
     }
 
-    /// Takes in what a piece cost.
-    pub(super) fn ran_piece(&mut self, tokens: usize, took: Duration) {
+    /// Takes in what a chunk cost.
+    pub(super) fn ran_chunk(&mut self, tokens: usize, took: Duration) {
         let seconds = took.as_secs_f64() / tokens.max(1) as f64;
-        // Short pieces say little.
+        // Short chunks say little.
         if tokens >= LEAST {
             let known = self.seconds_per_token.unwrap_or(seconds);
             self.seconds_per_token = Some(0.7 * known + 0.3 * seconds);
@@ -81,19 +81,19 @@ mod tests {
     #[test]
     fn pieces_take_as_long_as_others_can_wait() {
         let mut budget = Budget::new(None);
-        assert_eq!(budget.tokens(false), MAX_PIECE);
+        assert_eq!(budget.tokens(false), MAX_CHUNK);
         for _ in 0..20 {
-            budget.ran_piece(64, Duration::from_millis(64 * 3));
+            budget.ran_chunk(64, Duration::from_millis(64 * 3));
         }
         assert_eq!(budget.tokens(true), 32);
         for _ in 0..20 {
-            budget.ran_piece(32, Duration::from_millis(320));
+            budget.ran_chunk(32, Duration::from_millis(320));
         }
         assert_eq!(budget.tokens(true), LEAST);
         for _ in 0..40 {
-            budget.ran_piece(256, Duration::from_micros(256));
+            budget.ran_chunk(256, Duration::from_micros(256));
         }
-        assert_eq!(budget.tokens(true), MAX_PIECE);
+        assert_eq!(budget.tokens(true), MAX_CHUNK);
         assert_eq!(Budget::new(Some(7)).tokens(true), 7);
     }
 

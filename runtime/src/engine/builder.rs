@@ -119,8 +119,8 @@ impl EngineBuilder {
     }
 
     /// Gives each slot room for so many tokens of prompt and answer from the beginning, and for no more.
-    /// By default the buffers on a host grow up to the model's context, each time by a half or more,
-    /// which copies all states; those on a device have room for 4,096 tokens. On a host, what was never
+    /// By default the buffers of all slots on a host grow to the longest prompt and answer, up to the
+    /// model's context, each time by a half or more, which copies all states; those on a device have room for 4,096 tokens. On a host, what was never
     /// written takes no memory.
     #[must_use]
     pub fn capacity(mut self, tokens: usize) -> Self {
@@ -145,7 +145,8 @@ impl EngineBuilder {
     }
 
     /// Runs so many tokens of a prompt between two tokens of the other answers: few make prompts slow,
-    /// many make answers stutter. By default as many as take a tenth of a second.
+    /// many make answers stutter. By default as many as take a tenth of a second; never more than 256, which
+    /// is how many run where nobody waits for a token.
     #[must_use]
     pub fn prompt_tokens_per_step(mut self, tokens: usize) -> Self {
         self.prompt_tokens_per_step = Some(tokens);
@@ -187,7 +188,11 @@ impl EngineBuilder {
     pub fn build(self) -> Result<Engine, Error> {
         let start = Instant::now();
         let positive = |name, value: usize| match value {
-            0 => Err(Error::Setting { name, value: "0".into(), expected: "it must be at least 1" }),
+            0 => Err(Error::EngineSetting {
+                name,
+                value: "0".into(),
+                expected: "it must be at least 1",
+            }),
             _ => Ok(()),
         };
         positive("slots", self.slots)?;

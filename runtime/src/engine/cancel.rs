@@ -1,5 +1,5 @@
 //! Ending an answer from outside: when it is cancelled or dropped, or its deadline passes. What runs for
-//! it alone (a piece of its prompt, views of its images) ends as soon as ONNX Runtime looks.
+//! it alone (a chunk of its prompt, views of its images) ends as soon as ONNX Runtime looks.
 
 use std::{
     sync::{

@@ -59,8 +59,15 @@ pub(super) struct Receiver(Arc<Channel>);
 #[derive(Clone)]
 pub struct CancelHandle(Arc<Channel>);
 
+impl std::fmt::Debug for CancelHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CancelHandle").finish_non_exhaustive()
+    }
+}
+
 impl CancelHandle {
-    /// Ends the answer: its next event is [`Error::Cancelled`], unless it has ended already.
+    /// Ends the answer: its next event, after those that are there already, is [`Error::Cancelled`], unless
+    /// it has ended already.
     pub fn cancel(&self) {
         self.0.cancel.cancel();
     }

@@ -21,9 +21,8 @@ use crate::{
 /// A later turn goes on from the engine's state of the earlier ones, as long as that is there, so only
 /// its new tokens are computed. Where the template writes earlier turns in another way than they were, as
 /// when it drops old thinking, that begins at the end of the last prompt up to which all tokens are the
-/// same. Clones share what the engine knows of them. Images are processed with the settings of the first
-/// engine that answers.
-#[derive(Clone)]
+/// same. A clone is another conversation: it does not go on from the states of this one.
+#[derive(Debug)]
 pub struct Conversation {
     /// What an engine knows its states by.
     pub(super) id: u64,
@@ -32,15 +31,50 @@ pub struct Conversation {
     /// What the template gets of messages that the model wrote; the others are covered when they are
     /// rendered.
     covered: Vec<Option<Message>>,
+    /// How many images each message has.
+    image_counts: Vec<usize>,
     images: Vec<ConversationImage>,
     /// The last answer.
     last: Option<Completion>,
 }
 
-#[derive(Clone)]
-enum ConversationImage {
+#[derive(Debug, Clone)]
+struct ConversationImage {
+    source: ImageSource,
+    /// As the engine of that number has processed it.
+    prepared: Option<(u64, PromptImage)>,
+}
+
+#[derive(Debug, Clone)]
+enum ImageSource {
     Pixels(Arc<RgbImage>),
-    Prompt(PromptImage),
+    Processed(Arc<ProcessedImage>),
+}
+
+impl From<ImageSource> for ConversationImage {
+    fn from(source: ImageSource) -> Self {
+        ConversationImage { source, prepared: None }
+    }
+}
+
+impl Clone for Conversation {
+    fn clone(&self) -> Self {
+        Conversation {
+            id: next_id(),
+            options: self.options.clone(),
+            messages: self.messages.clone(),
+            covered: self.covered.clone(),
+            image_counts: self.image_counts.clone(),
+            images: self.images.clone(),
+            last: self.last.clone(),
+        }
+    }
+}
+
+/// A number that no other conversation of the process has.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Default for Conversation {
@@ -58,17 +92,17 @@ impl Conversation {
     /// An empty conversation whose prompts are made with these options. They always end with the
     /// start of an answer, and never continue a message.
     pub fn with_options(options: PromptOptions) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let render = RenderOptions {
             add_generation_prompt: true,
             continue_final_message: false,
             ..options.render
         };
         Conversation {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: next_id(),
             options: PromptOptions { render, ..options },
             messages: Vec::new(),
             covered: Vec::new(),
+            image_counts: Vec::new(),
             images: Vec::new(),
             last: None,
         }
@@ -91,14 +125,21 @@ impl Conversation {
     pub fn pop(&mut self) -> Option<Message> {
         let message = self.messages.pop()?;
         self.covered.pop();
-        self.images.truncate(self.images.len().saturating_sub(message.images()));
+        let count = self.image_counts.pop().unwrap_or_default();
+        self.images.truncate(self.images.len().saturating_sub(count));
         Some(message)
     }
 
     /// Adds a message without images.
     pub fn push(&mut self, message: Message) {
+        self.add(message, None, Vec::new());
+    }
+
+    fn add(&mut self, message: Message, covered: Option<Message>, images: Vec<ConversationImage>) {
         self.messages.push(message);
-        self.covered.push(None);
+        self.covered.push(covered);
+        self.image_counts.push(images.len());
+        self.images.extend(images);
     }
 
     /// Adds a message with images. They come before its text, unless the message says where each is. They
@@ -111,7 +152,7 @@ impl Conversation {
         message: Message,
         images: impl IntoIterator<Item = RgbImage>,
     ) -> Result<(), Error> {
-        let images = images.into_iter().map(|image| ConversationImage::Pixels(Arc::new(image)));
+        let images = images.into_iter().map(|image| ImageSource::Pixels(Arc::new(image)).into());
         self.push_with(message, images.collect())
     }
 
@@ -119,13 +160,17 @@ impl Conversation {
     /// need be ([`ImageProcessor::with`](crate::image::ImageProcessor::with)).
     ///
     /// # Errors
-    /// [`Error::Chat`] when the message says where more or fewer images are.
+    /// [`Error::Chat`] when the message says where more or fewer images are; [`Error::Image`] where an image's
+    /// patches, grids and layout do not belong together.
     pub fn push_with_processed(
         &mut self,
         message: Message,
         images: Vec<ProcessedImage>,
     ) -> Result<(), Error> {
-        let images = images.into_par_iter().map(PromptImage::new).map(ConversationImage::Prompt);
+        if let Some(wrong) = images.iter().find_map(|image| image.check().err()) {
+            return Err(wrong.into());
+        }
+        let images = images.into_iter().map(|image| ImageSource::Processed(Arc::new(image)).into());
         self.push_with(message, images.collect())
     }
 
@@ -138,32 +183,37 @@ impl Conversation {
                 return Err(ChatError::ImageCount { token, marks, images: images.len() }.into());
             }
         };
-        self.images.extend(images);
-        self.push(message);
+        self.add(message, None, images);
         Ok(())
     }
 
     /// Adds an answer to the conversation, as far as it was made. (An assistant's message that is
     /// [pushed](Self::push) instead has to be computed again.)
     pub fn push_answer(&mut self, completion: &Completion) {
-        self.messages.push(completion.written.message.clone());
-        self.covered.push(Some(completion.written.covered.clone()));
+        let written = &completion.written;
+        self.add(written.message.clone(), Some(written.covered.clone()), Vec::new());
         self.last = Some(completion.clone());
     }
 
-    /// Processes the images that are not processed yet.
+    /// Its images as the engine of that number processes them.
     pub(super) fn process_images(
         &mut self,
+        engine: u64,
         processor: &Processor,
     ) -> Result<Vec<PromptImage>, Error> {
         let images = self.images.par_iter_mut().map(|image| {
-            let pixels = match image {
-                ConversationImage::Prompt(image) => return Ok(image.clone()),
-                ConversationImage::Pixels(pixels) => Arc::clone(pixels),
+            if let Some((_, known)) = image.prepared.as_ref().filter(|(by, _)| *by == engine) {
+                return Ok(known.clone());
+            }
+            let processed = match &image.source {
+                ImageSource::Pixels(pixels) => {
+                    Arc::new(processor.image_processor().process(pixels)?)
+                }
+                ImageSource::Processed(processed) => Arc::clone(processed),
             };
-            let processed = PromptImage::new(processor.image_processor().process(&pixels)?);
-            *image = ConversationImage::Prompt(processed.clone());
-            Ok(processed)
+            let prepared = PromptImage::new(processed);
+            image.prepared = Some((engine, prepared.clone()));
+            Ok(prepared)
         });
         images.collect()
     }

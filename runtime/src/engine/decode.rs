@@ -67,6 +67,6 @@ pub(super) fn draft(
             progress.accepted_tokens += right;
         });
     }
-    model.decoder.state(|cache| cache.drop_last(0, draft.len() - right))?;
+    model.decoder.state(|cache| cache.truncate_last(0, draft.len() - right))?;
     Ok(finished)
 }

@@ -28,24 +28,24 @@ impl ImageKey {
     }
 }
 
-/// An image of a conversation, and of the sequences that answer it.
-#[derive(Clone)]
+/// An image of a conversation, and of the sequences of one engine that answer it.
+#[derive(Debug, Clone)]
 pub(super) struct PromptImage {
     pub(super) key: ImageKey,
     pub(super) layout: ImageLayout,
     content: Arc<Mutex<ImageContent>>,
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) enum ImageContent {
     Patches(Arc<ProcessedImage>),
     Features(Arc<Array2<f32>>),
 }
 
 impl PromptImage {
-    pub(super) fn new(image: ProcessedImage) -> Self {
+    pub(super) fn new(image: Arc<ProcessedImage>) -> Self {
         let (key, layout) = (ImageKey::of(&image), image.layout);
-        let content = Arc::new(Mutex::new(ImageContent::Patches(Arc::new(image))));
+        let content = Arc::new(Mutex::new(ImageContent::Patches(image)));
         PromptImage { key, layout, content }
     }
 

@@ -7,6 +7,7 @@ use crate::backend::{Assignment, DeviceMemory, GraphSession, HOST, Outlet, Skipp
 
 /// One input or output of a loaded graph.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
@@ -16,6 +17,7 @@ pub struct TensorInfo {
 
 /// A loaded graph.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct GraphInfo {
     /// Which graph.
     pub graph: Graph,

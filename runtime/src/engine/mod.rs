@@ -23,7 +23,7 @@ mod stream;
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError, mpsc},
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -33,7 +33,7 @@ use self::{
     answer::AnsweredPrompt,
     cancel::Cancel,
     images::PromptImage,
-    request::{Inbox, Request},
+    request::{Inbox, Job, Request},
 };
 use crate::{
     Error, Processor,
@@ -51,6 +51,9 @@ pub use metrics::Metrics;
 #[cfg(feature = "stream")]
 pub use stream::AnswerStream;
 
+/// Tokens of an answer that there is room for from its beginning; for longer ones, buffers may grow.
+const USUAL_ANSWER: usize = 1024;
+
 /// What the scheduler runs.
 struct Model {
     processor: Arc<Processor>,
@@ -67,8 +70,8 @@ type End = Result<FinishReason, Error>;
 ///
 /// A thread of its own runs the model. Prompts are processed where they are asked ([`Engine::generate`]);
 /// then they wait for a slot of the decoder's state, in the order in which they came. All answers get a
-/// token at a time, together where the decoder's graph allows it, and prompts and images go on piece by
-/// piece in between.
+/// token at a time, together where the decoder's graph allows it, and prompts and images go on chunk by
+/// chunk in between.
 ///
 /// The thread ends when the last clone and the last answer are dropped.
 #[derive(Clone)]
@@ -95,8 +98,17 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.inbox.close();
         let mut scheduler = self.scheduler.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a caller gave to an answer may have the last handle, and be dropped by the scheduler.
+        let is_elsewhere = |other: &JoinHandle<()>| other.thread().id() != thread::current().id();
         // Its panic has been told to all who waited.
-        let _ = scheduler.take().map(JoinHandle::join);
+        let _ = scheduler.take().filter(is_elsewhere).map(JoinHandle::join);
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let folder = self.handle.folder.path();
+        f.debug_struct("Engine").field("folder", &folder).finish_non_exhaustive()
     }
 }
 
@@ -121,7 +133,8 @@ impl Engine {
         self.generate_with(conversation, options, Vec::new())
     }
 
-    /// As [`generate`](Self::generate), with stages of the caller's own that change logits.
+    /// As [`generate`](Self::generate), with stages of the caller's own that change logits. They run in the
+    /// engine's thread, where all answers wait for them: they must not wait for an answer themselves.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -140,11 +153,15 @@ impl Engine {
         if conversation.messages().is_empty() {
             return Err(Error::NoMessage);
         }
+        self.handle.inbox.check()?;
         let processor = &self.handle.processor;
-        let images = conversation.process_images(processor)?;
+        let images = conversation.process_images(self.handle.id, processor)?;
         let mut timings = Timings { preprocess: start.elapsed(), ..Timings::default() };
         let (text, tokens) = conversation.prompt(self.handle.id, processor, &images)?;
         let context = self.handle.context;
+        if tokens.is_empty() {
+            return Err(Error::NoMessage);
+        }
         if tokens.len() >= context {
             return Err(Error::TooLong { tokens: tokens.len(), context });
         }
@@ -163,17 +180,18 @@ impl Engine {
             .timeout
             .and_then(|timeout| start.checked_add(timeout).map(|deadline| (deadline, timeout)));
         let (sender, receiver) = channel::channel(timings, Cancel::new(deadline));
-        let most_tokens = tokens.len().saturating_add(options.max_new_tokens).min(context);
+        let answer = options.max_new_tokens.min(USUAL_ANSWER);
+        let usual_tokens = tokens.len().saturating_add(answer).min(context);
         let prompt = AnsweredPrompt {
             text,
             tokens,
             image_tokens: images.iter().map(PromptImage::tokens).sum(),
             options: conversation.options.clone(),
         };
-        self.handle.inbox.ask(Request {
+        self.handle.inbox.submit(Request {
             conversation: conversation.id,
             sequence,
-            most_tokens,
+            usual_tokens,
             images,
             sender,
             start: Instant::now(),
@@ -214,9 +232,15 @@ impl Engine {
     /// The settings of generation that the model recommends.
     ///
     /// # Errors
-    /// [`Error::Setting`] when `generation_config.json` has a setting that makes no sense.
+    /// [`Error::EngineSetting`] when `generation_config.json` has a setting that makes no sense.
     pub fn generation_options(&self) -> Result<GenerationOptions, Error> {
-        GenerationOptions::from_config(self.handle.folder.generation_config())
+        let options = GenerationOptions::from_config(self.handle.folder.generation_config());
+        options.map_err(|error| match error {
+            Error::Setting { name, value, expected } => {
+                Error::EngineSetting { name, value, expected }
+            }
+            other => other,
+        })
     }
 
     /// How long loading took.
@@ -240,19 +264,20 @@ impl Engine {
         self.handle.inbox.metrics()
     }
 
-    /// Image features [tokens, hidden] of an image: what the model's `get_image_features` gives. Waits
-    /// for a slot, as an answer does.
+    /// Image features [tokens, hidden] of an image: what the model's `get_image_features` gives. Runs
+    /// between the steps of answers, which wait for it.
     ///
     /// # Errors
-    /// [`Error::Run`] when a vision graph fails.
+    /// [`Error::Image`], [`Error::TooManyPatches`], [`Error::FeatureCount`], or those of a run.
     pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
+        image.check()?;
         let image = image.clone();
-        self.have_done(move |model, _| prompt::image_features(model, &image))
+        self.run_job(false, move |model, _| prompt::image_features(model, &image))
     }
 
     /// Hidden states [tokens, hidden] of a prompt after the decoder's last norm, for folders
     /// exported with `--recipe features`. `features` are those of the prompt's images in order. Waits for
-    /// a slot, as an answer does.
+    /// a slot; then answers wait for it.
     ///
     /// # Errors
     /// [`Error::NoHiddenState`] for other folders, [`Error::FeatureCount`], [`Error::TooLong`], or
@@ -266,19 +291,21 @@ impl Engine {
         if ids.len() >= context {
             return Err(Error::TooLong { tokens: ids.len(), context });
         }
-        self.have_done(move |model, slot| prompt::hidden_states(model, slot, &ids, &features))
+        self.run_job(true, move |model, slot| prompt::hidden_states(model, slot, &ids, &features))
     }
 
     /// Does something between the steps of answers, and waits for it.
-    fn have_done<T: Send + 'static>(
+    fn run_job<T: Send + 'static>(
         &self,
+        needs_slot: bool,
         job: impl FnOnce(&mut Model, usize) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        self.handle.inbox.have_done(Box::new(move |model, slot| {
+        let run = Box::new(move |model: &mut Model, slot| {
             // Whoever asked waits for it.
             let _ = sender.send(job(model, slot));
-        }))?;
+        });
+        self.handle.inbox.run_job(Job { needs_slot, run })?;
         receiver.recv().unwrap_or(Err(Error::Stopped))
     }
 }

@@ -35,7 +35,8 @@ impl Placement {
         let known = slots.iter().enumerate().filter_map(|(slot, content)| {
             let (prefix, snapshots) = content.prefix(owner)?;
             // The prompt's last token must be run, for its logits.
-            let most = prompt.common(&prefix, image_token).min(prompt.tokens.len() - 1);
+            let most =
+                prompt.common(&prefix, image_token).min(prompt.tokens.len().saturating_sub(1));
             let whole = decoder.tokens(slot);
             if matches!(content, Slot::Cached(_)) && whole <= most {
                 return Some(Known { slot, tokens: whole, is_whole: true });
@@ -49,11 +50,12 @@ impl Placement {
         let slot = match &known {
             None => replaceable,
             Some(known) if known.is_whole => known.slot,
-            Some(known) => match slots[known.slot].active() {
-                // What others may still come back to is left to them, where there is room.
-                None => first_free(slots).unwrap_or(known.slot),
-                Some(_) => replaceable,
-            },
+            // A branch of the same conversation takes the place of the old one where there is no other.
+            Some(known) if slots[known.slot].is_cached_of(request.conversation) => {
+                first_free(slots).unwrap_or(known.slot)
+            }
+            // What others may still come back to is left to them, where there is room.
+            Some(_) => replaceable,
         };
         Placement { slot, known }
     }

@@ -19,8 +19,8 @@ use crate::{
     image::ProcessedImage,
 };
 
-/// What a piece of a prompt led to.
-pub(super) struct Piece {
+/// What a chunk of a prompt led to.
+pub(super) struct Chunk {
     /// Its tokens.
     pub(super) tokens: usize,
     pub(super) took: Duration,
@@ -67,19 +67,19 @@ pub(super) fn run_views(
 
 /// Runs the next tokens of the prompt in a slot, `most` at most. After the last ones, the answer has its
 /// first token.
-pub(super) fn run_piece(
+pub(super) fn run_chunk(
     model: &mut Model,
     slot: usize,
     active: &mut Active,
     most: usize,
     watchdog: &Watchdog,
     done: &mut Metrics,
-) -> Result<Piece, Error> {
+) -> Result<Chunk, Error> {
     let start = Instant::now();
     let covered = model.decoder.tokens(slot);
     let prompt = active.sequence.tokens().len();
     let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
-    let tokens = model.decoder.piece(slot, end - covered, most);
+    let tokens = model.decoder.chunk(slot, end - covered, most);
     let ids = &active.sequence.tokens()[covered..covered + tokens];
     let mut embeddings = model.embed_tokens.run(ids)?;
     active.images.write_features(ids, model.processor.image_token_id(), &mut embeddings)?;
@@ -93,19 +93,19 @@ pub(super) fn run_piece(
     let is_last = covered + tokens == prompt;
     let mut finished = None;
     if is_last {
-        active.first_token = Some(Instant::now());
         let accepted = logits.at(0, 0).map_err(NextError::from);
         let accepted = accepted.and_then(|logits| active.accept(logits, done));
         finished = accepted.map_err(|error| error.of(graph))?.finished;
+        active.first_token = Some(Instant::now());
     }
     if covered + tokens == end {
-        active.snapshots.push(model.decoder.snapshot(slot)?);
+        active.add_snapshot(model.decoder.snapshot(slot)?);
     }
     let took = start.elapsed();
     done.prompt_tokens += tokens as u64;
     done.prefill_time += took;
     active.sender.update(|progress| progress.timings.prefill += took);
-    Ok(Piece { tokens, took, is_last, finished })
+    Ok(Chunk { tokens, took, is_last, finished })
 }
 
 /// Image features of all views of an image.
@@ -139,9 +139,9 @@ pub(super) fn hidden_states(
     let embeddings = embeddings.insert_axis(Axis(0));
     let (mut states, mut start) = (Vec::new(), 0);
     while start < ids.len() {
-        let size = model.decoder.piece(slot, ids.len() - start, usize::MAX);
-        let piece = embeddings.slice(s![.., start..start + size, ..]);
-        states.push(model.decoder.hidden_states(slot, piece)?);
+        let size = model.decoder.chunk(slot, ids.len() - start, usize::MAX);
+        let chunk = embeddings.slice(s![.., start..start + size, ..]);
+        states.push(model.decoder.hidden_states(slot, chunk)?);
         start += size;
     }
     joined(&states, ids.len())

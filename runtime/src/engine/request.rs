@@ -14,8 +14,8 @@ pub(super) struct Request {
     /// The conversation that it is of.
     pub(super) conversation: u64,
     pub(super) sequence: Sequence,
-    /// Tokens of prompt and answer at most.
-    pub(super) most_tokens: usize,
+    /// Tokens of the prompt and of an answer of usual length.
+    pub(super) usual_tokens: usize,
     pub(super) images: Vec<PromptImage>,
     pub(super) sender: Sender,
     /// When it came.
@@ -30,8 +30,15 @@ impl Request {
     }
 }
 
-/// Something to be done with the model between steps, in a slot that is free.
-pub(super) type Job = Box<dyn FnOnce(&mut Model, usize) + Send>;
+/// Something to be done with the model between steps.
+pub(super) struct Job {
+    /// Whether it needs the state of a slot; otherwise it is given any.
+    pub(super) needs_slot: bool,
+    pub(super) run: Run,
+}
+
+/// What is done, in the slot that is given.
+pub(super) type Run = Box<dyn FnOnce(&mut Model, usize) + Send>;
 
 /// What waits for the scheduler.
 pub(super) struct Inbox {
@@ -53,16 +60,30 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn drop_unwanted(&mut self) {
+    /// Takes out the requests that are not wanted any more.
+    fn take_unwanted(&mut self) -> Vec<(Request, Error)> {
+        let mut unwanted = Vec::new();
         for request in std::mem::take(&mut self.requests) {
             match request.sender.cancel().reason() {
-                Some(error) => {
-                    self.metrics.cancelled += 1;
-                    request.sender.end(Err(error));
-                }
+                Some(error) => unwanted.push((request, error)),
                 None => self.requests.push_back(request),
             }
         }
+        self.metrics.cancelled += unwanted.len() as u64;
+        unwanted
+    }
+
+    /// Whether there is room for a request, where `queue` may wait besides those that slots are free for.
+    fn check(&mut self, queue: usize) -> Result<(), Error> {
+        if self.is_stopped {
+            return Err(Error::Stopped);
+        }
+        let free = self.metrics.slots.saturating_sub(self.metrics.active);
+        if self.requests.len() < queue + free {
+            return Ok(());
+        }
+        self.metrics.refused += 1;
+        Err(Error::Busy { waiting: self.requests.len() })
     }
 }
 
@@ -75,19 +96,16 @@ impl Inbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is room for a request.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.drop_unwanted();
+        self.lock().check(self.limit)
+    }
+
     /// Puts a request at the end of the queue.
-    pub(super) fn ask(&self, request: Request) -> Result<(), Error> {
+    pub(super) fn submit(&self, request: Request) -> Result<(), Error> {
         let mut waiting = self.lock();
-        if waiting.is_stopped {
-            return Err(Error::Stopped);
-        }
-        if waiting.requests.len() >= self.limit {
-            waiting.drop_unwanted();
-        }
-        if waiting.requests.len() >= self.limit {
-            waiting.metrics.refused += 1;
-            return Err(Error::Busy { waiting: waiting.requests.len() });
-        }
+        waiting.check(self.limit)?;
         waiting.metrics.requests += 1;
         waiting.requests.push_back(request);
         self.changed.notify_one();
@@ -95,10 +113,13 @@ impl Inbox {
     }
 
     /// Has something done.
-    pub(super) fn have_done(&self, job: Job) -> Result<(), Error> {
+    pub(super) fn run_job(&self, job: Job) -> Result<(), Error> {
         let mut waiting = self.lock();
         if waiting.is_stopped {
             return Err(Error::Stopped);
+        }
+        if waiting.jobs.len() >= self.limit {
+            return Err(Error::Busy { waiting: waiting.jobs.len() });
         }
         waiting.jobs.push_back(job);
         self.changed.notify_one();
@@ -110,13 +131,20 @@ impl Inbox {
         self.lock().requests.pop_front()
     }
 
-    pub(super) fn next_job(&self) -> Option<Job> {
-        self.lock().jobs.pop_front()
+    /// The job that has waited longest, unless it needs a slot and there is none.
+    pub(super) fn next_job(&self, has_slot: bool) -> Option<Job> {
+        let mut waiting = self.lock();
+        let is_ready = waiting.jobs.front().is_some_and(|job| has_slot || !job.needs_slot);
+        if is_ready { waiting.jobs.pop_front() } else { None }
     }
 
     /// Ends the requests that are not wanted any more.
     pub(super) fn drop_unwanted(&self) {
-        self.lock().drop_unwanted();
+        // Whoever is told of it may ask for something, so not under the lock.
+        let unwanted = self.lock().take_unwanted();
+        for (request, error) in unwanted {
+            request.sender.end(Err(error));
+        }
     }
 
     /// Waits until there is something to do; false when there never will be.

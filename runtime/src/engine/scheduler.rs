@@ -11,16 +11,11 @@ use super::{
     decode,
     image_cache::ImageCache,
     placement::{self, Placement},
-    prefix::ImageSpan,
     prompt,
     request::{Inbox, Request},
     slot::{Active, Cached, Slot},
 };
-use crate::{
-    Error,
-    generate::{FinishReason, Sequence},
-    kv_cache::Snapshot,
-};
+use crate::{Error, generate::FinishReason, kv_cache::Snapshot};
 
 /// How answers share the model.
 pub(super) struct Settings {
@@ -77,12 +72,12 @@ impl Scheduler {
     pub(super) fn run(mut self) {
         loop {
             self.drop_unwanted();
-            self.do_jobs();
+            let did_job = self.do_a_job();
             self.admit();
             let decoded = self.decode();
             let went_on = self.go_on_with_a_prompt();
             self.publish();
-            if !(decoded || went_on || self.inbox.wait()) {
+            if !(did_job || decoded || went_on || self.inbox.wait()) {
                 return;
             }
         }
@@ -105,15 +100,28 @@ impl Scheduler {
         }
     }
 
-    /// Does what was asked for besides answers, where there is a slot for it.
-    fn do_jobs(&mut self) {
-        while let Some(slot) = placement::replaceable(&self.slots) {
-            let Some(job) = self.inbox.next_job() else { return };
-            self.slots[slot] = Slot::Free;
-            job(&mut self.model, slot);
-            if let Err(error) = self.model.decoder.state(|cache| cache.clear(slot)) {
-                tracing::error!(%error, "a slot cannot be cleared");
+    /// Does one thing that was asked for besides answers.
+    fn do_a_job(&mut self) -> bool {
+        let slot = placement::replaceable(&self.slots);
+        let Some(job) = self.inbox.next_job(slot.is_some()) else { return false };
+        let start = Instant::now();
+        match slot.filter(|_| job.needs_slot) {
+            Some(slot) => {
+                self.slots[slot] = Slot::Free;
+                (job.run)(&mut self.model, slot);
+                self.reset(slot);
             }
+            None => (job.run)(&mut self.model, 0),
+        }
+        self.budget.ran_for_prompt(start.elapsed());
+        true
+    }
+
+    /// Makes a slot free, whatever its state was.
+    fn reset(&mut self, slot: usize) {
+        self.slots[slot] = Slot::Free;
+        if let Err(error) = self.model.decoder.state(|cache| cache.reset(slot)) {
+            tracing::error!(%error, slot, "a slot cannot be cleared");
         }
     }
 
@@ -137,7 +145,7 @@ impl Scheduler {
     /// Makes room for a request. Gives its slot, and the snapshots of the state that is there.
     fn make_room(&mut self, request: &Request) -> Result<(usize, Vec<Snapshot>), Error> {
         let Scheduler { model, slots, .. } = self;
-        model.decoder.state(|cache| cache.reserve(request.most_tokens))?;
+        model.decoder.state(|cache| cache.reserve(request.usual_tokens))?;
         let owner = (!self.share_prefixes).then_some(request.conversation);
         let image_token = model.processor.image_token_id();
         let placement = Placement::of(slots, owner, request, image_token, &model.decoder);
@@ -199,6 +207,13 @@ impl Scheduler {
 
     /// A step of the first `count` slots. Gives the answers that have ended.
     fn steps(&mut self, count: usize) -> Vec<(usize, End)> {
+        // Answers may be longer than what there was room for when they began.
+        for slot in 0..count {
+            let tokens = self.slots[slot].active().map_or(0, |a| a.sequence.tokens_of_next_step());
+            if let Err(error) = self.model.decoder.state(|cache| cache.reserve(tokens)) {
+                return vec![(slot, Err(error))];
+            }
+        }
         let Scheduler { model, slots, done, .. } = self;
         if let [Slot::Decoding(active)] = &mut slots[..count]
             && model.decoder.is_speculative()
@@ -267,20 +282,24 @@ impl Scheduler {
             return Ok(None);
         }
         let most = budget.tokens(decoding > 0);
-        let piece = prompt::run_piece(model, slot, active, most, watchdog, done)?;
-        budget.ran_piece(piece.tokens, piece.took);
-        if piece.is_last && piece.finished.is_none() {
-            self.exchange(slot, decoding)?;
+        let chunk = prompt::run_chunk(model, slot, active, most, watchdog, done)?;
+        budget.ran_chunk(chunk.tokens, chunk.took);
+        if chunk.is_last && chunk.finished.is_none() {
+            if let Err(error) = self.swap(slot, decoding) {
+                // Nothing can be said of the state of the other one.
+                self.lose(decoding, &error);
+                return Err(error);
+            }
             if let Slot::Prompt(active) = std::mem::replace(&mut self.slots[decoding], Slot::Free) {
                 self.slots[decoding] = Slot::Decoding(active);
             }
         }
-        Ok(piece.finished)
+        Ok(chunk.finished)
     }
 
-    fn exchange(&mut self, a: usize, b: usize) -> Result<(), Error> {
+    fn swap(&mut self, a: usize, b: usize) -> Result<(), Error> {
         if a != b {
-            self.model.decoder.state(|cache| cache.exchange(a, b))?;
+            self.model.decoder.state(|cache| cache.swap(a, b))?;
             self.slots.swap(a, b);
         }
         Ok(())
@@ -309,57 +328,70 @@ impl Scheduler {
                 tracing::warn!(%error, slot, "an answer failed");
             }
         }
-        let Active { conversation, sequence, sender, spans, snapshots, .. } = active;
         let kept = match is_sound {
-            true => self.keep(slot, conversation, sequence, spans, snapshots),
-            false => self.model.decoder.state(|cache| cache.scrub(slot)).map(|()| Slot::Free),
+            true => self.keep(slot, &active),
+            false => self.model.decoder.state(|cache| cache.reset(slot)).map(|()| None),
         };
-        self.slots[slot] = kept.unwrap_or_else(|error| {
-            tracing::error!(%error, slot, "the state of a slot is lost");
-            Slot::Free
-        });
-        if slot < decoding
-            && let Err(error) = self.exchange(slot, decoding - 1)
-        {
-            // Nothing can be said of the state of the other one.
-            tracing::error!(%error, slot, "the state of a slot is lost");
-            let last = std::mem::replace(&mut self.slots[decoding - 1], Slot::Free);
-            self.slots[slot] = Slot::Free;
-            if let Slot::Decoding(lost) = last {
-                self.done.failed += 1;
-                lost.sender.end(Err(error));
+        let Active { sequence, sender, spans, snapshots, conversation, .. } = active;
+        self.slots[slot] = match kept {
+            Ok(Some(covered)) => {
+                let mut tokens = sequence.into_tokens();
+                tokens.truncate(covered);
+                self.clock += 1;
+                let used = self.clock;
+                Slot::Cached(Cached { conversation, tokens, images: spans, snapshots, used })
             }
+            Ok(None) => Slot::Free,
+            Err(error) => {
+                tracing::error!(%error, slot, "the state of a slot is lost");
+                Slot::Free
+            }
+        };
+        if slot < decoding
+            && let Err(error) = self.swap(slot, decoding - 1)
+        {
+            // Nothing can be said of the states of both; and none may decode behind a gap.
+            (slot..decoding).for_each(|lost| self.lose(lost, &error));
         }
         // Whoever sees the end sees the figures after it.
         self.publish();
         sender.end(end);
     }
 
-    /// What a slot keeps of an answer that has ended.
-    fn keep(
-        &mut self,
-        slot: usize,
-        conversation: u64,
-        sequence: Sequence,
-        images: Vec<ImageSpan>,
-        snapshots: Vec<Snapshot>,
-    ) -> Result<Slot, Error> {
+    /// Ends the answer in a slot whose state was lost by an error of others.
+    fn lose(&mut self, slot: usize, error: &Error) {
+        tracing::error!(%error, slot, "the state of a slot is lost");
+        let lost = std::mem::replace(&mut self.slots[slot], Slot::Free);
+        self.reset(slot);
+        if let Slot::Prompt(active) | Slot::Decoding(active) = lost {
+            self.done.failed += 1;
+            active.sender.end(Err(error.again()));
+        }
+    }
+
+    /// Makes the state of a slot one that can be gone on from after the answer has ended. Gives the tokens
+    /// that it covers, if any.
+    fn keep(&mut self, slot: usize, active: &Active) -> Result<Option<usize>, Error> {
         let decoder = &mut self.model.decoder;
-        // An image token that the model wrote would be taken for one of an image.
-        if sequence.answer().contains(&self.model.processor.image_token_id()) {
-            match snapshots.last() {
-                Some(prompt) => decoder.state(|cache| cache.rewind(slot, prompt))?,
-                None => decoder.state(|cache| cache.clear(slot))?,
-            }
+        let image_token = self.model.processor.image_token_id();
+        let back_to = if active.first_token.is_none() {
+            // Whether what was computed is finite has not been seen, so only what was there before is kept;
+            // and where numbers behind the tokens are multiplied with zero, not even that.
+            let before = |snapshot: &&Snapshot| snapshot.tokens <= active.reused;
+            let known = active.snapshots.iter().rfind(before);
+            Some(known.filter(|_| decoder.shares_runs()))
+        } else if active.sequence.answer().contains(&image_token) {
+            // An image token that the model wrote would be taken for one of an image.
+            Some(active.snapshots.last())
+        } else {
+            None
+        };
+        match back_to {
+            Some(Some(snapshot)) => decoder.state(|cache| cache.rewind(slot, snapshot))?,
+            Some(None) => decoder.state(|cache| cache.reset(slot))?,
+            None => {}
         }
-        let covered = decoder.tokens(slot);
-        if covered == 0 {
-            return Ok(Slot::Free);
-        }
-        let mut tokens = sequence.into_tokens();
-        tokens.truncate(covered);
-        self.clock += 1;
-        Ok(Slot::Cached(Cached { conversation, tokens, images, snapshots, used: self.clock }))
+        Ok(Some(decoder.tokens(slot)).filter(|&tokens| tokens > 0))
     }
 
     /// Tells others what has been done.

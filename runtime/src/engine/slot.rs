@@ -1,6 +1,7 @@
 //! What is in each slot of the decoder's state.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,6 +22,10 @@ use crate::{
     kv_cache::Snapshot,
     model::Logits,
 };
+
+/// Snapshots of a slot, and those of them that are never dropped.
+const MOST_SNAPSHOTS: usize = 8;
+const FIRST_SNAPSHOTS: usize = 2;
 
 /// A slot.
 pub(super) enum Slot {
@@ -51,6 +56,11 @@ impl Slot {
             Slot::Prompt(active) | Slot::Decoding(active) => Some(active),
             Slot::Free | Slot::Cached(_) => None,
         }
+    }
+
+    /// Whether it keeps the state of an ended answer of this conversation.
+    pub(super) fn is_cached_of(&self, conversation: u64) -> bool {
+        matches!(self, Slot::Cached(cached) if cached.conversation == conversation)
     }
 
     pub(super) fn is_decoding(&self) -> bool {
@@ -87,6 +97,8 @@ pub(super) struct Active {
     /// Tokens of the prompt after which there is to be a snapshot, ascending; the last is its end.
     pub(super) ends: Vec<usize>,
     pub(super) images: ImageQueue,
+    /// Tokens of its prompt whose state was there already.
+    pub(super) reused: usize,
     /// When its first token came.
     pub(super) first_token: Option<Instant>,
 }
@@ -112,7 +124,17 @@ impl Active {
             snapshots,
             ends,
             images: ImageQueue::new(images, reused_image_tokens),
+            reused,
             first_token: None,
+        }
+    }
+
+    /// Keeps a snapshot of the prompt's state. There are no more than some: the first ones, to which other
+    /// prompts may go back, and the last.
+    pub(super) fn add_snapshot(&mut self, snapshot: Snapshot) {
+        self.snapshots.push(snapshot);
+        if self.snapshots.len() > MOST_SNAPSHOTS {
+            self.snapshots.remove(FIRST_SNAPSHOTS);
         }
     }
 
@@ -122,7 +144,9 @@ impl Active {
         logits: Logits<'_>,
         done: &mut Metrics,
     ) -> Result<Accepted, NextError> {
-        let mut accepted = self.sequence.accept(logits)?;
+        // What a caller's own stages do must not end the answers of others.
+        let accepted = catch_unwind(AssertUnwindSafe(|| self.sequence.accept(logits)));
+        let mut accepted = accepted.map_err(|_| NextError::Panicked)??;
         done.answer_tokens += u64::from(accepted.token.is_some());
         let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
         self.sender.send(std::mem::take(&mut accepted.events), decode);

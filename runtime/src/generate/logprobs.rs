@@ -3,6 +3,7 @@
 
 /// A token and its log probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogprob {
     /// The token.
     pub token_id: u32,
@@ -12,6 +13,7 @@ pub struct TokenLogprob {
 
 /// Log probabilities in the place of one token.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogprobs {
     /// That of the token that was chosen.
     pub chosen: TokenLogprob,

@@ -15,5 +15,5 @@ pub use event::{Event, FinishReason, Part};
 pub use history::History;
 pub use logprobs::{TokenLogprob, TokenLogprobs};
 pub use options::GenerationOptions;
-pub use sampler::{LogitsProcessor, Sampler};
+pub use sampler::{LogitsProcessor, NoToken, Sampler};
 pub(crate) use sequence::{Accepted, NextError, Sequence, SequenceLimits};

@@ -47,6 +47,9 @@ pub struct GenerationOptions {
     pub timeout: Option<Duration>,
 }
 
+/// Logits that are divided by less may not be finite.
+const LEAST_TEMPERATURE: f32 = 1e-4;
+
 /// Most tokens whose log probabilities are told in one place.
 const MAX_LOGPROBS: usize = 20;
 
@@ -125,8 +128,9 @@ impl GenerationOptions {
             &self.max_new_tokens,
             "it must be at least 1",
         )?;
-        let temperature = self.temperature >= 0.0 && self.temperature.is_finite();
-        check("temperature", temperature, &self.temperature, "it must be 0 or more")?;
+        let temperature = self.temperature == 0.0 || self.temperature >= LEAST_TEMPERATURE;
+        let temperature = temperature && self.temperature.is_finite();
+        check("temperature", temperature, &self.temperature, "it must be 0, or 0.0001 or more")?;
         check("top_k", self.top_k != Some(0), &0, "it must be at least 1")?;
         check("top_p", is_share(self.top_p), &self.top_p.unwrap_or_default(), share)?;
         check("min_p", is_share(self.min_p), &self.min_p.unwrap_or_default(), share)?;

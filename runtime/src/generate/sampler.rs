@@ -9,8 +9,8 @@ use crate::Error;
 /// A stage of the caller's own, between the penalties and the temperature.
 pub trait LogitsProcessor: Send {
     /// Changes the logits, one for each token of the vocabulary, of the token that is to follow
-    /// `history`. A token with negative infinity is not chosen; where all have that, or one is NaN, the
-    /// answer ends with an error.
+    /// `history`. A token with negative infinity is not chosen; where all have that, or one is NaN or
+    /// infinite otherwise, the answer ends with an error, as it does where this panics.
     fn process(&mut self, history: &History, logits: &mut [f32]);
 }
 
@@ -24,10 +24,17 @@ pub struct Sampler {
     changed: Vec<f32>,
 }
 
-/// There is no token to choose: logits were NaN or infinite, or a stage left no token.
+/// Why there is no token to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("there is no token to choose, since logits are not finite or a stage left none")]
-pub struct NoToken;
+#[non_exhaustive]
+pub enum NoToken {
+    /// The model's logits are NaN or infinite.
+    #[error("logits are not finite")]
+    NotFinite,
+    /// A stage made logits NaN or infinite, or left no token.
+    #[error("a stage of the sampler left no token to choose")]
+    NoneLeft,
+}
 
 /// A token that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,7 +75,7 @@ impl Sampler {
     pub fn choose(&mut self, logits: &[f32], history: &History) -> Result<u32, NoToken> {
         // As a sum, which compilers make wide instructions of: it is finite only if all are.
         if logits.is_empty() || !logits.iter().map(|logit| logit * 0.0).sum::<f32>().is_finite() {
-            return Err(NoToken);
+            return Err(NoToken::NotFinite);
         }
         if self.penalties.is_neutral() && self.processors.is_empty() {
             return self.choose_from(logits);
@@ -80,7 +87,8 @@ impl Sampler {
         for processor in &mut self.processors {
             processor.process(history, &mut changed);
         }
-        let choice = self.choose_from(&changed);
+        let has_wrong = changed.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
+        let choice = if has_wrong { Err(NoToken::NoneLeft) } else { self.choose_from(&changed) };
         self.changed = changed;
         choice
     }
@@ -88,7 +96,7 @@ impl Sampler {
     fn choose_from(&mut self, logits: &[f32]) -> Result<u32, NoToken> {
         if self.options.temperature == 0.0 {
             let (id, logit) = most_likely((0..).zip(logits.iter().copied()));
-            return if logit.is_finite() { Ok(id) } else { Err(NoToken) };
+            return if logit.is_finite() { Ok(id) } else { Err(NoToken::NoneLeft) };
         }
         let GenerationOptions { top_k, top_p, min_p, .. } = self.options;
         if (top_k, top_p, min_p) == (None, None, None) {
@@ -111,7 +119,7 @@ impl Sampler {
         }
         let (_, most) = *known.last()?;
         if known.iter().any(|(_, logit)| !logit.is_finite()) {
-            return Some(Err(NoToken));
+            return Some(Err(NoToken::NotFinite));
         }
         let GenerationOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         let logits =
@@ -136,7 +144,8 @@ impl Sampler {
 
     /// One of the candidates by their probabilities.
     fn draw(&mut self, candidates: &[Candidate]) -> Result<u32, NoToken> {
-        let first = candidates.first().filter(|first| first.logit.is_finite()).ok_or(NoToken)?;
+        let first =
+            candidates.first().filter(|first| first.logit.is_finite()).ok_or(NoToken::NoneLeft)?;
         let mut left: f32 = self.random.random();
         for (candidate, probability) in candidates.iter().zip(softmax(candidates)) {
             left -= probability;
@@ -153,7 +162,7 @@ impl Sampler {
         let scale = self.options.temperature.recip();
         let (likeliest, largest) = most_likely((0..).zip(logits.iter().copied()));
         if !largest.is_finite() {
-            return Err(NoToken);
+            return Err(NoToken::NoneLeft);
         }
         let weight = |logit: &f32| f64::from((logit * scale - largest * scale).exp());
         let sum: f64 = logits.iter().map(weight).sum();
@@ -311,11 +320,18 @@ mod tests {
             let mut sampler = Sampler::new(&options).unwrap();
             let history = History::default();
             for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                assert_eq!(sampler.choose(&[0.0, wrong, 1.0], &history), Err(NoToken), "{wrong}");
+                assert_eq!(
+                    sampler.choose(&[0.0, wrong, 1.0], &history),
+                    Err(NoToken::NotFinite),
+                    "{wrong}"
+                );
                 let known = [(1, wrong), (0, 0.0)];
-                assert!(matches!(sampler.choose_among(&known, &history), Some(Err(NoToken))));
+                assert!(matches!(
+                    sampler.choose_among(&known, &history),
+                    Some(Err(NoToken::NotFinite))
+                ));
             }
-            assert_eq!(sampler.choose(&[], &history), Err(NoToken));
+            assert_eq!(sampler.choose(&[], &history), Err(NoToken::NotFinite));
         }
     }
 
@@ -345,7 +361,7 @@ mod tests {
             let history = History::default();
             assert_eq!(sampler.choose(&[9.0, 9.0, 1.0, 9.0], &history), Ok(2));
             assert!(sampler.choose_among(&[(0, 9.0), (1, 8.0)], &history).is_none());
-            assert_eq!(sampler.choose(&[9.0, 9.0], &history), Err(NoToken));
+            assert_eq!(sampler.choose(&[9.0, 9.0], &history), Err(NoToken::NoneLeft));
         }
     }
 

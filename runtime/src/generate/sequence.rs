@@ -6,7 +6,7 @@ use lfm2vl_graphs::Graph;
 
 use super::{
     Event, FinishReason, GenerationOptions, History, LogitsProcessor, Sampler, TokenLogprobs,
-    lookup::DraftLength,
+    lookup::{DraftLength, MAX_DRAFT},
     parts::Parts,
     sampler::NoToken,
     stop::{Passed, StopText},
@@ -88,6 +88,12 @@ impl Sequence {
     /// Prompt and answer.
     pub(crate) fn into_tokens(self) -> Vec<u32> {
         self.history.into_tokens()
+    }
+
+    /// Tokens that the state must have room for in the next step, with a draft.
+    pub(crate) fn tokens_of_next_step(&self) -> usize {
+        let draft = if self.draft_length.is_some() { MAX_DRAFT } else { 0 };
+        (self.tokens().len() + draft).min(self.limits.context)
     }
 
     /// Whether it drafts tokens.
@@ -185,8 +191,10 @@ impl Sequence {
 /// Why there is no next token.
 #[derive(Debug)]
 pub(crate) enum NextError {
-    /// Logits are not finite.
-    NoToken,
+    /// There is none to choose.
+    NoToken(NoToken),
+    /// A stage of the caller's panicked.
+    Panicked,
     /// Logits cannot be read.
     Logits(ort::Error),
     /// Anything else.
@@ -197,7 +205,9 @@ impl NextError {
     /// What it means where the logits are of this graph.
     pub(crate) fn of(self, graph: Graph) -> Error {
         match self {
-            NextError::NoToken => Error::NotFinite { graph },
+            NextError::NoToken(NoToken::NotFinite) => Error::NotFinite { graph },
+            NextError::NoToken(NoToken::NoneLeft) => Error::NoTokenLeft,
+            NextError::Panicked => Error::ProcessorPanicked,
             NextError::Logits(error) => Error::of_run(graph, error),
             NextError::Other(error) => error,
         }
@@ -205,8 +215,8 @@ impl NextError {
 }
 
 impl From<NoToken> for NextError {
-    fn from(_: NoToken) -> Self {
-        NextError::NoToken
+    fn from(error: NoToken) -> Self {
+        NextError::NoToken(error)
     }
 }
 

@@ -12,6 +12,11 @@ pub enum ImageError {
         /// The cause.
         error: io::Error,
     },
+    /// What should be a processed image is none.
+    #[error(
+        "the patches, grids and layout of an image do not belong together; make it with an ImageProcessor"
+    )]
+    NotProcessed,
     /// Nothing to decode.
     #[error("the image is empty (0 bytes); give a PNG, JPEG, WebP, BMP or GIF file")]
     Empty,

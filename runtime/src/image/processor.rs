@@ -35,6 +35,19 @@ pub struct ProcessedImage {
 }
 
 impl ProcessedImage {
+    /// Whether patches, grids and layout belong together, where they were not made here.
+    #[cfg(feature = "onnxruntime")]
+    pub(crate) fn check(&self) -> Result<(), ImageError> {
+        let patches = self.grids.iter().try_fold(0_usize, |sum, grid| {
+            sum.checked_add(grid.rows.checked_mul(grid.cols).filter(|&patches| patches > 0)?)
+        });
+        let is_whole = patches == Some(self.patches.nrows()) && self.patches.is_standard_layout();
+        match is_whole && !self.grids.is_empty() && self.layout.tokens() > 0 {
+            true => Ok(()),
+            false => Err(ImageError::NotProcessed),
+        }
+    }
+
     /// The views.
     pub fn views(&self) -> impl Iterator<Item = View<'_>> {
         let mut start = 0;

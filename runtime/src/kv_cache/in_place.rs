@@ -230,7 +230,7 @@ impl KvCache for InPlace {
         Ok(outputs)
     }
 
-    fn drop_last(&mut self, _: usize, count: usize) -> ort::Result<()> {
+    fn truncate_last(&mut self, _: usize, count: usize) -> ort::Result<()> {
         match count {
             0 => Ok(()),
             _ => Err(ort::Error::new("a conv state was not kept")),
@@ -272,7 +272,7 @@ impl KvCache for InPlace {
         self.rewind(into, snapshot)
     }
 
-    fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {
+    fn swap(&mut self, a: usize, b: usize) -> ort::Result<()> {
         self.slots.swap(a, b);
         Ok(())
     }
@@ -292,7 +292,7 @@ impl KvCache for InPlace {
         Ok(())
     }
 
-    fn scrub(&mut self, slot: usize) -> ort::Result<()> {
+    fn reset(&mut self, slot: usize) -> ort::Result<()> {
         if self.slots[slot].buffers.is_empty() {
             return Ok(());
         }

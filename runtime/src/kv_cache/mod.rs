@@ -49,7 +49,7 @@ pub(crate) trait KvCache: Send {
     ) -> ort::Result<Outputs>;
 
     /// Drops the last `count` tokens of a slot, which the last run must have kept with one more.
-    fn drop_last(&mut self, slot: usize, count: usize) -> ort::Result<()>;
+    fn truncate_last(&mut self, slot: usize, count: usize) -> ort::Result<()>;
 
     /// What it takes to come back to the state of a slot as it is now.
     fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot>;
@@ -60,14 +60,14 @@ pub(crate) trait KvCache: Send {
     /// Makes the state of `into` that of `from` as it was at `snapshot`.
     fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()>;
 
-    /// Exchanges the states of two slots.
-    fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()>;
+    /// Swaps the states of two slots.
+    fn swap(&mut self, a: usize, b: usize) -> ort::Result<()>;
 
     /// Makes the state of a slot that before any token.
     fn clear(&mut self, slot: usize) -> ort::Result<()>;
 
     /// As [`clear`](Self::clear), where the state may have numbers that are not finite.
-    fn scrub(&mut self, slot: usize) -> ort::Result<()>;
+    fn reset(&mut self, slot: usize) -> ort::Result<()>;
 
     /// Bytes of the buffers of keys, values and conv states.
     fn bytes(&self) -> usize;

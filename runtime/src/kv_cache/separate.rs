@@ -187,7 +187,7 @@ impl KvCache for Separate {
         Ok(outputs)
     }
 
-    fn drop_last(&mut self, slot: usize, count: usize) -> ort::Result<()> {
+    fn truncate_last(&mut self, slot: usize, count: usize) -> ort::Result<()> {
         if count == 0 {
             return Ok(());
         }
@@ -220,14 +220,14 @@ impl KvCache for Separate {
         self.rewind(into, snapshot)
     }
 
-    fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {
+    fn swap(&mut self, a: usize, b: usize) -> ort::Result<()> {
         self.slots.swap(a, b);
         Ok(())
     }
 
     fn clear(&mut self, slot: usize) -> ort::Result<()> {
         if self.update == Update::Concatenated || self.slots[slot].values.is_empty() {
-            return self.scrub(slot);
+            return self.reset(slot);
         }
         let state = &mut self.slots[slot];
         for (tensor, value) in self.layout.tensors.iter().zip(&mut state.values) {
@@ -244,7 +244,7 @@ impl KvCache for Separate {
         Ok(())
     }
 
-    fn scrub(&mut self, slot: usize) -> ort::Result<()> {
+    fn reset(&mut self, slot: usize) -> ort::Result<()> {
         self.slots[slot] = State { tokens: 0, values: self.zeros()? };
         Ok(())
     }

@@ -12,8 +12,8 @@ use super::{
     no_room, take,
 };
 use crate::backend::{
-    DeviceMemory, axis_2, bytes, columns, copy_of, copy_part, copy_within, exchange_within,
-    memory_info, slice, unwritten, write_zeros,
+    DeviceMemory, axis_2, bytes, columns, copy_of, copy_part, copy_within, memory_info, slice,
+    swap_within, unwritten, write_zeros,
 };
 
 /// Tokens by which buffers grow at least.
@@ -45,6 +45,8 @@ pub(crate) struct Slots {
     /// Conv states of the last run, if it kept those after several tokens, and its slot.
     kept: Option<(usize, Vec<DynTensor>)>,
     copied_bytes: u64,
+    /// Slots whose state a failed copy has spoiled.
+    lost: Vec<bool>,
 }
 
 impl Slots {
@@ -58,16 +60,16 @@ impl Slots {
             unwritten(tensor.dtype, &tensor.kind.shape(limits.slots, capacity), memory.as_ref())
         };
         let buffers = layout.tensors.iter().map(buffer).collect::<ort::Result<_>>()?;
-        let tokens = vec![0; limits.slots];
         let mut slots = Slots {
             layout,
             memory,
             limits,
             buffers,
             capacity,
-            tokens,
+            tokens: vec![0; limits.slots],
             kept: None,
             copied_bytes: 0,
+            lost: vec![false; limits.slots],
         };
         (0..limits.slots).try_for_each(|slot| slots.clear(slot))?;
         Ok(slots)
@@ -169,11 +171,15 @@ impl KvCache for Slots {
         if covered + run.tokens > self.capacity {
             return Err(no_room(self.capacity));
         }
+        if self.lost[slots.clone()].contains(&true) {
+            return Err(ort::Error::new("the state of a slot was lost when it was copied"));
+        }
         let (rows, capacity) = (slots.len(), self.capacity);
         let memory = memory_info(self.memory.as_ref())?;
         let slices = self.layout.tensors.iter().zip(&mut self.buffers).map(|(tensor, buffer)| {
             let start = slots.start * tensor.kind.elements(capacity);
-            slice(buffer, start, &tensor.kind.shape(rows, capacity))
+            // SAFETY: the binding is dropped before the slices.
+            unsafe { slice(buffer, start, &tensor.kind.shape(rows, capacity)) }
         });
         let mut slices = slices.collect::<ort::Result<Vec<_>>>()?;
         let mut binding = bind(session, &run)?;
@@ -195,28 +201,31 @@ impl KvCache for Slots {
         drop(binding);
         drop(slices);
 
-        let memory = self.memory.clone();
-        let mut several = false;
-        for ((tensor, buffer), conv) in
-            self.tensors().filter(|(tensor, _)| tensor.kind.is_conv()).zip(&convs)
-        {
-            let Kind::Conv { columns: width, .. } = tensor.kind else { continue };
-            let (length, count) = (tensor.kind.elements(0), axis_2(conv));
-            let start = slots.start * length;
-            if count == width {
-                copy_part(conv, 0, buffer, start, rows * length)?;
-            } else {
-                several = true;
-                let last = columns(conv, count, width, memory.as_ref())?;
-                copy_part(&last, 0, buffer, start, rows * length)?;
-            }
+        let widths = self.layout.tensors.iter().filter_map(|tensor| match tensor.kind {
+            Kind::Conv { columns, .. } => Some(columns),
+            Kind::KeyValue { .. } => None,
+        });
+        let last = widths.zip(&convs).map(|(width, conv)| match axis_2(conv) {
+            count if count == width => Ok(None),
+            count => columns(conv, count, width, self.memory.as_ref()).map(Some),
+        });
+        let last = last.collect::<ort::Result<Vec<_>>>()?;
+        let kept_several = last.iter().any(Option::is_some);
+        // From here on, a failure would leave some layers moved on.
+        self.lost[slots.clone()].fill(true);
+        let tensors = self.tensors().filter(|(tensor, _)| tensor.kind.is_conv());
+        for (((tensor, buffer), conv), last) in tensors.zip(&convs).zip(&last) {
+            let length = tensor.kind.elements(0);
+            let state = last.as_ref().unwrap_or(conv);
+            copy_part(state, 0, buffer, slots.start * length, rows * length)?;
         }
-        self.kept = several.then_some((slots.start, convs));
+        self.lost[slots.clone()].fill(false);
+        self.kept = kept_several.then_some((slots.start, convs));
         self.tokens[slots].iter_mut().for_each(|tokens| *tokens += run.tokens);
         Ok(outputs)
     }
 
-    fn drop_last(&mut self, slot: usize, count: usize) -> ort::Result<()> {
+    fn truncate_last(&mut self, slot: usize, count: usize) -> ort::Result<()> {
         if count == 0 {
             return Ok(());
         }
@@ -249,6 +258,7 @@ impl KvCache for Slots {
     fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()> {
         self.set_conv_states(slot, &snapshot.conv)?;
         self.tokens[slot] = snapshot.tokens;
+        self.lost[slot] = false;
         Ok(())
     }
 
@@ -267,7 +277,7 @@ impl KvCache for Slots {
         self.rewind(into, snapshot)
     }
 
-    fn exchange(&mut self, a: usize, b: usize) -> ort::Result<()> {
+    fn swap(&mut self, a: usize, b: usize) -> ort::Result<()> {
         if a == b {
             return Ok(());
         }
@@ -279,14 +289,14 @@ impl KvCache for Slots {
             let length = tensor.kind.elements(0);
             match tensor.kind {
                 Kind::Conv { .. } => {
-                    exchange_within(buffer, a * length, b * length, length, memory.as_ref())?;
+                    swap_within(buffer, a * length, b * length, length, memory.as_ref())?;
                     copied += 2 * length;
                 }
                 Kind::KeyValue { heads: count, head_dim } => {
                     let (both, rest) = (least * head_dim, (most - least) * head_dim);
                     let starts = heads(longer, capacity, count, head_dim);
                     for (from, into) in starts.zip(heads(shorter, capacity, count, head_dim)) {
-                        exchange_within(buffer, from, into, both, memory.as_ref())?;
+                        swap_within(buffer, from, into, both, memory.as_ref())?;
                         copy_within(buffer, from + both, into + both, rest)?;
                     }
                     copied += (2 * both + rest) * count;
@@ -295,6 +305,7 @@ impl KvCache for Slots {
         }
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
         self.tokens.swap(a, b);
+        self.lost.swap(a, b);
         self.kept = None;
         Ok(())
     }
@@ -305,11 +316,12 @@ impl KvCache for Slots {
             write_zeros(buffer, slot * length, length)?;
         }
         self.tokens[slot] = 0;
+        self.lost[slot] = false;
         Ok(())
     }
 
     /// What is behind the tokens is never read, so the same.
-    fn scrub(&mut self, slot: usize) -> ort::Result<()> {
+    fn reset(&mut self, slot: usize) -> ort::Result<()> {
         self.clear(slot)
     }
 

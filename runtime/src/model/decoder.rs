@@ -1,4 +1,4 @@
-//! The decoder: a piece of a prompt, or a token of each sequence.
+//! The decoder: a chunk of a prompt, or a token of each sequence.
 
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ const ATTENTION_MASK: &str = "attention_mask";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
 /// Tokens of a prompt that go through the decoder in one run at most. More make it no faster.
-pub(crate) const MAX_PIECE: usize = 256;
+pub(crate) const MAX_CHUNK: usize = 256;
 
 /// Tokens that a slot on a device has room for, where nothing else is said: memory there is taken at
 /// once.
@@ -186,11 +186,11 @@ impl Decoder {
     }
 
     /// How many of the next `tokens` of a slot's prompt one run is over, if about `most` at most.
-    pub(crate) fn piece(&self, slot: usize, tokens: usize, most: usize) -> usize {
-        self.size(slot, even_piece(tokens, most.min(MAX_PIECE))).tokens
+    pub(crate) fn chunk(&self, slot: usize, tokens: usize, most: usize) -> usize {
+        self.size(slot, even_chunk(tokens, most.min(MAX_CHUNK))).tokens
     }
 
-    /// Runs over the embeddings [1, tokens, hidden] of a [`piece`](Self::piece) of a slot's prompt. Gives
+    /// Runs over the embeddings [1, tokens, hidden] of a [`chunk`](Self::chunk) of a slot's prompt. Gives
     /// the logits of the last position.
     pub(crate) fn prefill(
         &mut self,
@@ -198,7 +198,7 @@ impl Decoder {
         embeddings: ArrayView3<'_, f32>,
         options: &RunOptions,
     ) -> Result<RunLogits<'_>, Error> {
-        let outputs = self.run_piece(slot, embeddings, options)?;
+        let outputs = self.run_chunk(slot, embeddings, options)?;
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
 
@@ -210,7 +210,7 @@ impl Decoder {
         embeddings: ArrayView3<'_, f32>,
     ) -> Result<Array2<f32>, Error> {
         let options = self.run_options()?;
-        let outputs = self.run_piece(slot, embeddings, &options)?;
+        let outputs = self.run_chunk(slot, embeddings, &options)?;
         let hidden = outputs.get(LAST_HIDDEN_STATE).ok_or(Error::NoHiddenState)?;
         self.session.ask(|_| {
             let hidden = hidden.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
@@ -238,7 +238,7 @@ impl Decoder {
                 view.map(|view| view.to_owned())
                     .map_err(|_| ort::Error::new("embeddings of another rank"))
             })?;
-            self.run_piece(slots.start, embeddings.view(), options)?
+            self.run_chunk(slots.start, embeddings.view(), options)?
         } else {
             let size = Size { tokens, padded: tokens };
             self.run(false, slots, embeddings, size, keep, options)?
@@ -246,7 +246,7 @@ impl Decoder {
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
 
-    fn run_piece(
+    fn run_chunk(
         &mut self,
         slot: usize,
         embeddings: ArrayView3<'_, f32>,
@@ -335,12 +335,12 @@ impl Decoder {
     }
 }
 
-/// The size of a prompt's next piece, where `left` tokens are left and it may have about `most`.
+/// The size of a prompt's next chunk, where `left` tokens are left and it may have about `most`.
 ///
 /// ONNX Runtime's kernels round an odd last row, and a run over a single token, in another way than other
 /// rows; quantized inputs make that more than the last bits. So that a prompt's logits do not depend on how
-/// large its pieces were, all but the last are even, and the last has one token only where there is no other.
-fn even_piece(left: usize, most: usize) -> usize {
+/// large its chunks were, all but the last are even, and the last has one token only where there is no other.
+fn even_chunk(left: usize, most: usize) -> usize {
     let most = (most / 2 * 2).max(2);
     match left.checked_sub(most) {
         None | Some(0) => left,
@@ -371,7 +371,7 @@ fn limit(
                 (_, memory) => ("kv_cache_memory", memory.unwrap_or_default()),
             };
             let expected = "it must be enough for some tokens in each slot";
-            Err(Error::Setting { name, value: value.to_string(), expected })
+            Err(Error::EngineSetting { name, value: value.to_string(), expected })
         }
         _ => Ok(limit),
     }
@@ -387,7 +387,7 @@ mod tests {
             for most in [1, 2, 3, 16, 33, 256] {
                 let (mut left, mut sizes) = (total, Vec::new());
                 while left > 0 {
-                    let size = even_piece(left, most);
+                    let size = even_chunk(left, most);
                     assert!(size > 0 && size <= most.max(3), "{total} {most}: {size}");
                     sizes.push(size);
                     left -= size;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use lfm2vl::image::Overrides;
 use lfm2vl::{
     Completion, Conversation, Engine, Error, ErrorKind, GenerationOptions, History,
     LogitsProcessor, Part, chat::Message,
@@ -58,9 +59,10 @@ fn shortened(folder: &std::path::Path) -> u32 {
     let path = folder.join("onnx/embed_tokens.onnx");
     let mut bytes = std::fs::read(&path).unwrap();
     // The sizes [1501, 128] as protobuf writes them, and the bytes of the data.
-    for (old, new) in
-        [(&[0xdd, 0x0b, 0x80, 0x01][..], &[0xe8, 0x07, 0x80, 0x01][..]), (b"768512", b"512000")]
-    {
+    for (old, new) in [
+        (&[0x08, 0xdd, 0x0b, 0x08, 0x80, 0x01][..], &[0x08, 0xe8, 0x07, 0x08, 0x80, 0x01][..]),
+        (b"768512", b"512000"),
+    ] {
         let at = bytes.windows(old.len()).position(|window| window == old).unwrap();
         bytes[at..at + new.len()].copy_from_slice(new);
     }
@@ -502,16 +504,12 @@ fn idle_conversations_give_their_slots_to_others() {
     assert_eq!(reused[0], 0);
     conversations[0].push(Message::user("And then?"));
     assert!(engine.metrics().cached_slots == 2);
-    // Another conversation does not get it, unless it may.
-    let mut same = conversations[3].clone();
-    same.push(Message::user("More."));
-    assert!(ask(&mut same).reused_tokens > 0);
-    let mut stranger = Conversation::new();
-    for message in conversations[3].messages() {
-        stranger.push(message.clone());
+    // Another conversation does not get it, not even a clone.
+    let mut other = conversations[3].clone();
+    for (conversation, has_state) in [(&mut other, false), (&mut conversations[3], true)] {
+        conversation.push(Message::user("More."));
+        assert_eq!(ask(conversation).reused_tokens > 0, has_state);
     }
-    stranger.push(Message::user("More."));
-    assert_eq!(ask(&mut stranger).reused_tokens, 0);
 }
 
 #[test]
@@ -597,6 +595,107 @@ fn an_engine_goes_on_as_long_as_its_answers() {
     let answer = engine.clone().generate(&mut text("Hello"), &greedy(30)).unwrap();
     drop(engine);
     assert_eq!(answer.finish().unwrap().token_ids.len(), 30);
+}
+
+/// Two answers of one conversation at a time share its images, which go through vision a view at a time.
+#[test]
+fn answers_of_one_conversation_do_not_mix_its_images() {
+    let photo = || sample_images(&serde_json::json!({"images": ["tiled.jpg"]})).remove(0);
+    let mirrored = image::imageops::flip_horizontal(&photo());
+    let ask = || {
+        let mut conversation = Conversation::new();
+        let images = [photo(), mirrored.clone()];
+        conversation.push_with_images(Message::user("Which has more shapes?"), images).unwrap();
+        conversation
+    };
+    let engine = || Engine::builder(tiny_shapes("default")).image_cache(1 << 20).build().unwrap();
+    let expected = engine().answer(&mut ask(), &greedy(30)).unwrap().token_ids;
+    for _ in 0..5 {
+        let (engine, mut conversation) = (engine(), ask());
+        let answers = [0; 3].map(|_| engine.generate(&mut conversation, &greedy(30)).unwrap());
+        for answer in answers {
+            assert_eq!(answer.finish().unwrap().token_ids, expected);
+        }
+        // Nor are the features that others are given by the cache another image's.
+        assert_eq!(engine.answer(&mut ask(), &greedy(30)).unwrap().token_ids, expected);
+    }
+}
+
+/// Each engine has features of its own.
+#[test]
+fn a_conversation_can_be_answered_by_several_engines() {
+    let question = &sample_questions()[0];
+    let engines = ["default", "split"].map(|recipe| {
+        let overrides = Overrides {
+            do_image_splitting: Some(recipe == "split"),
+            max_image_tokens: Some(if recipe == "split" { 16 } else { 64 }),
+            min_image_tokens: Some(4),
+            ..Overrides::default()
+        };
+        Engine::builder(tiny_shapes(recipe)).image_overrides(overrides).build().unwrap()
+    });
+    let mut both = conversation(question);
+    let tokens = engines.each_ref().map(|engine| {
+        let expected = engine.answer(&mut conversation(question), &greedy(12)).unwrap();
+        let mut copy = both.clone();
+        for conversation in [&mut both, &mut copy] {
+            let answer = engine.generate(conversation, &greedy(12)).unwrap().finish().unwrap();
+            assert_eq!(answer.token_ids, expected.token_ids);
+            assert_eq!(answer.image_tokens, expected.image_tokens);
+        }
+        expected.image_tokens
+    });
+    assert_ne!(tokens[0], tokens[1]);
+}
+
+#[test]
+fn stages_that_panic_or_leave_nothing_end_only_their_own_answer() {
+    struct Panics;
+    impl LogitsProcessor for Panics {
+        fn process(&mut self, _: &History, _: &mut [f32]) {
+            panic!("a fault of the caller's");
+        }
+    }
+    struct LeavesNothing;
+    impl LogitsProcessor for LeavesNothing {
+        fn process(&mut self, _: &History, logits: &mut [f32]) {
+            logits.fill(f32::NEG_INFINITY);
+        }
+    }
+    /// Which holds the engine itself.
+    struct Holds(Option<Engine>);
+    impl LogitsProcessor for Holds {
+        fn process(&mut self, _: &History, logits: &mut [f32]) {
+            assert!(logits.len() > 1000 && self.0.is_some());
+        }
+    }
+    let engine = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let other = engine.generate(&mut text("Tell me a story."), &greedy(50)).unwrap();
+    let failing = [Box::new(Panics) as Box<dyn LogitsProcessor>, Box::new(LeavesNothing)];
+    for processor in failing {
+        let answer = engine.generate_with(&mut text("Hello"), &greedy(5), vec![processor]).unwrap();
+        assert_eq!(answer.finish().unwrap_err().kind(), ErrorKind::InvalidRequest);
+    }
+    assert_eq!(other.finish().unwrap().token_ids.len(), 50);
+    let holds: Vec<Box<dyn LogitsProcessor>> = vec![Box::new(Holds(Some(engine.clone())))];
+    let answer = engine.generate_with(&mut text("Hello"), &greedy(3000), holds).unwrap();
+    drop(engine);
+    drop(answer);
+}
+
+#[test]
+fn answers_may_be_longer_than_buffers_were_made_for() {
+    let engine = Engine::builder(tiny_shapes("default")).slots(3).build().unwrap();
+    let bytes = engine.metrics().state_bytes;
+    let long = engine.generate(&mut text("Tell me a story."), &greedy(2500)).unwrap();
+    let short = engine.answer(&mut text("Tell me a story."), &greedy(60)).unwrap();
+    let long = long.finish().unwrap();
+    assert_eq!(long.token_ids[..60], short.token_ids);
+    assert_eq!(long.token_ids.len(), 2500);
+    assert!(engine.metrics().state_bytes > bytes);
+    let alone = Engine::builder(tiny_shapes("default")).slots(1).capacity(3000).build().unwrap();
+    let expected = alone.answer(&mut text("Tell me a story."), &greedy(2500)).unwrap();
+    assert_eq!(long.token_ids, expected.token_ids);
 }
 
 #[test]
