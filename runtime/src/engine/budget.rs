@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_take_as_long_as_others_can_wait() {
+    fn chunks_take_as_long_as_others_can_wait() {
         let mut budget = Budget::new(None);
         assert_eq!(budget.tokens(false), MAX_CHUNK);
         for _ in 0..20 {

@@ -382,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_even_and_no_last_one_is_single() {
+    fn chunks_are_even_and_no_last_one_is_single() {
         for total in 1..600 {
             for most in [1, 2, 3, 16, 33, 256] {
                 let (mut left, mut sizes) = (total, Vec::new());
