@@ -1,6 +1,7 @@
 //! Prompts, a little at a time: views of their images, then their tokens.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +19,9 @@ use crate::{
     generate::{FinishReason, NextError},
     image::ProcessedImage,
 };
+
+/// Tokens of a prompt whose embeddings are looked up at a time.
+const EMBEDDED_AT_ONCE: usize = 2048;
 
 /// What a chunk of a prompt led to.
 pub(super) struct Chunk {
@@ -80,14 +84,13 @@ pub(super) fn run_chunk(
     let prompt = active.sequence.tokens().len();
     let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
     let tokens = model.decoder.chunk(slot, end - covered, most);
-    let ids = &active.sequence.tokens()[covered..covered + tokens];
-    let mut embeddings = model.embed_tokens.run(ids)?;
-    active.images.write_features(ids, model.processor.image_token_id(), &mut embeddings)?;
-    let embeddings = embeddings.insert_axis(Axis(0));
+    embed(model, active, covered..covered + tokens)?;
+    let from = covered - active.embedded_from;
+    let embeddings = active.embeddings.slice(s![from..from + tokens, ..]).insert_axis(Axis(0));
     let options = Arc::new(model.decoder.run_options()?);
     let guard = active.sender.cancel().guard(&options, watchdog);
     let graph = model.decoder.graph();
-    let result = model.decoder.prefill(slot, embeddings.view(), &options);
+    let result = model.decoder.prefill(slot, embeddings, &options);
     drop(guard);
     let logits = result?;
     let is_last = covered + tokens == prompt;
@@ -97,6 +100,7 @@ pub(super) fn run_chunk(
         let accepted = accepted.and_then(|logits| active.accept(logits, done));
         finished = accepted.map_err(|error| error.of(graph))?.finished;
         active.first_token = Some(Instant::now());
+        active.embeddings = Array2::default((0, 0));
     }
     if covered + tokens == end {
         active.add_snapshot(model.decoder.snapshot(slot)?);
@@ -106,6 +110,23 @@ pub(super) fn run_chunk(
     done.prefill_time += took;
     active.sender.update(|progress| progress.timings.prefill += took);
     Ok(Chunk { tokens, took, is_last, finished })
+}
+
+/// Looks up the embeddings of these tokens of a prompt, and of many that follow: the threads of the
+/// embedding's session go on spinning for a moment after each run, and would take time from the decoder's.
+fn embed(model: &mut Model, active: &mut Active, wanted: Range<usize>) -> Result<(), Error> {
+    if wanted.start >= active.embedded_from
+        && wanted.end <= active.embedded_from + active.embeddings.nrows()
+    {
+        return Ok(());
+    }
+    let tokens = active.sequence.tokens();
+    let end = wanted.end.max(tokens.len().min(wanted.start + EMBEDDED_AT_ONCE));
+    let ids = &tokens[wanted.start..end];
+    let mut embeddings = model.embed_tokens.run(ids)?;
+    active.images.write_features(ids, model.processor.image_token_id(), &mut embeddings)?;
+    (active.embedded_from, active.embeddings) = (wanted.start, embeddings);
+    Ok(())
 }
 
 /// Image features of all views of an image.

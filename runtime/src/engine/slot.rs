@@ -97,6 +97,9 @@ pub(super) struct Active {
     /// Tokens of the prompt after which there is to be a snapshot, ascending; the last is its end.
     pub(super) ends: Vec<usize>,
     pub(super) images: ImageQueue,
+    /// Embeddings [tokens, hidden] of the next tokens of its prompt, from that number on.
+    pub(super) embeddings: Array2<f32>,
+    pub(super) embedded_from: usize,
     /// Tokens of its prompt whose state was there already.
     pub(super) reused: usize,
     /// When its first token came.
@@ -124,6 +127,8 @@ impl Active {
             snapshots,
             ends,
             images: ImageQueue::new(images, reused_image_tokens),
+            embeddings: Array2::default((0, 0)),
+            embedded_from: reused,
             reused,
             first_token: None,
         }
