@@ -122,9 +122,11 @@ fn embed(model: &mut Model, active: &mut Active, wanted: Range<usize>) -> Result
     }
     let tokens = active.sequence.tokens();
     let end = wanted.end.max(tokens.len().min(wanted.start + EMBEDDED_AT_ONCE));
+    let image_token = model.processor.image_token_id();
+    let before = tokens[..wanted.start].iter().filter(|&&id| id == image_token).count();
     let ids = &tokens[wanted.start..end];
     let mut embeddings = model.embed_tokens.run(ids)?;
-    active.images.write_features(ids, model.processor.image_token_id(), &mut embeddings)?;
+    active.images.write_features(before, ids, image_token, &mut embeddings)?;
     (active.embedded_from, active.embeddings) = (wanted.start, embeddings);
     Ok(())
 }

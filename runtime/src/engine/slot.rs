@@ -162,8 +162,8 @@ impl Active {
 /// The images of a prompt, whose features are asked for in order.
 pub(super) struct ImageQueue {
     images: Vec<PromptImage>,
-    /// Rows of features that were used, or are not needed since the state covers them.
-    used: usize,
+    /// Rows of features that are not needed, since the state covers their tokens.
+    covered: usize,
     /// The image whose views are going through the vision graphs, how many have, and what these gave.
     current: usize,
     views: usize,
@@ -180,8 +180,8 @@ pub(super) struct NextImage {
 }
 
 impl ImageQueue {
-    fn new(images: Vec<PromptImage>, used: usize) -> Self {
-        ImageQueue { images, used, current: 0, views: 0, features: Vec::new() }
+    fn new(images: Vec<PromptImage>, covered: usize) -> Self {
+        ImageQueue { images, covered, current: 0, views: 0, features: Vec::new() }
     }
 
     /// The next image that has no features yet. Those whose tokens the state covers need none.
@@ -190,7 +190,7 @@ impl ImageQueue {
         self.images.iter().enumerate().find_map(|(index, image)| {
             rows += image.tokens();
             match image.content() {
-                ImageContent::Patches(patches) if rows > self.used => {
+                ImageContent::Patches(patches) if rows > self.covered => {
                     // Another answer of the same conversation may have given the one before its features.
                     let view = if index == self.current { self.views } else { 0 };
                     Some(NextImage { index, image: image.clone(), patches, view })
@@ -221,30 +221,30 @@ impl ImageQueue {
         Ok(Some(all))
     }
 
-    /// Writes the features of the image tokens among `ids` into their embeddings [ids, hidden].
+    /// Writes the features of the image tokens among `ids`, before which there are `before` others in the
+    /// prompt, into their embeddings [ids, hidden].
     pub(super) fn write_features(
-        &mut self,
+        &self,
+        before: usize,
         ids: &[u32],
         image_token: u32,
         embeddings: &mut Array2<f32>,
     ) -> Result<(), Error> {
-        let count = ids.iter().filter(|&&id| id == image_token).count();
+        let after = before + ids.iter().filter(|&&id| id == image_token).count();
         let (mut first, mut features) = (0, Vec::new());
         for image in &self.images {
             let rows = first..first + image.tokens();
             first = rows.end;
-            if rows.end <= self.used || rows.start >= self.used + count {
+            if rows.end <= before || rows.start >= after {
                 continue;
             }
             if let ImageContent::Features(all) = image.content() {
-                let from = self.used.max(rows.start) - rows.start;
-                let to = (self.used + count).min(rows.end) - rows.start;
+                let from = before.max(rows.start) - rows.start;
+                let to = after.min(rows.end) - rows.start;
                 features.push(all.slice(s![from..to, ..]).to_owned());
             }
         }
-        write_features(ids, image_token, &features, embeddings)?;
-        self.used += count;
-        Ok(())
+        write_features(ids, image_token, &features, embeddings)
     }
 }
 

@@ -621,6 +621,33 @@ fn answers_of_one_conversation_do_not_mix_its_images() {
     }
 }
 
+/// Beside a stream, chunks of a long prompt end elsewhere than alone.
+#[test]
+fn long_prompts_with_many_images_are_the_same_in_any_chunks() {
+    let photo = sample_images(&serde_json::json!({"images": ["tiled.jpg"]})).remove(0);
+    let images = [photo.clone(), image::imageops::flip_horizontal(&photo)];
+    let ask = || {
+        let mut conversation = Conversation::new();
+        let many = images.iter().cycle().take(20).cloned();
+        conversation.push_with_images(Message::user("Which has more shapes?"), many).unwrap();
+        conversation
+    };
+    let plain = Engine::builder(tiny_shapes("default")).build().unwrap();
+    let expected = plain.answer(&mut ask(), &greedy(30)).unwrap();
+    assert!(expected.prompt_tokens > 2100, "{}", expected.prompt_tokens);
+    for tokens in [30, 34] {
+        let engine = Engine::builder(tiny_shapes("default")).prompt_tokens_per_step(tokens);
+        let engine = engine.build().unwrap();
+        let stream = engine.generate(&mut text("Tell me a story."), &greedy(4000)).unwrap();
+        while engine.metrics().steps < 3 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let answer = engine.answer(&mut ask(), &greedy(30)).unwrap();
+        assert_eq!(answer.token_ids, expected.token_ids, "{tokens}");
+        drop(stream);
+    }
+}
+
 /// Each engine has features of its own.
 #[test]
 fn a_conversation_can_be_answered_by_several_engines() {
