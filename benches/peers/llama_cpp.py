@@ -44,7 +44,9 @@ source, model, vision = args.folder / "source", args.folder / "text-q4_0.gguf", 
 
 
 def setup():
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    # Its source, but not those of what pip builds it with, such as CMake.
+    source_only = ["--no-binary", PACKAGE.split("==")[0]]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *source_only]
     subprocess.run([*pip, "--dest", args.folder / "package", PACKAGE], check=True)
     (package,) = (args.folder / "package").glob("*.tar.gz")
     with tarfile.open(package) as archive:
