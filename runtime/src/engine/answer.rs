@@ -90,7 +90,34 @@ pub(super) struct AnsweredPrompt {
 
 /// An answer in the making: an iterator over its tokens and pieces of its text, which waits for each.
 /// It is made whether it is read or not; when it is dropped, or [cancelled](Self::cancel), the engine
-/// stops making it. With the feature `stream`, `into_stream` makes it a `futures` stream.
+/// stops making it.
+///
+/// ```no_run
+/// # use lfm2vl::{Conversation, Engine, Error, GenerationOptions, chat::Message};
+/// # fn main() -> Result<(), Error> {
+/// # let engine = Engine::builder("model").build()?;
+/// # let mut conversation = Conversation::new();
+/// # conversation.push(Message::user("Tell me a story."));
+/// let mut answer = engine.generate(&mut conversation, &GenerationOptions::default())?;
+/// let handle = answer.cancel_handle();
+/// std::thread::spawn(move || {
+///     std::thread::sleep(std::time::Duration::from_secs(5));
+///     handle.cancel();
+/// });
+/// for event in &mut answer {
+///     match event {
+///         Ok(event) => print!("{}", event.text),
+///         Err(Error::Cancelled) => println!(" ..."),
+///         Err(error) => return Err(error),
+///     }
+/// }
+/// // As far as it went, it becomes a part of the conversation.
+/// conversation.push_answer(&answer.completion()?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// With the feature `stream`, `into_stream` makes it a `futures` stream.
 #[must_use = "an answer that is dropped is cancelled"]
 pub struct Answer {
     receiver: Receiver,

@@ -7,6 +7,31 @@ use super::{GenerationOptions, History, penalties::Penalties};
 use crate::Error;
 
 /// A stage of the caller's own, between the penalties and the temperature.
+///
+/// ```
+/// use lfm2vl::{GenerationOptions, History, LogitsProcessor, Sampler};
+///
+/// /// Lets no token come twice in a row.
+/// struct NoRepeats;
+///
+/// impl LogitsProcessor for NoRepeats {
+///     fn process(&mut self, history: &History, logits: &mut [f32]) {
+///         if let Some(&last) = history.answer().last() {
+///             logits[last as usize] = f32::NEG_INFINITY;
+///         }
+///     }
+/// }
+///
+/// let mut sampler =
+///     Sampler::new(&GenerationOptions::default())?.with_processor(Box::new(NoRepeats));
+/// let mut history = History::new(vec![7]);
+/// for expected in [1, 2, 1] {
+///     let token = sampler.choose(&[0.0, 3.0, 2.0], &history)?;
+///     assert_eq!(token, expected);
+///     history.push(token);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait LogitsProcessor: Send {
     /// Changes the logits, one for each token of the vocabulary, of the token that is to follow
     /// `history`. A token with negative infinity is not chosen; where all have that, or one is NaN or
