@@ -1,12 +1,12 @@
 //! A service of one page of code: `POST /ask` with `{"prompt": "...", "image": "data:..."}` answers with
-//! server-sent events. Who leaves ends the answer; who finds no room is told so.
+//! server-sent events. A client that disconnects cancels its answer; one that finds the queue full gets 429.
 //! `cargo run --release --example service -- FOLDER 8080`
 
 use std::{convert::Infallible, error::Error, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{
         IntoResponse, Response,
@@ -35,8 +35,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let folder = arguments.next().ok_or("give the folder that lfm2vl-export wrote")?;
     let port: u16 = arguments.next().map_or(Ok(8080), |port| port.parse())?;
     let engine = Engine::builder(folder).slots(8).queue(32).build()?;
-    let router =
-        Router::new().route("/ask", post(ask)).route("/metrics", get(metrics)).with_state(engine);
+    let router = Router::new()
+        .route("/ask", post(ask))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(64 << 20))
+        .with_state(engine);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router).await?;
@@ -54,7 +57,7 @@ async fn ask(State(engine): State<Engine>, Json(question): Json<Question>) -> Re
 }
 
 fn start(engine: &Engine, question: Question) -> Result<Answer, lfm2vl::Error> {
-    // Anything that is not the data itself is taken for such: a path would name a file of this machine.
+    // Only data URIs: `load` would open a path of this machine as well, or fetch a URL.
     let uri = |image: String| if image.starts_with("data:") { image } else { "data:,".into() };
     let image = question.image.map(|image| load(&uri(image), &Limits::default()));
     let images: Vec<_> = image.transpose()?.into_iter().collect();

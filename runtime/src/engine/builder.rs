@@ -67,8 +67,8 @@ impl EngineBuilder {
     }
 
     /// Runs the graphs on this provider, instead of the CPU. Nodes that it does not take run on the
-    /// CPU ([`GraphInfo::assignments`](crate::GraphInfo::assignments) tells which); that it cannot start, or takes no node of the
-    /// decoder or of vision, is an error.
+    /// CPU ([`GraphInfo::assignments`](crate::GraphInfo::assignments) tells which). It is an error if it cannot start, or takes no node of the
+    /// decoder or of vision.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.providers([provider])
@@ -111,7 +111,8 @@ impl EngineBuilder {
     }
 
     /// Makes so many answers at a time, 8 by default; other requests wait. Each has a slot of the
-    /// decoder's state, which stays there after the answer until another one needs it.
+    /// decoder's state, which stays there after the answer until another one needs it. In the memory of devices
+    /// other than CUDA's there is one slot where all share buffers.
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;
@@ -128,8 +129,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Takes so many bytes for keys and values of all slots at most: prompts that would need more are
-    /// too long. By default the model's context is the only limit.
+    /// Takes so many bytes for keys and values of all slots at most (while buffers grow, old and new ones are
+    /// there together): prompts that would need more are too long. By default the model's context is the only limit.
     #[must_use]
     pub fn kv_cache_memory(mut self, bytes: usize) -> Self {
         self.kv_cache_memory = Some(bytes);
@@ -144,7 +145,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Runs so many tokens of a prompt between two tokens of the other answers: few make prompts slow,
+    /// Runs about so many tokens of a prompt, an even number, between two tokens of the other answers: few make prompts slow,
     /// many make answers stutter. By default as many as take a tenth of a second; never more than 256, which
     /// is how many run where nobody waits for a token.
     #[must_use]

@@ -143,7 +143,8 @@ impl Conversation {
     }
 
     /// Adds a message with images. They come before its text, unless the message says where each is. They
-    /// are processed when the conversation is answered.
+    /// are processed when the conversation is answered, and kept as long as it, 3 bytes for a pixel, in case
+    /// another engine answers.
     ///
     /// # Errors
     /// [`Error::Chat`] when the message says where more or fewer images are.

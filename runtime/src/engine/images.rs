@@ -58,7 +58,7 @@ impl PromptImage {
         self.lock().clone()
     }
 
-    /// Features [tokens, hidden] for whoever has the image. Its patches are not kept.
+    /// Features [tokens, hidden] for whoever has the image, in the place of its patches.
     pub(super) fn set_features(&self, features: Arc<Array2<f32>>) {
         *self.lock() = ImageContent::Features(features);
     }

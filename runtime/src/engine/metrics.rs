@@ -45,7 +45,7 @@ pub struct Metrics {
     pub image_cache_hits: u64,
     /// Steps of decoding.
     pub steps: u64,
-    /// Bytes that were copied from slot to slot, or to larger buffers.
+    /// Bytes that were copied from slot to slot, or to larger buffers, where all slots share them.
     pub copied_bytes: u64,
     /// Time in the vision graphs.
     pub vision_time: Duration,

@@ -268,7 +268,8 @@ impl Engine {
     /// between the steps of answers, which wait for it.
     ///
     /// # Errors
-    /// [`Error::Image`], [`Error::TooManyPatches`], [`Error::FeatureCount`], or those of a run.
+    /// [`Error::Image`], [`Error::TooManyPatches`], [`Error::FeatureCount`], [`Error::Busy`],
+    /// [`Error::Stopped`], or those of a run.
     pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
         image.check()?;
         let image = image.clone();
@@ -280,8 +281,8 @@ impl Engine {
     /// a slot; then answers wait for it.
     ///
     /// # Errors
-    /// [`Error::NoHiddenState`] for other folders, [`Error::FeatureCount`], [`Error::TooLong`], or
-    /// [`Error::Run`].
+    /// [`Error::NoHiddenState`] for other folders, [`Error::FeatureCount`], [`Error::TooLong`],
+    /// [`Error::Busy`], [`Error::Stopped`], or those of a run.
     pub fn last_hidden_state(
         &self,
         ids: &[u32],

@@ -33,6 +33,11 @@ impl Placement {
         let spans = request.spans();
         let prompt = Prefix { tokens: request.sequence.tokens(), images: &spans };
         let known = slots.iter().enumerate().filter_map(|(slot, content)| {
+            // Whether what a prompt's runs have computed is finite is seen at its end only; and where runs are
+            // not shared, what is behind a snapshot's tokens is copied with it.
+            if matches!(content, Slot::Prompt(_)) && !decoder.shares_runs() {
+                return None;
+            }
             let (prefix, snapshots) = content.prefix(owner)?;
             // The prompt's last token must be run, for its logits.
             let most =

@@ -104,6 +104,7 @@ impl Inbox {
 
     /// Puts a request at the end of the queue.
     pub(super) fn submit(&self, request: Request) -> Result<(), Error> {
+        self.drop_unwanted();
         let mut waiting = self.lock();
         waiting.check(self.limit)?;
         waiting.metrics.requests += 1;
@@ -119,6 +120,7 @@ impl Inbox {
             return Err(Error::Stopped);
         }
         if waiting.jobs.len() >= self.limit {
+            waiting.metrics.refused += 1;
             return Err(Error::Busy { waiting: waiting.jobs.len() });
         }
         waiting.jobs.push_back(job);

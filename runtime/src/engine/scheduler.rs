@@ -38,6 +38,8 @@ pub(super) struct Scheduler {
     share_prefixes: bool,
     /// The slot whose prompt went on last.
     last_prompt: usize,
+    /// Whether a job had its turn last, and no prompt.
+    was_job: bool,
     /// Counts answers, to tell which state was used last.
     clock: u64,
     /// What has been done since the figures were published.
@@ -61,6 +63,7 @@ impl Scheduler {
             budget: Budget::new(settings.prompt_tokens_per_step),
             share_prefixes: settings.share_prefixes,
             last_prompt: 0,
+            was_job: false,
             clock: 0,
             done: Metrics::default(),
         };
@@ -72,12 +75,11 @@ impl Scheduler {
     pub(super) fn run(mut self) {
         loop {
             self.drop_unwanted();
-            let did_job = self.do_a_job();
             self.admit();
             let decoded = self.decode();
-            let went_on = self.go_on_with_a_prompt();
+            let went_on = self.go_on();
             self.publish();
-            if !(did_job || decoded || went_on || self.inbox.wait()) {
+            if !(decoded || went_on || self.inbox.wait()) {
                 return;
             }
         }
@@ -176,7 +178,9 @@ impl Scheduler {
             let first_message = tokens.iter().position(|id| self.model.eos_token_ids.contains(id));
             let image_token = self.model.processor.image_token_id();
             let last_image = tokens.iter().rposition(|&id| id == image_token);
-            ends.extend(first_message.into_iter().chain(last_image).map(|last| last + 1));
+            // As chunks are, an even number of tokens on, so that this does not change logits.
+            let ends_of = first_message.into_iter().chain(last_image).map(|last| last + 1);
+            ends.extend(ends_of.map(|end| end - end.saturating_sub(reused) % 2));
             ends.retain(|&end| end >= reused + placement::WORTH_KEEPING && end < tokens.len());
             ends.sort_unstable();
             ends.dedup();
@@ -245,18 +249,27 @@ impl Scheduler {
         }
     }
 
-    /// Lets one prompt go on: some views of an image, or some of its tokens.
-    fn go_on_with_a_prompt(&mut self) -> bool {
+    /// Lets a prompt go on, or does a job, in turns, if steps have had their share of the time.
+    fn go_on(&mut self) -> bool {
         if !self.budget.is_prompts_turn() {
             return false;
         }
+        self.was_job = !self.was_job;
+        match self.was_job {
+            true => self.do_a_job() || self.go_on_with_a_prompt(),
+            false => self.go_on_with_a_prompt() || self.do_a_job(),
+        }
+    }
+
+    /// Lets one prompt go on: some views of an image, or some of its tokens.
+    fn go_on_with_a_prompt(&mut self) -> bool {
         let count = self.slots.len();
         let mut turns = (1..=count).map(|turn| (self.last_prompt + turn) % count);
         let Some(slot) = turns.find(|&slot| matches!(self.slots[slot], Slot::Prompt(_))) else {
             return false;
         };
         self.last_prompt = slot;
-        let end = match self.go_on(slot) {
+        let end = match self.run_prompt(slot) {
             Ok(finished) => finished.map(Ok),
             Err(error) => {
                 // What ended because it is not wanted failed only for that reason.
@@ -272,7 +285,7 @@ impl Scheduler {
     }
 
     /// Lets the prompt in a slot go on.
-    fn go_on(&mut self, slot: usize) -> Result<Option<FinishReason>, Error> {
+    fn run_prompt(&mut self, slot: usize) -> Result<Option<FinishReason>, Error> {
         let start = Instant::now();
         let decoding = self.decoding();
         let Scheduler { model, slots, image_cache, watchdog, budget, done, .. } = self;
@@ -286,9 +299,10 @@ impl Scheduler {
         budget.ran_chunk(chunk.tokens, chunk.took);
         if chunk.is_last && chunk.finished.is_none() {
             if let Err(error) = self.swap(slot, decoding) {
-                // Nothing can be said of the state of the other one.
+                // Nothing can be said of the states of both.
                 self.lose(decoding, &error);
-                return Err(error);
+                self.lose(slot, &error);
+                return Ok(None);
             }
             if let Slot::Prompt(active) = std::mem::replace(&mut self.slots[decoding], Slot::Free) {
                 self.slots[decoding] = Slot::Decoding(active);
@@ -365,6 +379,7 @@ impl Scheduler {
         self.reset(slot);
         if let Slot::Prompt(active) | Slot::Decoding(active) = lost {
             self.done.failed += 1;
+            self.publish();
             active.sender.end(Err(error.again()));
         }
     }
@@ -374,7 +389,10 @@ impl Scheduler {
     fn keep(&mut self, slot: usize, active: &Active) -> Result<Option<usize>, Error> {
         let decoder = &mut self.model.decoder;
         let image_token = self.model.processor.image_token_id();
-        let back_to = if active.first_token.is_none() {
+        let back_to = if decoder.tokens(slot) == active.reused {
+            // Nothing has run.
+            None
+        } else if active.first_token.is_none() {
             // Whether what was computed is finite has not been seen, so only what was there before is kept;
             // and where numbers behind the tokens are multiplied with zero, not even that.
             let before = |snapshot: &&Snapshot| snapshot.tokens <= active.reused;

@@ -1,7 +1,6 @@
 //! What is in each slot of the decoder's state.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -149,9 +148,7 @@ impl Active {
         logits: Logits<'_>,
         done: &mut Metrics,
     ) -> Result<Accepted, NextError> {
-        // What a caller's own stages do must not end the answers of others.
-        let accepted = catch_unwind(AssertUnwindSafe(|| self.sequence.accept(logits)));
-        let mut accepted = accepted.map_err(|_| NextError::Panicked)??;
+        let mut accepted = self.sequence.accept(logits)?;
         done.answer_tokens += u64::from(accepted.token.is_some());
         let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
         self.sender.send(std::mem::take(&mut accepted.events), decode);

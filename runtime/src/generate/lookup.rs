@@ -18,6 +18,11 @@ impl DraftLength {
         DraftLength { next: most, most }
     }
 
+    /// Tokens of a draft at most.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Takes in how many tokens of a draft were right.
     pub(super) fn learn(&mut self, right: usize) {
         self.next = (2 * right + 1).min(self.most);

@@ -1,6 +1,8 @@
 //! The next token, from logits: the stages of transformers' `generate`, in its order. Penalties and logit
 //! bias, stages of the caller's own, temperature, top-k, top-p, min-p, and a random choice.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{GenerationOptions, History, penalties::Penalties};
@@ -59,6 +61,9 @@ pub enum NoToken {
     /// A stage made logits NaN or infinite, or left no token.
     #[error("a stage of the sampler left no token to choose")]
     NoneLeft,
+    /// A stage of the caller's own panicked.
+    #[error("a logits processor panicked")]
+    ProcessorPanicked,
 }
 
 /// A token that may be chosen.
@@ -110,7 +115,9 @@ impl Sampler {
         changed.extend_from_slice(logits);
         self.penalties.apply(&mut changed, history);
         for processor in &mut self.processors {
-            processor.process(history, &mut changed);
+            // What a caller's own stage does must not end the answers of others.
+            let process = AssertUnwindSafe(|| processor.process(history, &mut changed));
+            catch_unwind(process).map_err(|_| NoToken::ProcessorPanicked)?;
         }
         let has_wrong = changed.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
         let choice = if has_wrong { Err(NoToken::NoneLeft) } else { self.choose_from(&changed) };

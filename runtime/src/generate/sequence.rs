@@ -6,7 +6,7 @@ use lfm2vl_graphs::Graph;
 
 use super::{
     Event, FinishReason, GenerationOptions, History, LogitsProcessor, Sampler, TokenLogprobs,
-    lookup::{DraftLength, MAX_DRAFT},
+    lookup::DraftLength,
     parts::Parts,
     sampler::NoToken,
     stop::{Passed, StopText},
@@ -92,7 +92,8 @@ impl Sequence {
 
     /// Tokens that the state must have room for in the next step, with a draft.
     pub(crate) fn tokens_of_next_step(&self) -> usize {
-        let draft = if self.draft_length.is_some() { MAX_DRAFT } else { 0 };
+        let left = self.limits.max_new_tokens - self.answer().len();
+        let draft = self.draft_length.as_ref().map_or(0, DraftLength::most).min(left);
         (self.tokens().len() + draft).min(self.limits.context)
     }
 
@@ -193,8 +194,6 @@ impl Sequence {
 pub(crate) enum NextError {
     /// There is none to choose.
     NoToken(NoToken),
-    /// A stage of the caller's panicked.
-    Panicked,
     /// Logits cannot be read.
     Logits(ort::Error),
     /// Anything else.
@@ -207,7 +206,7 @@ impl NextError {
         match self {
             NextError::NoToken(NoToken::NotFinite) => Error::NotFinite { graph },
             NextError::NoToken(NoToken::NoneLeft) => Error::NoTokenLeft,
-            NextError::Panicked => Error::ProcessorPanicked,
+            NextError::NoToken(NoToken::ProcessorPanicked) => Error::ProcessorPanicked,
             NextError::Logits(error) => Error::of_run(graph, error),
             NextError::Other(error) => error,
         }

@@ -124,36 +124,28 @@ impl KvCache for Slots {
         let (old, new) = (self.capacity, tokens.max(self.capacity * 3 / 2));
         let new = new.next_multiple_of(GROWTH).min(self.limits.tokens);
         let slots = self.limits.slots;
-        // All of them first, so that where memory runs out nothing has changed.
-        let larger = self
-            .layout
-            .tensors
-            .iter()
-            .map(|tensor| match tensor.kind {
-                Kind::Conv { .. } => Ok(None),
-                Kind::KeyValue { .. } => {
-                    let shape = tensor.kind.shape(slots, new);
-                    unwritten(tensor.dtype, &shape, self.memory.as_ref()).map(Some)
-                }
-            })
-            .collect::<ort::Result<Vec<_>>>()?;
-        let mut copied = 0;
-        for ((tensor, buffer), larger) in
-            self.layout.tensors.iter().zip(&mut self.buffers).zip(larger)
-        {
-            let (Kind::KeyValue { heads: count, head_dim }, Some(mut larger)) =
-                (tensor.kind, larger)
-            else {
+        let (tensors, memory, mut copied) = (&self.layout.tensors, self.memory.as_ref(), 0);
+        // All of them first, so that nothing has changed where memory runs out or a copy fails.
+        let mut larger = Vec::new();
+        for (tensor, buffer) in tensors.iter().zip(&self.buffers) {
+            let Kind::KeyValue { heads: count, head_dim } = tensor.kind else {
+                larger.push(None);
                 continue;
             };
+            let mut new_buffer = unwritten(tensor.dtype, &tensor.kind.shape(slots, new), memory)?;
             for (slot, &tokens) in self.tokens.iter().enumerate() {
                 let starts = heads(slot, old, count, head_dim);
                 for (from, into) in starts.zip(heads(slot, new, count, head_dim)) {
-                    copy_part(buffer, from, &mut larger, into, tokens * head_dim)?;
+                    copy_part(buffer, from, &mut new_buffer, into, tokens * head_dim)?;
                 }
                 copied += tokens * count * head_dim;
             }
-            *buffer = larger;
+            larger.push(Some(new_buffer));
+        }
+        for (buffer, larger) in self.buffers.iter_mut().zip(larger) {
+            if let Some(larger) = larger {
+                *buffer = larger;
+            }
         }
         let width = self.layout.element_bytes();
         self.copied_bytes += (copied * width) as u64;
