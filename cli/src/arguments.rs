@@ -205,7 +205,7 @@ impl GenerationArguments {
             min_p: self.min_p.or(model.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
             seed: self.seed,
-            stop: self.stop.clone(),
+            stop: [&model.stop[..], &self.stop[..]].concat(),
             prompt_lookup_num_tokens: load.prompt_lookup,
             ..model
         };

@@ -49,7 +49,7 @@ pub enum ExportError {
     },
     /// The checkpoint has no chat template.
     #[error(
-        "{0} has neither chat_template.jinja nor a chat_template in tokenizer_config.json; add the model's template"
+        "{0} has neither chat_template.jinja nor a chat_template in chat_template.json or tokenizer_config.json; add the model's template"
     )]
     NoChatTemplate(PathBuf),
     /// The checkpoint has no settings of the image processor.

@@ -82,14 +82,15 @@ impl HubSettings {
 }
 
 const REQUIRED: [&str; 3] = ["config.json", "tokenizer.json", "tokenizer_config.json"];
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 5] = [
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "chat_template.jinja",
     "special_tokens_map.json",
     "LICENSE",
 ];
+/// The template has a file of its own, of one name or the other, or is in the tokenizer's config.
+const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -120,6 +121,11 @@ pub fn resolve(checkpoint: &str, settings: &HubSettings) -> Result<PathBuf, HubE
     }
     for file in OPTIONAL {
         hub.get_optional(file)?;
+    }
+    for file in TEMPLATES {
+        if hub.get_optional(file)?.is_some() {
+            break;
+        }
     }
     if hub.get_optional(WEIGHTS)?.is_none() {
         for shard in shards(&hub.get(INDEX)?).ok_or_else(|| HubError::Index(hub.id.clone()))? {

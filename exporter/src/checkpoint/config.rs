@@ -200,11 +200,15 @@ fn feed_forward_size(section: &Section<'_>) -> Result<usize, CheckpointError> {
 }
 
 fn rope_theta(section: &Section<'_>) -> Result<f64, CheckpointError> {
-    let rope = section.section("rope_parameters");
-    for (key, section) in [("rope_type", &rope), ("rope_type", &section.section("rope_scaling"))] {
-        section.expect_text(key, &["default"], Some("default"))?;
+    let (rope, scaling) = (section.section("rope_parameters"), section.section("rope_scaling"));
+    for section in [&rope, &scaling] {
+        // transformers takes the older name, too.
+        for key in ["rope_type", "type"] {
+            section.expect_text(key, &["default"], Some("default"))?;
+        }
     }
-    let theta = rope.number("rope_theta", section.number("rope_theta", 1_000_000.0)?)?;
+    let theta = section.number("rope_theta", 1_000_000.0)?;
+    let theta = rope.number("rope_theta", scaling.number("rope_theta", theta)?)?;
     if theta > 0.0 {
         Ok(theta)
     } else {
@@ -398,6 +402,8 @@ mod tests {
         let cases = [
             (json!({"rope_parameters": {"rope_type": "yarn"}}), "rope_parameters.rope_type"),
             (json!({"rope_scaling": {"rope_type": "linear"}}), "rope_scaling.rope_type"),
+            (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling.type"),
+            (json!({"rope_parameters": {"type": "yarn"}}), "rope_parameters.type"),
             (json!({"hidden_size": 0}), "text_config.hidden_size"),
             (json!({"hidden_size": "wide"}), "text_config.hidden_size"),
             (json!({"num_hidden_layers": 1, "layer_types": ["mamba"]}), "layer_types"),
@@ -411,6 +417,16 @@ mod tests {
             let error = text(json).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn the_base_of_rotary_factors_may_stand_in_three_places() {
+        let theta = |json: Value| text(json).unwrap().rope_theta;
+        assert_eq!(theta(json!({"rope_theta": 3000.0})), 3000.0);
+        let scaling = json!({"rope_type": "default", "rope_theta": 5000});
+        assert_eq!(theta(json!({"rope_theta": 3000.0, "rope_scaling": scaling})), 5000.0);
+        let parameters = json!({"type": "default", "rope_theta": 7000});
+        assert_eq!(theta(json!({"rope_parameters": parameters, "rope_scaling": scaling})), 7000.0);
     }
 
     #[test]

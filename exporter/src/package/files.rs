@@ -12,13 +12,8 @@ use crate::{
 };
 
 /// Copied as they are, where the checkpoint has them.
-const COPIED: [&str; 5] = [
-    "processor_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "LICENSE",
-];
+const COPIED: [&str; 4] =
+    ["processor_config.json", "special_tokens_map.json", "added_tokens.json", "LICENSE"];
 
 /// Writes the client files of the checkpoint in `source` to `out`; `external` is what Transformers.js
 /// is told of data files.
@@ -33,6 +28,9 @@ pub(super) fn write_client_files(
         if let Some(content) = read_optional(&source.join(name))? {
             files.push(write_file(out, name, &content)?);
         }
+    }
+    if let Some(content) = tokenizer(source)? {
+        files.push(write_file(out, "tokenizer.json", &content)?);
     }
     let mut model = read_settings(source, "config.json")?;
     // Transformers.js has no default for this.
@@ -101,16 +99,34 @@ fn image_settings(source: &Path) -> Result<Map<String, Value>, ExportError> {
     Ok(all)
 }
 
-/// The chat template, from its own file or from the tokenizer's config.
+/// The chat template, from its own file, from that of older processors, or from the tokenizer's config.
 fn chat_template(source: &Path) -> Result<String, ExportError> {
     if let Some(content) = read_optional(&source.join("chat_template.jinja"))? {
         return Ok(String::from_utf8_lossy(&content).into_owned());
     }
-    let config = read_settings(source, "tokenizer_config.json")?;
-    match config.get("chat_template") {
-        Some(Value::String(template)) => Ok(template.clone()),
-        _ => Err(ExportError::NoChatTemplate(source.to_owned())),
+    for name in ["chat_template.json", "tokenizer_config.json"] {
+        let config = read_settings(source, name)?;
+        if let Some(Value::String(template)) = config.get("chat_template") {
+            return Ok(template.clone());
+        }
     }
+    Err(ExportError::NoChatTemplate(source.to_owned()))
+}
+
+/// The tokenizer without the padding and truncation of some earlier call, which clients would apply to
+/// every prompt.
+fn tokenizer(source: &Path) -> Result<Option<Vec<u8>>, ExportError> {
+    let path = source.join("tokenizer.json");
+    let Some(content) = read_optional(&path)? else { return Ok(None) };
+    let json_error = |source| ExportError::Json { path: path.clone(), source };
+    let mut tokenizer: Map<String, Value> = serde_json::from_slice(&content).map_err(json_error)?;
+    let is_set = |name: &str| tokenizer.get(name).is_some_and(|value| !value.is_null());
+    if !(is_set("padding") || is_set("truncation")) {
+        return Ok(Some(content));
+    }
+    tokenizer.insert("padding".into(), Value::Null);
+    tokenizer.insert("truncation".into(), Value::Null);
+    Ok(Some(Value::Object(tokenizer).to_string().into_bytes()))
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, ExportError> {

@@ -181,6 +181,23 @@ fn client_files_are_made_from_their_equivalents() {
     assert!(error.contains("chat_template"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
 
+    // Of older processors, with the padding of some call in the tokenizer.
+    let older = copy.path().join("chat_template.json");
+    fs::write(&older, serde_json::json!({"chat_template": template}).to_string()).unwrap();
+    let tokenizer = copy.path().join("tokenizer.json");
+    let original = fs::read_to_string(&tokenizer).unwrap();
+    let padded =
+        original.replacen("\"truncation\": null", "\"truncation\": {\"max_length\": 20}", 1);
+    assert_ne!(padded, original);
+    fs::write(&tokenizer, padded).unwrap();
+    export_to(copy.path(), &out.path().join("older"), &options("default")).unwrap();
+    let written = |name: &str| fs::read_to_string(out.path().join("older").join(name)).unwrap();
+    assert_eq!(written("chat_template.jinja"), template);
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(json(&written("tokenizer.json")), json(&original));
+    fs::remove_file(older).unwrap();
+    fs::write(&tokenizer, original).unwrap();
+
     config["chat_template"] = template.clone().into();
     fs::write(tokenizer_config, config.to_string()).unwrap();
     export_to(copy.path(), &folder, &options("default")).unwrap();

@@ -39,7 +39,6 @@ impl ImageTokens {
     /// [`ChatError::File`] when a config cannot be read.
     pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
         let tokenizer = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        let processor = read_json(&folder.join("processor_config.json"))?.unwrap_or_default();
         let token = |name: &str, default: String| {
             tokenizer.get(name).and_then(|t| t.as_str()).map_or(default, str::to_owned)
         };
@@ -49,10 +48,8 @@ impl ImageTokens {
             start: token("image_start_token", default.start),
             end: token("image_end_token", default.end),
             thumbnail: token("image_thumbnail", default.thumbnail),
-            use_image_special_tokens: processor
-                .get("use_image_special_tokens")
-                .and_then(serde_json::Value::as_bool)
-                .unwrap_or(true),
+            // The reference takes this from a call only, whatever processor_config.json says.
+            use_image_special_tokens: true,
         })
     }
 

@@ -116,6 +116,16 @@ mod tests {
     }
 
     #[test]
+    fn json_calls_may_have_parameters_for_arguments() {
+        let call = r#"<|tool_call_start|>[{"name": "f", "parameters": {"a": 1}}]<|tool_call_end|>"#;
+        let reply = Reply::parse(call);
+        assert_eq!(
+            (&*reply.tool_calls[0].name, &reply.tool_calls[0].arguments["a"]),
+            ("f", &1.into())
+        );
+    }
+
+    #[test]
     fn malformed_calls_are_text_and_a_reason() {
         let cases = [
             ("<|tool_call_start|>[f(3)]<|tool_call_end|>", "[f(3)]", "a name expected"),

@@ -37,7 +37,7 @@ const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 impl ChatTemplate {
     /// The template of the model in `folder`: `chat_template.jinja`, or else the one inside
-    /// `tokenizer_config.json`.
+    /// `chat_template.json` or `tokenizer_config.json`.
     ///
     /// # Errors
     /// [`ChatError`] when there is none, or it cannot be read or is not a valid template.
@@ -46,10 +46,14 @@ impl ChatTemplate {
         let path = folder.join("chat_template.jinja");
         let source = match fs::read_to_string(&path) {
             Ok(source) => source,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => config
-                .get("chat_template")
-                .and_then(|template| template.as_str().map(str::to_owned))
-                .ok_or_else(|| ChatError::NoTemplate(folder.to_owned()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let of_processor = read_json(&folder.join("chat_template.json"))?;
+                [of_processor.as_ref(), Some(&config)]
+                    .into_iter()
+                    .flatten()
+                    .find_map(|config| config.get("chat_template")?.as_str().map(str::to_owned))
+                    .ok_or_else(|| ChatError::NoTemplate(folder.to_owned()))?
+            }
             Err(error) => return Err(ChatError::File { path, message: error.to_string() }),
         };
         Self::new(&source, &config)

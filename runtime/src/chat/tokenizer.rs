@@ -19,8 +19,15 @@ impl Tokenizer {
     /// [`ChatError::File`] when `tokenizer.json` is missing or not valid.
     pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
         let path = folder.join("tokenizer.json");
-        let tokenizer = tokenizers::Tokenizer::from_file(&path)
-            .map_err(|error| ChatError::File { path, message: error.to_string() })?;
+        let broken = |error: tokenizers::Error| ChatError::File {
+            path: path.clone(),
+            message: error.to_string(),
+        };
+        let mut tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(broken)?;
+        // Which a processor once called with padding or truncation leaves in its files. transformers sets
+        // both anew for each call, to none by default.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(broken)?;
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         Ok(Tokenizer { tokenizer, special, plain: OnceLock::new() })

@@ -47,7 +47,7 @@ impl ToolCall {
 
     /// Reads calls as LFM2 writes them between `<|tool_call_start|>` and `<|tool_call_end|>`: a
     /// Python list of calls with keyword arguments, such as `[f(a="x", b=3)]`; or, where the
-    /// system prompt asks for it, JSON with `name` and `arguments`.
+    /// system prompt asks for it, JSON with `name` and `arguments` (or `parameters`).
     ///
     /// Values are Python literals; `true`, `false`, `null` and line breaks in strings are taken
     /// too, as templates write them.
@@ -78,7 +78,9 @@ fn from_json(text: &str) -> Result<Vec<ToolCall>, String> {
     };
     let call = |value: &Value| {
         let name = value.get("name").and_then(Value::as_str).ok_or("a call has no name")?;
-        let arguments = match value.get("arguments") {
+        // As `parameters`, where the model follows Llama's prompt.
+        let arguments = value.get("arguments").or_else(|| value.get("parameters"));
+        let arguments = match arguments {
             Some(Value::Object(arguments)) => arguments.clone(),
             None | Some(Value::Null) => Map::new(),
             Some(_) => return Err(format!("the arguments of {name} are no object")),

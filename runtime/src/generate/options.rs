@@ -28,6 +28,12 @@ pub struct GenerationOptions {
     pub frequency_penalty: f32,
     /// Added to the logits of tokens, by their ids.
     pub logit_bias: BTreeMap<u32, f32>,
+    /// Tokens that are never chosen.
+    pub suppress_tokens: Vec<u32>,
+    /// Sequences of tokens whose last one is not chosen where the others have just come.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// Tokens of the answer before which the model does not end it.
+    pub min_new_tokens: usize,
     /// Seed of the random choice; a different one each time when not given.
     pub seed: Option<u64>,
     /// Texts that end the answer and are not part of it.
@@ -66,6 +72,9 @@ impl Default for GenerationOptions {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: BTreeMap::new(),
+            suppress_tokens: Vec::new(),
+            bad_words_ids: Vec::new(),
+            min_new_tokens: 0,
             seed: None,
             stop: Vec::new(),
             ignore_eos: false,
@@ -101,6 +110,15 @@ impl GenerationOptions {
         if let Some(penalty) = number("repetition_penalty")? {
             options.repetition_penalty = penalty;
         }
+        if let Some(tokens) = number("min_new_tokens")? {
+            options.min_new_tokens = tokens as usize;
+        }
+        options.suppress_tokens = list(config, "suppress_tokens", "it must be a list of ids")?;
+        options.bad_words_ids = list(config, "bad_words_ids", "it must be a list of lists of ids")?;
+        options.stop = match config.get("stop_strings") {
+            Some(Value::String(text)) => vec![text.clone()],
+            _ => list(config, "stop_strings", "it must be a text or a list of texts")?,
+        };
         if config.get("do_sample").and_then(Value::as_bool) == Some(true) {
             options.temperature = number("temperature")?.unwrap_or(1.0);
             let top_k = number("top_k")?.map_or(DEFAULT_TOP_K, |k| k as usize);
@@ -154,10 +172,26 @@ impl GenerationOptions {
             &draft,
             "it must be between 1 and 64",
         )?;
+        let bad_words = self.bad_words_ids.iter().all(|words| !words.is_empty());
+        check("bad_words_ids", bad_words, &"empty", "it must have at least one token each")?;
         let stop = self.stop.iter().all(|text| !text.is_empty());
         check("stop", stop, &"empty", "it must have at least one character")?;
         Ok(self)
     }
+}
+
+/// A list of the config; empty where there is none.
+fn list<T: serde::de::DeserializeOwned>(
+    config: &Map<String, Value>,
+    name: &'static str,
+    expected: &'static str,
+) -> Result<Vec<T>, Error> {
+    let value = config.get(name).filter(|value| !value.is_null());
+    let list = value.map(|value| {
+        let error = |_| Error::Setting { name, value: value.to_string(), expected };
+        serde_json::from_value(value.clone()).map_err(error)
+    });
+    Ok(list.transpose()?.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -183,6 +217,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_to_be_written_is_taken_from_the_config() {
+        let config = json!({
+            "suppress_tokens": [3, 4], "bad_words_ids": [[5], [6, 7]], "min_new_tokens": 9,
+            "stop_strings": "END",
+        });
+        let options = options(config).unwrap();
+        assert_eq!(options.suppress_tokens, [3, 4]);
+        assert_eq!(options.bad_words_ids, [vec![5], vec![6, 7]]);
+        assert_eq!((options.min_new_tokens, &options.stop[..]), (9, &["END".to_owned()][..]));
+    }
+
+    #[test]
     fn settings_that_make_no_sense_are_named() {
         let cases = [
             json!({"do_sample": true, "temperature": -1}),
@@ -190,6 +236,9 @@ mod tests {
             json!({"do_sample": true, "min_p": "low"}),
             json!({"repetition_penalty": 0}),
             json!({"max_new_tokens": 0}),
+            json!({"suppress_tokens": "all"}),
+            json!({"bad_words_ids": [[]]}),
+            json!({"stop_strings": 3}),
         ];
         for (config, name) in cases.into_iter().zip([
             "temperature",
@@ -197,6 +246,9 @@ mod tests {
             "min_p",
             "repetition_penalty",
             "max_new_tokens",
+            "suppress_tokens",
+            "bad_words_ids",
+            "stop_strings",
         ]) {
             let message = options(config).unwrap_err().to_string();
             assert!(message.contains(name), "{message}");

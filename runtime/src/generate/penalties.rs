@@ -11,6 +11,10 @@ pub(super) struct Penalties {
     presence: f32,
     frequency: f32,
     bias: BTreeMap<u32, f32>,
+    suppressed: Vec<u32>,
+    bad_words: Vec<Vec<u32>>,
+    min_new_tokens: usize,
+    eos_token_ids: Vec<u32>,
 }
 
 impl Penalties {
@@ -20,12 +24,37 @@ impl Penalties {
             presence: options.presence_penalty,
             frequency: options.frequency_penalty,
             bias: options.logit_bias.clone(),
+            suppressed: options.suppress_tokens.clone(),
+            bad_words: options.bad_words_ids.clone(),
+            min_new_tokens: options.min_new_tokens,
+            eos_token_ids: Vec::new(),
         }
+    }
+
+    /// Tells which tokens end an answer.
+    pub(super) fn set_eos_token_ids(&mut self, ids: &[u32]) {
+        self.eos_token_ids = ids.to_vec();
+        // As in transformers: the end is no bad word.
+        self.bad_words.retain(|words| !matches!(words[..], [id] if ids.contains(&id)));
+    }
+
+    /// Tokens that must not follow.
+    fn banned(&self, history: &History) -> impl Iterator<Item = u32> {
+        let is_early = history.answer().len() < self.min_new_tokens;
+        let ends = self.eos_token_ids.iter().filter(move |_| is_early);
+        let bad = self.bad_words.iter().filter_map(|words| words.split_last());
+        let bad = bad.filter(|(_, before)| history.tokens().ends_with(before)).map(|(id, _)| id);
+        self.suppressed.iter().chain(ends).chain(bad).copied()
+    }
+
+    fn bans_nothing(&self) -> bool {
+        self.suppressed.is_empty() && self.bad_words.is_empty() && self.min_new_tokens == 0
     }
 
     /// Whether they change nothing.
     pub(super) fn is_neutral(&self) -> bool {
-        self.repetition == 1.0 && self.counts_nothing() && self.bias.is_empty()
+        let has_no_penalty = self.repetition == 1.0 && self.counts_nothing();
+        has_no_penalty && self.bias.is_empty() && self.bans_nothing()
     }
 
     fn counts_nothing(&self) -> bool {
@@ -43,6 +72,9 @@ impl Penalties {
 
     /// What the logit of a token becomes.
     pub(super) fn applied(&self, id: u32, logit: f32, history: &History) -> f32 {
+        if !self.bans_nothing() && self.banned(history).any(|banned| banned == id) {
+            return f32::NEG_INFINITY;
+        }
         let mut logit = logit;
         if self.repetition != 1.0 && history.has(id) {
             logit = if logit < 0.0 { logit * self.repetition } else { logit / self.repetition };
@@ -64,12 +96,41 @@ impl Penalties {
                 *logit = self.applied(id, *logit, history);
             }
         }
+        for id in self.banned(history) {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_banned_cannot_follow() {
+        let options = GenerationOptions {
+            suppress_tokens: vec![0],
+            bad_words_ids: vec![vec![1], vec![5, 2], vec![6, 3], vec![4]],
+            min_new_tokens: 1,
+            ..GenerationOptions::default()
+        };
+        let mut penalties = Penalties::new(&options);
+        penalties.set_eos_token_ids(&[4]);
+        let mut history = History::new(vec![9, 5]);
+        let left = |history: &History| {
+            let mut logits = [1.0; 8];
+            penalties.apply(&mut logits, history);
+            for (id, logit) in (0..).zip(logits) {
+                assert_eq!(penalties.applied(id, 1.0, history), logit);
+            }
+            (0..8).filter(|&id| logits[id].is_finite()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&history), [3, 5, 6, 7]);
+        history.push(6);
+        assert_eq!(left(&history), [2, 4, 5, 6, 7]);
+    }
 
     #[test]
     fn presence_and_frequency_count_the_answer_only() {

@@ -91,6 +91,13 @@ impl Sampler {
         Ok(Sampler { options, penalties, processors: Vec::new(), random, changed: Vec::new() })
     }
 
+    /// Tells which tokens end an answer, for [`min_new_tokens`](GenerationOptions::min_new_tokens).
+    #[must_use]
+    pub fn with_eos_token_ids(mut self, ids: &[u32]) -> Self {
+        self.penalties.set_eos_token_ids(ids);
+        self
+    }
+
     /// Adds a stage, behind those that it has.
     #[must_use]
     pub fn with_processor(mut self, processor: Box<dyn LogitsProcessor>) -> Self {

@@ -59,7 +59,8 @@ impl Sequence {
         options: &GenerationOptions,
         processors: Vec<Box<dyn LogitsProcessor>>,
     ) -> Result<Self, Error> {
-        let sampler = processors.into_iter().fold(Sampler::new(options)?, Sampler::with_processor);
+        let sampler = Sampler::new(options)?.with_eos_token_ids(&limits.eos_token_ids);
+        let sampler = processors.into_iter().fold(sampler, Sampler::with_processor);
         let tokenizer = processor.shared_tokenizer();
         Ok(Sequence {
             history: History::new(tokens),

@@ -132,6 +132,8 @@ fn decode_format(
     deadline: Deadline,
 ) -> Result<(RgbImage, Orientation), ImageError> {
     let broken = |error: image::ImageError| ImageError::Broken(error.to_string());
+    let ended = if format == ImageFormat::Png { with_end(bytes) } else { None };
+    let bytes = ended.as_deref().unwrap_or(bytes);
     let reader = Timed { data: Cursor::new(bytes), deadline };
     if format == ImageFormat::Gif {
         return Ok((gif::decode(reader, limits)?, Orientation::NoTransforms));
@@ -144,6 +146,16 @@ fn decode_format(
     let orientation = orientation(exif.as_deref(), xmp.as_deref());
     let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
     Ok((from_dynamic(image), orientation))
+}
+
+/// The chunk that ends a PNG file: no data, its name, and its checksum.
+const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xAE\x42\x60\x82";
+
+/// A PNG file with the chunk that ends it, where it has lost that: all pixels may be there, and Pillow
+/// reads them.
+fn with_end(bytes: &[u8]) -> Option<Vec<u8>> {
+    let has_end = bytes.ends_with(&PNG_END) || bytes.windows(4).any(|name| name == b"IEND");
+    (!has_end).then(|| [bytes, &PNG_END].concat())
 }
 
 /// Data that cannot be read any more after a deadline.

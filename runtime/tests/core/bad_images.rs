@@ -97,3 +97,15 @@ fn settings_that_make_no_sense() {
     let message = ImageSettings::default().with(&overrides).unwrap_err().to_string();
     assert!(message.contains("min_image_tokens"), "{message}");
 }
+
+/// As Pillow reads it: all pixels are there.
+#[test]
+fn a_png_may_lack_its_end() {
+    let whole = sample("plain.png");
+    assert!(whole.ends_with(b"IEND\xAE\x42\x60\x82"));
+    let decoded = |bytes: &[u8]| decode(bytes, &Limits::default());
+    let expected = decoded(&whole).unwrap();
+    assert_eq!(decoded(&whole[..whole.len() - 12]).unwrap(), expected);
+    // But not pixels.
+    assert!(decoded(&whole[..whole.len() / 2]).is_err());
+}

@@ -80,7 +80,10 @@ fn files_that_are_cut_off_are_refused() {
             let name = path.file_name().unwrap().to_str().unwrap();
             // An animation's first frame may be whole even so.
             let animated = name.starts_with("animated") || name.ends_with(".gif");
-            assert!(animated || !decoded, "{name} cut to {eighth} eighths");
+            // The last 12 bytes of a PNG have no pixels.
+            let lacks_its_end = name.ends_with(".png") && bytes.len() - cut.len() <= 12;
+            let may_decode = animated || lacks_its_end;
+            assert!(may_decode || !decoded, "{name} cut to {eighth} eighths");
         }
     }
 }

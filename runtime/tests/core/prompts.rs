@@ -209,3 +209,62 @@ fn more_or_fewer_marks_than_images_are_refused() {
         assert!(error.contains(&format!("{marks} <image> marks and {images} images")), "{error}");
     }
 }
+
+/// A copy of the sample model's text files.
+fn text_files() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    ] {
+        std::fs::copy(testdata("tiny-shapes").join(name), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+fn edit(folder: &std::path::Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.join(name);
+    let mut json = std::fs::read(&path).map_or(Value::Object(Default::default()), |content| {
+        serde_json::from_slice(&content).unwrap()
+    });
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+/// What processors leave in their files, and the reference does not read from there: padding and
+/// truncation of some call, and a flag that is for calls only.
+#[test]
+fn leftovers_of_earlier_calls_do_not_change_prompts() {
+    let image = open(&testdata("tiny-shapes/samples/tiled.jpg"), &Limits::default()).unwrap();
+    let ids = |folder: &std::path::Path| {
+        let processor = Processor::from_folder(folder, &Overrides::default()).unwrap();
+        let messages = [Message::user("Describe this picture.").with_images(1)];
+        let options = PromptOptions::default();
+        processor.prepare(&messages, std::slice::from_ref(&image), &options).unwrap().input_ids
+    };
+    let folder = text_files();
+    let expected = ids(folder.path());
+    edit(folder.path(), "tokenizer.json", |tokenizer| {
+        tokenizer["padding"] = serde_json::json!({
+            "strategy": {"Fixed": 1024}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<|pad|>",
+        });
+        tokenizer["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 20, "strategy": "LongestFirst", "stride": 0,
+        });
+    });
+    assert_eq!(ids(folder.path()), expected);
+    edit(folder.path(), "processor_config.json", |processor| {
+        processor["use_image_special_tokens"] = false.into();
+    });
+    assert_eq!(ids(folder.path()), expected);
+    // The template of older processors.
+    let template = folder.path().join("chat_template.jinja");
+    let source = std::fs::read_to_string(&template).unwrap();
+    std::fs::remove_file(template).unwrap();
+    edit(folder.path(), "chat_template.json", |json| json["chat_template"] = source.into());
+    assert_eq!(ids(folder.path()), expected);
+}
