@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// More answers at a time than any machine makes.
+const MOST_SLOTS: usize = 65_536;
+
 /// How to load a model; made by [`Engine::builder`].
 #[derive(Debug, Clone)]
 pub struct EngineBuilder {
@@ -197,6 +200,11 @@ impl EngineBuilder {
             _ => Ok(()),
         };
         positive("slots", self.slots)?;
+        if self.slots > MOST_SLOTS {
+            let value = self.slots.to_string();
+            let expected = "it must be 65536 at most";
+            return Err(Error::EngineSetting { name: "slots", value, expected });
+        }
         positive("queue", self.queue)?;
         positive("prompt_tokens_per_step", self.prompt_tokens_per_step.unwrap_or(1))?;
         let _span = tracing::info_span!("load", folder = %self.folder.display()).entered();

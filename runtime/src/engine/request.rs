@@ -79,7 +79,7 @@ impl Waiting {
             return Err(Error::Stopped);
         }
         let free = self.metrics.slots.saturating_sub(self.metrics.active);
-        if self.requests.len() < queue + free {
+        if self.requests.len() < queue.saturating_add(free) {
             return Ok(());
         }
         self.metrics.refused += 1;

@@ -147,7 +147,12 @@ impl Scheduler {
     /// Makes room for a request. Gives its slot, and the snapshots of the state that is there.
     fn make_room(&mut self, request: &Request) -> Result<(usize, Vec<Snapshot>), Error> {
         let Scheduler { model, slots, .. } = self;
-        model.decoder.state(|cache| cache.reserve(request.usual_tokens))?;
+        // Where there is no memory for a usual answer, there may be for a short one.
+        let prompt = request.sequence.tokens().len();
+        let reserved = model.decoder.state(|cache| {
+            cache.reserve(request.usual_tokens).or_else(|_| cache.reserve(prompt + 1))
+        });
+        reserved?;
         let owner = (!self.share_prefixes).then_some(request.conversation);
         let image_token = model.processor.image_token_id();
         let placement = Placement::of(slots, owner, request, image_token, &model.decoder);

@@ -12,7 +12,7 @@ use ort::{
 use super::{
     KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
     layout::{Kind, StateTensor},
-    no_room, take,
+    take,
 };
 use crate::backend::{DeviceMemory, bytes, copy_of, new_tensor, overwrite, shape};
 
@@ -193,20 +193,12 @@ impl InPlace {
 }
 
 impl KvCache for InPlace {
-    fn shares_runs(&self) -> bool {
-        false
-    }
-
     fn tokens(&self, slot: usize) -> usize {
         self.slots[slot].tokens
     }
 
     fn limit(&self) -> usize {
         self.limit
-    }
-
-    fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
-        if tokens <= self.limit { Ok(()) } else { Err(no_room(self.limit)) }
     }
 
     fn run(

@@ -28,7 +28,9 @@ pub(crate) use slots::{Limits, Slots};
 /// The states of sequences in slots, counted from 0.
 pub(crate) trait KvCache: Send {
     /// Whether one run can be over several slots.
-    fn shares_runs(&self) -> bool;
+    fn shares_runs(&self) -> bool {
+        false
+    }
 
     /// Tokens that a slot's state covers.
     fn tokens(&self, slot: usize) -> usize;
@@ -37,7 +39,9 @@ pub(crate) trait KvCache: Send {
     fn limit(&self) -> usize;
 
     /// Makes room for so many tokens in each slot.
-    fn reserve(&mut self, tokens: usize) -> ort::Result<()>;
+    fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
+        if tokens <= self.limit() { Ok(()) } else { Err(no_room(self.limit())) }
+    }
 
     /// Runs a session over new tokens of the sequences in `slots`, and moves their states on. Where
     /// that fails, the states are as they were.

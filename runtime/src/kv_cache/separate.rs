@@ -8,7 +8,7 @@ use ort::{session::Session, value::DynTensor};
 use super::{
     KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
     layout::{Kind, StateTensor},
-    no_room, take,
+    take,
 };
 use crate::backend::{
     DeviceMemory, axis_2, bytes, columns, copy_of, copy_part, memory_info, new_tensor, shape,
@@ -129,20 +129,12 @@ fn copy(value: &DynTensor, memory: Option<&DeviceMemory>) -> ort::Result<DynTens
 }
 
 impl KvCache for Separate {
-    fn shares_runs(&self) -> bool {
-        false
-    }
-
     fn tokens(&self, slot: usize) -> usize {
         self.slots[slot].tokens
     }
 
     fn limit(&self) -> usize {
         self.limit
-    }
-
-    fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
-        if tokens <= self.limit { Ok(()) } else { Err(no_room(self.limit)) }
     }
 
     fn run(

@@ -106,6 +106,10 @@ impl Decoder {
         let has_addresses = memory.as_ref().is_none_or(DeviceMemory::has_addresses);
         let shares_runs = in_place && fixed_capacity.is_none();
         let slots = if shares_runs && !has_addresses { 1 } else { settings.slots };
+        if slots < settings.slots {
+            let memory = memory.as_ref().map_or("", DeviceMemory::name);
+            tracing::warn!(memory, "there is one slot only, since this memory has no addresses");
+        }
         let limit = limit(&layout, &settings, slots, memory.is_some() && shares_runs)?;
         let (records, of_memory) = (session.records(), memory.clone());
         let cache: Box<dyn KvCache> = match (fixed_capacity, in_place) {
