@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use lfm2vl::{Answer, Conversation, Engine, GenerationOptions, chat::Message};
+use lfm2vl::{Answer, Conversation, Engine, GenerationOptions, Metrics, chat::Message};
 use serde_json::{Value, json};
 
 use crate::{
@@ -183,21 +183,26 @@ fn eight_streams(engine: &Engine) -> Result<Value> {
 
 /// How long rows take to come and go, and what is copied for that.
 fn rows(engine: &Engine, count: usize) -> Result<Value> {
-    let wait = |active: usize| {
-        while engine.metrics().active != active || engine.metrics().in_prompt > 0 {
-            thread::sleep(Duration::from_millis(1));
+    let ended = |metrics: &Metrics| metrics.finished + metrics.failed;
+    let before = ended(&engine.metrics());
+    let wait = |active: usize| loop {
+        let metrics = engine.metrics();
+        ensure!(ended(&metrics) == before, "a stream has ended; take a model of a longer context");
+        if (metrics.active, metrics.in_prompt, metrics.waiting) == (active, 0, 0) {
+            return Ok(());
         }
+        thread::sleep(Duration::from_millis(1));
     };
-    wait(0);
+    wait(0)?;
     let start = Instant::now();
     let mut answers = (0..count).map(|_| stream(engine)).collect::<Result<Vec<_>>>()?;
-    wait(count);
+    wait(count)?;
     let joined = start.elapsed();
     let before = engine.metrics();
     let start = Instant::now();
     while !answers.is_empty() {
         drop(answers.remove(answers.len() / 2));
-        wait(answers.len());
+        wait(answers.len())?;
     }
     let left = start.elapsed();
     let after = engine.metrics();
