@@ -1,0 +1,279 @@
+//! AMX: a tile is 16 rows of 64 bytes, and one instruction multiplies 16 rows of inputs with 16 rows of
+//! weights, 64 of each, into 16 x 16 sums. Rust has no stable functions for it, so they are written as
+//! assembly; what is computed in floating point, and few rows, is AVX-512's.
+
+use std::{
+    arch::{asm, x86_64::*},
+    ops::Range,
+};
+
+use crate::{
+    PackedWeights,
+    avx512::{self, Avx512},
+    matmul::{Kernels, Output, PANEL_GROUPS, Panel},
+    pack::LANES,
+    quantize::{Form, QuantizedRows},
+};
+
+pub(crate) struct Amx;
+
+/// Rows of a tile.
+const ROWS: usize = 16;
+/// Tiles of inputs that are multiplied with both groups of a panel.
+const ROW_TILES: usize = 2;
+/// Bytes of a tile's row.
+const BYTES: usize = 64;
+
+// SAFETY: the caller has AMX; what pointers must be is said at the trait.
+unsafe impl Kernels for Amx {
+    const FEW: usize = 3;
+    const TILE_ROWS: usize = ROW_TILES * ROWS;
+    const UNSIGNED_FEW: bool = Avx512::UNSIGNED_FEW;
+    const UNSIGNED_MANY: bool = false;
+
+    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+        // SAFETY: the caller's.
+        unsafe { avx512::quantize(input, inputs, form, to, row) }
+    }
+
+    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+        // SAFETY: the caller's.
+        unsafe { Avx512::few(weights, groups, rows, to) }
+    }
+
+    unsafe fn unpack(
+        weights: &PackedWeights,
+        group: usize,
+        blocks: Range<usize>,
+        values: *mut i8,
+        offsets: *mut i32,
+    ) {
+        // SAFETY: the caller's.
+        unsafe { avx512::unpack(weights, group, blocks, values, offsets) }
+    }
+
+    unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
+        // SAFETY: the caller's.
+        unsafe { many(panel, rows, range, to) }
+    }
+
+    fn with_tiles(block_size: usize, work: impl FnOnce()) {
+        Configuration::new(block_size.min(BYTES)).load();
+        work();
+        // SAFETY: only forgets the tiles, which makes this thread cheaper to switch away from.
+        unsafe { asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nomem, nostack)) };
+    }
+}
+
+/// Whether the processor has AMX for 8-bit integers, and the system lets this process use it.
+pub(crate) fn is_permitted() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        /// Bits of leaf 7's EDX (Intel's manual, CPUID): AMX-TILE and AMX-INT8.
+        const FEATURES: u32 = 1 << 24 | 1 << 25;
+        /// Asks for the use of a state component (Linux, `arch/x86/include/uapi/asm/prctl.h`).
+        const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+        /// The tiles' component.
+        const XFEATURE_XTILEDATA: i64 = 18;
+        let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & FEATURES == FEATURES;
+        // SAFETY: the call takes two numbers; systems that do not know it refuse it.
+        has && 0
+            == unsafe {
+                libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+            }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// The shapes of the tiles (Intel's manual, LDTILECFG).
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    /// Bytes of a row.
+    columns: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Sums of both groups and both tiles of rows: [group, tile of rows, 16 rows, 16 outputs].
+#[repr(C, align(64))]
+struct Totals([[[[i32; LANES]; ROWS]; ROW_TILES]; PANEL_GROUPS]);
+
+/// Results [rows, groups, 16 outputs]. In the output itself, rows that are a power of two apart would
+/// push each other out of the cache.
+#[repr(C, align(64))]
+struct Sums([[[f32; LANES]; PANEL_GROUPS]; ROW_TILES * ROWS]);
+
+impl Configuration {
+    /// 0 to 3 are sums, 4 and 5 inputs of `depth` bytes a row, 6 and 7 weights of `depth / 4` rows.
+    fn new(depth: usize) -> Self {
+        let mut configuration = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            columns: [0; 16],
+            rows: [0; 16],
+        };
+        for tile in 0..8 {
+            let is_input = tile == 4 || tile == 5;
+            configuration.columns[tile] = if is_input { depth } else { BYTES } as u16;
+            configuration.rows[tile] = if tile < 6 { ROWS } else { depth / 4 } as u8;
+        }
+        configuration
+    }
+
+    fn load(&self) {
+        // SAFETY: the shapes are within a tile's.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) self, options(readonly, nostack)) };
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
+    let masks = [0, 1].map(|slot| avx512::mask(to.lanes(panel.group + slot)));
+    let mut sums = Sums([[[0.0; LANES]; PANEL_GROUPS]; ROW_TILES * ROWS]);
+    let mut totals = Totals([[[[0; LANES]; ROWS]; ROW_TILES]; PANEL_GROUPS]);
+    // SAFETY: the caller's; masked lanes are not touched. Rows past the last are read where there is
+    // room for them, and their sums are not written.
+    unsafe {
+        for (index, row) in range.clone().enumerate() {
+            for slot in 0..PANEL_GROUPS {
+                let from = match panel.first_block {
+                    0 => to.bias(panel.group + slot),
+                    _ => Some(to.row(row, panel.group + slot).cast_const()),
+                };
+                if let Some(from) = from {
+                    let start = _mm512_maskz_loadu_ps(masks[slot], from);
+                    _mm512_store_ps(sums.0[index][slot].as_mut_ptr(), start);
+                }
+            }
+        }
+        for index in 0..panel.blocks {
+            let block = panel.first_block + index;
+            let inputs = rows.values(range.start, block).cast_const();
+            let place = index * rows.block_size * LANES;
+            let values = panel.values.map(|values| values.add(place));
+            let steps = rows.block_size.div_ceil(BYTES);
+            match range.len() > ROWS {
+                true => two_by_two(inputs, rows.stride, values, steps, &mut totals),
+                false => one_by_two(inputs, rows.stride, values, steps, &mut totals),
+            }
+            for slot in 0..PANEL_GROUPS {
+                let at = index * LANES;
+                let scales = _mm512_loadu_ps(panel.scales[slot].add(at));
+                let points = match panel.points[slot] {
+                    points if points.is_null() => None,
+                    points => Some(_mm512_cvtepi8_epi32(_mm_loadu_si128(points.add(at).cast()))),
+                };
+                let totals = totals.0[slot].as_ptr().cast::<[i32; LANES]>();
+                for (index, row) in range.clone().enumerate() {
+                    let mut total = _mm512_load_si512(totals.add(index).cast());
+                    if let Some(points) = points {
+                        let sum = _mm512_set1_epi32(*rows.sums(row, block));
+                        total = _mm512_sub_epi32(total, _mm512_mullo_epi32(points, sum));
+                    }
+                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*rows.scales(row, block)));
+                    let sum = sums.0[index][slot].as_mut_ptr();
+                    let total = _mm512_cvtepi32_ps(total);
+                    _mm512_store_ps(sum, _mm512_fmadd_ps(total, scale, _mm512_load_ps(sum)));
+                }
+            }
+        }
+        for (index, row) in range.enumerate() {
+            for slot in 0..PANEL_GROUPS {
+                let sum = _mm512_load_ps(sums.0[index][slot].as_ptr());
+                _mm512_mask_storeu_ps(to.row(row, panel.group + slot), masks[slot], sum);
+            }
+        }
+    }
+}
+
+/// 32 rows of inputs, `stride` bytes apart, with 16 weights of both groups.
+#[inline(always)]
+unsafe fn two_by_two(
+    inputs: *const i8,
+    stride: usize,
+    weights: [*const i8; PANEL_GROUPS],
+    steps: usize,
+    totals: &mut Totals,
+) {
+    let second = inputs.wrapping_add(ROWS * stride);
+    // SAFETY: the tiles are set up, and read and write what the caller says there is.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{inputs} + {stride}]",
+            "tileloadd tmm6, [{first} + {bytes}]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{second} + {stride}]",
+            "tdpbssd tmm1, tmm5, tmm6",
+            "tileloadd tmm7, [{other} + {bytes}]",
+            "tdpbssd tmm2, tmm4, tmm7",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "add {inputs}, 64",
+            "add {second}, 64",
+            "add {first}, 1024",
+            "add {other}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{totals} + {bytes}], tmm0",
+            "tilestored [{totals} + {bytes} + 1024], tmm1",
+            "tilestored [{totals} + {bytes} + 2048], tmm2",
+            "tilestored [{totals} + {bytes} + 3072], tmm3",
+            inputs = inout(reg) inputs => _,
+            second = inout(reg) second => _,
+            first = inout(reg) weights[0] => _,
+            other = inout(reg) weights[1] => _,
+            steps = inout(reg) steps => _,
+            stride = in(reg) stride,
+            bytes = in(reg) BYTES,
+            totals = in(reg) totals,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// 16 rows of inputs, `stride` bytes apart, with 16 weights of both groups.
+#[inline(always)]
+unsafe fn one_by_two(
+    inputs: *const i8,
+    stride: usize,
+    weights: [*const i8; PANEL_GROUPS],
+    steps: usize,
+    totals: &mut Totals,
+) {
+    // SAFETY: the tiles are set up, and read and write what the caller says there is.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm2",
+            "2:",
+            "tileloadd tmm4, [{inputs} + {stride}]",
+            "tileloadd tmm6, [{first} + {bytes}]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{other} + {bytes}]",
+            "tdpbssd tmm2, tmm4, tmm7",
+            "add {inputs}, 64",
+            "add {first}, 1024",
+            "add {other}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{totals} + {bytes}], tmm0",
+            "tilestored [{totals} + {bytes} + 2048], tmm2",
+            inputs = inout(reg) inputs => _,
+            first = inout(reg) weights[0] => _,
+            other = inout(reg) weights[1] => _,
+            steps = inout(reg) steps => _,
+            stride = in(reg) stride,
+            bytes = in(reg) BYTES,
+            totals = in(reg) totals,
+            out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! Products of rows of inputs with packed weights: what is done by which thread, in which order.
+
+use std::{cell::Cell, ops::Range};
+
+use crate::{
+    Bits, Instructions, PackedWeights, Threads,
+    buffer::{Buffer, LINE, with_scratch},
+    pack::{LANES, Shared},
+    portable,
+    quantize::{Form, QuantizedRows},
+};
+
+#[cfg(target_arch = "x86_64")]
+use crate::{amx, avx2, avx512};
+
+/// Groups of a panel: of the weights that many rows are multiplied with at a time.
+pub(crate) const PANEL_GROUPS: usize = 2;
+
+/// Inputs of a panel at a time, where a block is no larger: its integers stay in the first-level cache.
+const PANEL_INPUTS: usize = 512;
+
+/// Bytes of quantized inputs at a time, which stay in the second-level cache.
+const ROWS_BYTES: usize = 1 << 20;
+
+thread_local! {
+    static ROWS: Cell<Buffer> = const { Cell::new(Buffer::empty()) };
+    static PANEL: Cell<Buffer> = const { Cell::new(Buffer::empty()) };
+}
+
+/// Results [rows, outputs], and what is added to each row.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    start: Shared<f32>,
+    outputs: usize,
+    /// [outputs], or null.
+    bias: Shared<f32>,
+}
+
+impl Output {
+    /// One row from the first output of a group on.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize, group: usize) -> *mut f32 {
+        self.start.get().wrapping_add(row * self.outputs + group * LANES)
+    }
+
+    /// What is added to the outputs from the first of a group on, if there is anything.
+    #[inline(always)]
+    pub(crate) fn bias(&self, group: usize) -> Option<*const f32> {
+        let bias = self.bias.get();
+        (!bias.is_null()).then(|| bias.wrapping_add(group * LANES).cast_const())
+    }
+
+    /// Outputs of a group that there are: up to 16.
+    #[inline(always)]
+    pub(crate) fn lanes(&self, group: usize) -> usize {
+        self.outputs.saturating_sub(group * LANES).min(LANES)
+    }
+
+    /// The same from a later row on.
+    fn from_row(mut self, row: usize) -> Self {
+        self.start = Shared(self.row(row, 0));
+        self
+    }
+}
+
+/// Weights that many rows are multiplied with: a few blocks of two groups, as signed integers. Pointers
+/// are to the first of the blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel {
+    /// The first of its groups; the second is the next.
+    pub(crate) group: usize,
+    /// The blocks of the weights that it has.
+    pub(crate) first_block: usize,
+    pub(crate) blocks: usize,
+    /// [blocks, block_size / 4, 16, 4] of each group.
+    pub(crate) values: [*const i8; PANEL_GROUPS],
+    /// [blocks, 16] of each group.
+    pub(crate) scales: [*const f32; PANEL_GROUPS],
+    /// -128 times the sum of the integers [blocks, 16] of each group: added where 128 was added to
+    /// the inputs.
+    pub(crate) offsets: [*const i32; PANEL_GROUPS],
+    /// Zero points that are not subtracted yet [blocks, 16] of each group, or null.
+    pub(crate) points: [*const i8; PANEL_GROUPS],
+}
+
+/// The kernels of one set of instructions.
+///
+/// # Safety
+/// Its functions need these instructions, pointers to what their types say, and as many rows and groups
+/// as they are told.
+pub(crate) unsafe trait Kernels {
+    /// Up to how many rows [`few`](Self::few) is the faster one.
+    const FEW: usize;
+    /// Rows that [`many`](Self::many) computes together.
+    const TILE_ROWS: usize;
+    /// Whether [`few`](Self::few) takes inputs to which 128 was added, for weights of 8 bits.
+    const UNSIGNED_FEW: bool;
+    /// Whether [`many`](Self::many) takes inputs to which 128 was added.
+    const UNSIGNED_MANY: bool;
+
+    /// Quantizes one row of `inputs` into the row of that index.
+    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize);
+
+    /// Multiplies all rows, at most [`FEW`](Self::FEW), with some groups, which are read once from
+    /// memory.
+    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output);
+
+    /// Writes the integers of one group's blocks as signed ones with the zero points subtracted, and
+    /// what [`Panel::offsets`] are.
+    unsafe fn unpack(
+        weights: &PackedWeights,
+        group: usize,
+        blocks: Range<usize>,
+        values: *mut i8,
+        offsets: *mut i32,
+    );
+
+    /// Multiplies some rows, at most [`TILE_ROWS`](Self::TILE_ROWS), with a panel, and adds the
+    /// result to the output, or sets it where the panel has the first blocks.
+    unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output);
+
+    /// Runs `work` on this thread with what [`many`](Self::many) needs set up.
+    fn with_tiles(_block_size: usize, work: impl FnOnce()) {
+        work();
+    }
+}
+
+impl PackedWeights {
+    /// `output = input * weights^T + bias`.
+    ///
+    /// `input` is [rows, inputs] and rounded to 8-bit integers, each block of a row with its own
+    /// scale; `bias` is [outputs]; `output` is [rows, outputs]. A row with a NaN or an infinity gives
+    /// NaN. Each row's outputs are the same bits whatever the instructions, the threads and the other
+    /// rows.
+    ///
+    /// # Panics
+    /// Where the lengths do not fit, or the processor does not have the instructions.
+    pub fn multiply(
+        &self,
+        instructions: Instructions,
+        input: &[f32],
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+        threads: &dyn Threads,
+    ) {
+        let rows = input.len() / self.inputs();
+        assert_eq!(input.len(), rows * self.inputs(), "inputs of whole rows");
+        assert_eq!(output.len(), rows * self.outputs(), "outputs of as many rows");
+        assert!(bias.is_none_or(|bias| bias.len() == self.outputs()), "a bias for each output");
+        assert!(instructions.are_available(), "this processor has no {instructions}");
+        let bias = bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut());
+        let to = Output {
+            start: Shared(output.as_mut_ptr()),
+            outputs: self.outputs(),
+            bias: Shared(bias),
+        };
+        let job = Job { weights: self, input: Shared(input.as_ptr().cast_mut()), rows, to };
+        match instructions {
+            Instructions::Portable => job.run::<portable::Portable>(threads),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => job.run::<avx2::Avx2<avx2::Maddubs>>(threads),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::AvxVnni => job.run::<avx2::Avx2<avx2::Vnni>>(threads),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Vnni => job.run::<avx512::Avx512>(threads),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Amx => job.run::<amx::Amx>(threads),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("checked above"),
+        }
+    }
+}
+
+/// One product.
+struct Job<'a> {
+    weights: &'a PackedWeights,
+    input: Shared<f32>,
+    rows: usize,
+    to: Output,
+}
+
+impl Job<'_> {
+    fn run<K: Kernels>(&self, threads: &dyn Threads) {
+        if self.rows == 0 {
+            return;
+        }
+        if self.rows <= K::FEW {
+            return self.few::<K>(threads);
+        }
+        // As many rows at a time as stay in the cache, evenly.
+        let most = (ROWS_BYTES / self.weights.inputs()).max(K::TILE_ROWS);
+        let pieces = self.rows.div_ceil(most);
+        for piece in 0..pieces {
+            let start = self.rows * piece / pieces;
+            let end = self.rows * (piece + 1) / pieces;
+            self.many::<K>(start..end, threads);
+        }
+    }
+
+    fn few<K: Kernels>(&self, threads: &dyn Threads) {
+        let weights = self.weights;
+        let form = Form::few(weights.bits(), K::UNSIGNED_FEW);
+        with_scratch(&ROWS, QuantizedRows::bytes(weights, self.rows), |memory| {
+            let rows = QuantizedRows::within(weights, self.rows, memory);
+            for row in 0..self.rows {
+                self.quantize::<K>(row, form, &rows, row);
+            }
+            // Several groups are read side by side: where that is not possible for the last ones, it
+            // costs little. More parts than threads, for a thread that comes late.
+            let units = weights.groups().div_ceil(4);
+            let parts = units.min(2 * threads.count());
+            threads.run(parts, &|part| {
+                let start = units * part / parts * 4;
+                let end = (units * (part + 1) / parts * 4).min(weights.groups());
+                // SAFETY: the instructions were checked, all rows are quantized, and no other part has
+                // these groups.
+                unsafe { K::few(weights, start..end, &rows, &self.to) };
+            });
+        });
+    }
+
+    fn many<K: Kernels>(&self, range: Range<usize>, threads: &dyn Threads) {
+        let weights = self.weights;
+        let form = Form::many(weights.bits(), K::UNSIGNED_MANY);
+        let count = range.len();
+        // Tiles of AMX read whole ones.
+        let room = count.next_multiple_of(K::TILE_ROWS);
+        with_scratch(&ROWS, QuantizedRows::bytes(weights, room), |memory| {
+            let mut rows = QuantizedRows::within(weights, room, memory);
+            rows.rows = count;
+            let parts = count.div_ceil(8).min(4 * threads.count());
+            threads.run(parts, &|part| {
+                for row in count * part / parts..count * (part + 1) / parts {
+                    self.quantize::<K>(range.start + row, form, &rows, row);
+                }
+            });
+            let to = self.to.from_row(range.start);
+            let panels = weights.groups().div_ceil(PANEL_GROUPS);
+            let parts = panels.min(8 * threads.count());
+            threads.run(parts, &|part| {
+                K::with_tiles(weights.block_size(), || {
+                    for panel in panels * part / parts..panels * (part + 1) / parts {
+                        multiply_panel::<K>(weights, panel * PANEL_GROUPS, &rows, &to);
+                    }
+                });
+            });
+        });
+    }
+
+    fn quantize<K: Kernels>(&self, row: usize, form: Form, to: &QuantizedRows, to_row: usize) {
+        let inputs = self.weights.inputs();
+        // SAFETY: the instructions were checked; the input has this row, and `to` has room for it.
+        unsafe {
+            let input = self.input.get().add(row * inputs).cast_const();
+            K::quantize(input, inputs, form, to, to_row);
+        }
+    }
+}
+
+/// Multiplies all rows with two groups.
+fn multiply_panel<K: Kernels>(
+    weights: &PackedWeights,
+    group: usize,
+    rows: &QuantizedRows,
+    to: &Output,
+) {
+    let (blocks, block_size) = (weights.blocks(), weights.block_size());
+    let at_once = (PANEL_INPUTS / block_size).clamp(1, blocks);
+    let values_bytes = at_once * block_size * LANES;
+    let offsets_bytes = at_once * LANES * size_of::<i32>();
+    let scratch = match weights.bits() {
+        Bits::Four => PANEL_GROUPS * (values_bytes + offsets_bytes),
+        Bits::Eight => LINE,
+    };
+    with_scratch(&PANEL, scratch, |memory| {
+        let mut first = 0;
+        while first < blocks {
+            let last = (first + at_once).min(blocks);
+            let mut panel = Panel {
+                group,
+                first_block: first,
+                blocks: last - first,
+                values: [std::ptr::null(); PANEL_GROUPS],
+                scales: [std::ptr::null(); PANEL_GROUPS],
+                offsets: [std::ptr::null(); PANEL_GROUPS],
+                points: [std::ptr::null(); PANEL_GROUPS],
+            };
+            for slot in 0..PANEL_GROUPS {
+                // A group that is not there is computed as the one before, and not written.
+                let group = (group + slot).min(weights.groups() - 1);
+                let (start, record) = (weights.group(group), weights.record());
+                let at = first * LANES;
+                // SAFETY: within the group's record.
+                panel.scales[slot] = unsafe { start.add(record.scales).cast::<f32>().add(at) };
+                match weights.bits() {
+                    Bits::Four => {
+                        // SAFETY: there is room for each group's integers and offsets.
+                        unsafe {
+                            let values = memory.add(slot * values_bytes).cast::<i8>();
+                            let offsets = memory.add(PANEL_GROUPS * values_bytes);
+                            let offsets = offsets.add(slot * offsets_bytes).cast::<i32>();
+                            K::unpack(weights, group, first..last, values, offsets);
+                            panel.values[slot] = values;
+                            panel.offsets[slot] = offsets;
+                        }
+                    }
+                    // SAFETY: within the group's record.
+                    Bits::Eight => unsafe {
+                        panel.values[slot] = start.add(first * block_size * LANES).cast();
+                        panel.offsets[slot] = start.add(record.offsets).cast::<i32>().add(at);
+                        if record.points > 0 {
+                            panel.points[slot] = start.add(record.points).cast::<i8>().add(at);
+                        }
+                    },
+                }
+            }
+            for start in (0..rows.rows).step_by(K::TILE_ROWS) {
+                let end = (start + K::TILE_ROWS).min(rows.rows);
+                // SAFETY: the instructions were checked, and no other part has this panel's groups.
+                unsafe { K::many(&panel, rows, start..end, to) };
+            }
+            first = last;
+        }
+    });
+}
