@@ -26,7 +26,7 @@ const BYTES: usize = 64;
 
 // SAFETY: the caller has AMX; what pointers must be is said at the trait.
 unsafe impl Kernels for Amx {
-    const FEW: usize = 3;
+    const FEW: usize = 8;
     const TILE_ROWS: usize = ROW_TILES * ROWS;
     const UNSIGNED_FEW: bool = Avx512::UNSIGNED_FEW;
     const UNSIGNED_MANY: bool = false;
@@ -102,11 +102,6 @@ struct Configuration {
 #[repr(C, align(64))]
 struct Totals([[[[i32; LANES]; ROWS]; ROW_TILES]; PANEL_GROUPS]);
 
-/// Results [rows, groups, 16 outputs]. In the output itself, rows that are a power of two apart would
-/// push each other out of the cache.
-#[repr(C, align(64))]
-struct Sums([[[f32; LANES]; PANEL_GROUPS]; ROW_TILES * ROWS]);
-
 impl Configuration {
     /// 0 to 3 are sums, 4 and 5 inputs of `depth` bytes a row, 6 and 7 weights of `depth / 4` rows.
     fn new(depth: usize) -> Self {
@@ -134,33 +129,37 @@ impl Configuration {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
     let masks = [0, 1].map(|slot| avx512::mask(to.lanes(panel.group + slot)));
-    let mut sums = Sums([[[0.0; LANES]; PANEL_GROUPS]; ROW_TILES * ROWS]);
-    let mut totals = Totals([[[[0; LANES]; ROWS]; ROW_TILES]; PANEL_GROUPS]);
+    let mut totals = [const { Totals([[[[0; LANES]; ROWS]; ROW_TILES]; PANEL_GROUPS]) }; 2];
     // SAFETY: the caller's; masked lanes are not touched. Rows past the last are read where there is
     // room for them, and their sums are not written.
     unsafe {
-        for (index, row) in range.clone().enumerate() {
+        for row in range.clone() {
             for slot in 0..PANEL_GROUPS {
-                let from = match panel.first_block {
-                    0 => to.bias(panel.group + slot),
-                    _ => Some(to.row(row, panel.group + slot).cast_const()),
-                };
-                if let Some(from) = from {
-                    let start = _mm512_maskz_loadu_ps(masks[slot], from);
-                    _mm512_store_ps(sums.0[index][slot].as_mut_ptr(), start);
-                }
+                let start = avx512::start(panel, row, slot, to);
+                _mm512_store_ps(panel.sums(row).add(slot * LANES), start);
+            }
+            if panel.is_last {
+                avx512::prefetch_output(panel, row, to);
             }
         }
-        for index in 0..panel.blocks {
-            let block = panel.first_block + index;
-            let inputs = rows.values(range.start, block).cast_const();
+        // One block ahead: what a tile has stored cannot be loaded at once.
+        let multiply = |index: usize, totals: &mut Totals| {
+            let inputs = rows.values(range.start, panel.first_block + index).cast_const();
             let place = index * rows.block_size * LANES;
             let values = panel.values.map(|values| values.add(place));
             let steps = rows.block_size.div_ceil(BYTES);
             match range.len() > ROWS {
-                true => two_by_two(inputs, rows.stride, values, steps, &mut totals),
-                false => one_by_two(inputs, rows.stride, values, steps, &mut totals),
+                true => two_by_two(inputs, rows.stride, values, steps, totals),
+                false => one_by_two(inputs, rows.stride, values, steps, totals),
             }
+        };
+        multiply(0, &mut totals[0]);
+        for index in 0..panel.blocks {
+            let block = panel.first_block + index;
+            if index + 1 < panel.blocks {
+                multiply(index + 1, &mut totals[(index + 1) % 2]);
+            }
+            let totals = &totals[index % 2];
             for slot in 0..PANEL_GROUPS {
                 let at = index * LANES;
                 let scales = _mm512_loadu_ps(panel.scales[slot].add(at));
@@ -176,16 +175,19 @@ unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Ou
                         total = _mm512_sub_epi32(total, _mm512_mullo_epi32(points, sum));
                     }
                     let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*rows.scales(row, block)));
-                    let sum = sums.0[index][slot].as_mut_ptr();
+                    let sum = panel.sums(row).add(slot * LANES);
                     let total = _mm512_cvtepi32_ps(total);
                     _mm512_store_ps(sum, _mm512_fmadd_ps(total, scale, _mm512_load_ps(sum)));
                 }
             }
         }
-        for (index, row) in range.enumerate() {
-            for slot in 0..PANEL_GROUPS {
-                let sum = _mm512_load_ps(sums.0[index][slot].as_ptr());
-                _mm512_mask_storeu_ps(to.row(row, panel.group + slot), masks[slot], sum);
+        if panel.is_last {
+            for row in range {
+                for slot in 0..PANEL_GROUPS {
+                    let sum = _mm512_load_ps(panel.sums(row).add(slot * LANES));
+                    let output = to.row(row, panel.group + slot);
+                    _mm512_mask_storeu_ps(output, masks[slot], sum);
+                }
             }
         }
     }

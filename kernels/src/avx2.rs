@@ -425,13 +425,13 @@ unsafe fn many<D: Dot, const M: usize>(
             let mut sums = [[_mm256_setzero_ps(); PANEL_GROUPS]; M];
             for slot in 0..PANEL_GROUPS {
                 for m in 0..M {
-                    let from = match panel.first_block {
-                        0 => to.bias(panel.group + slot),
-                        _ => Some(to.row(row + m, panel.group + slot).cast_const()),
+                    sums[m][slot] = match (panel.first_block, to.bias(panel.group + slot)) {
+                        (0, None) => _mm256_setzero_ps(),
+                        (0, Some(bias)) => {
+                            _mm256_maskload_ps(bias.wrapping_add(lane), masks[slot])
+                        }
+                        _ => _mm256_load_ps(panel.sums(row + m).add(slot * LANES + lane)),
                     };
-                    if let Some(from) = from {
-                        sums[m][slot] = _mm256_maskload_ps(from.wrapping_add(lane), masks[slot]);
-                    }
                 }
             }
             for index in 0..panel.blocks {
@@ -482,8 +482,16 @@ unsafe fn many<D: Dot, const M: usize>(
             }
             for m in 0..M {
                 for slot in 0..PANEL_GROUPS {
-                    let output = to.row(row + m, panel.group + slot).wrapping_add(lane);
-                    _mm256_maskstore_ps(output, masks[slot], sums[m][slot]);
+                    match panel.is_last {
+                        true => {
+                            let output = to.row(row + m, panel.group + slot).wrapping_add(lane);
+                            _mm256_maskstore_ps(output, masks[slot], sums[m][slot]);
+                        }
+                        false => {
+                            let between = panel.sums(row + m).add(slot * LANES + lane);
+                            _mm256_store_ps(between, sums[m][slot]);
+                        }
+                    }
                 }
             }
         }

@@ -370,6 +370,31 @@ pub(crate) unsafe fn unpack(
     }
 }
 
+/// Asks for the lines of the output that a row of a panel is written to, to write them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn prefetch_output(panel: &Panel, row: usize, to: &Output) {
+    let output = to.row(row, panel.group).cast::<i8>();
+    for line in 0..PANEL_GROUPS {
+        _mm_prefetch::<_MM_HINT_ET0>(output.wrapping_add(line * 64));
+    }
+}
+
+/// What the outputs of one row and group are before the panel's blocks.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn start(panel: &Panel, row: usize, slot: usize, to: &Output) -> __m512 {
+    let group = panel.group + slot;
+    // SAFETY: the caller's; masked lanes are not touched.
+    unsafe {
+        match (panel.first_block, to.bias(group)) {
+            (0, None) => _mm512_setzero_ps(),
+            (0, Some(bias)) => _mm512_maskz_loadu_ps(mask(to.lanes(group)), bias),
+            _ => _mm512_load_ps(panel.sums(row).add(slot * LANES)),
+        }
+    }
+}
+
 /// `M` rows with a panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn many<const M: usize>(panel: &Panel, rows: &QuantizedRows, row: usize, to: &Output) {
@@ -377,15 +402,12 @@ unsafe fn many<const M: usize>(panel: &Panel, rows: &QuantizedRows, row: usize, 
     // SAFETY: the caller's; masked lanes are not touched.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); PANEL_GROUPS]; M];
-        for slot in 0..PANEL_GROUPS {
-            for m in 0..M {
-                let from = match panel.first_block {
-                    0 => to.bias(panel.group + slot),
-                    _ => Some(to.row(row + m, panel.group + slot).cast_const()),
-                };
-                if let Some(from) = from {
-                    sums[m][slot] = _mm512_maskz_loadu_ps(masks[slot], from);
-                }
+        for m in 0..M {
+            if panel.is_last {
+                prefetch_output(panel, row + m, to);
+            }
+            for slot in 0..PANEL_GROUPS {
+                sums[m][slot] = start(panel, row + m, slot, to);
             }
         }
         for index in 0..panel.blocks {
@@ -433,8 +455,16 @@ unsafe fn many<const M: usize>(panel: &Panel, rows: &QuantizedRows, row: usize, 
         }
         for m in 0..M {
             for slot in 0..PANEL_GROUPS {
-                let output = to.row(row + m, panel.group + slot);
-                _mm512_mask_storeu_ps(output, masks[slot], sums[m][slot]);
+                match panel.is_last {
+                    true => {
+                        let output = to.row(row + m, panel.group + slot);
+                        _mm512_mask_storeu_ps(output, masks[slot], sums[m][slot]);
+                    }
+                    false => {
+                        let between = panel.sums(row + m).add(slot * LANES);
+                        _mm512_store_ps(between, sums[m][slot]);
+                    }
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{cell::Cell, ops::Range};
 
 use crate::{
     Bits, Instructions, PackedWeights, Threads,
-    buffer::{Buffer, LINE, with_scratch},
+    buffer::{Buffer, with_scratch},
     pack::{LANES, Shared},
     portable,
     quantize::{Form, QuantizedRows},
@@ -64,7 +64,7 @@ impl Output {
 }
 
 /// Weights that many rows are multiplied with: a few blocks of two groups, as signed integers. Pointers
-/// are to the first of the blocks.
+/// to these are to the first of the blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Panel {
     /// The first of its groups; the second is the next.
@@ -72,6 +72,11 @@ pub(crate) struct Panel {
     /// The blocks of the weights that it has.
     pub(crate) first_block: usize,
     pub(crate) blocks: usize,
+    /// Whether these are the last ones.
+    pub(crate) is_last: bool,
+    /// Results after the blocks before these [rows, groups, 16]. In the output itself they would go
+    /// to memory and back, and rows a power of two apart push each other out of the cache.
+    pub(crate) sums: *mut f32,
     /// [blocks, block_size / 4, 16, 4] of each group.
     pub(crate) values: [*const i8; PANEL_GROUPS],
     /// [blocks, 16] of each group.
@@ -81,6 +86,14 @@ pub(crate) struct Panel {
     pub(crate) offsets: [*const i32; PANEL_GROUPS],
     /// Zero points that are not subtracted yet [blocks, 16] of each group, or null.
     pub(crate) points: [*const i8; PANEL_GROUPS],
+}
+
+impl Panel {
+    /// Results of one row [groups, 16].
+    #[inline(always)]
+    pub(crate) fn sums(&self, row: usize) -> *mut f32 {
+        self.sums.wrapping_add(row * PANEL_GROUPS * LANES)
+    }
 }
 
 /// The kernels of one set of instructions.
@@ -115,8 +128,8 @@ pub(crate) unsafe trait Kernels {
         offsets: *mut i32,
     );
 
-    /// Multiplies some rows, at most [`TILE_ROWS`](Self::TILE_ROWS), with a panel, and adds the
-    /// result to the output, or sets it where the panel has the first blocks.
+    /// Multiplies some rows, at most [`TILE_ROWS`](Self::TILE_ROWS), with a panel. The results go to
+    /// the panel's sums, or to the output where it has the last blocks.
     unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output);
 
     /// Runs `work` on this thread with what [`many`](Self::many) needs set up.
@@ -266,13 +279,16 @@ fn multiply_panel<K: Kernels>(
 ) {
     let (blocks, block_size) = (weights.blocks(), weights.block_size());
     let at_once = (PANEL_INPUTS / block_size).clamp(1, blocks);
+    let sums_bytes = rows.rows * PANEL_GROUPS * LANES * size_of::<f32>();
     let values_bytes = at_once * block_size * LANES;
     let offsets_bytes = at_once * LANES * size_of::<i32>();
-    let scratch = match weights.bits() {
+    let unpacked = match weights.bits() {
         Bits::Four => PANEL_GROUPS * (values_bytes + offsets_bytes),
-        Bits::Eight => LINE,
+        Bits::Eight => 0,
     };
-    with_scratch(&PANEL, scratch, |memory| {
+    with_scratch(&PANEL, sums_bytes + unpacked, |memory| {
+        let sums = memory.cast();
+        let memory = memory.wrapping_add(sums_bytes);
         let mut first = 0;
         while first < blocks {
             let last = (first + at_once).min(blocks);
@@ -280,6 +296,8 @@ fn multiply_panel<K: Kernels>(
                 group,
                 first_block: first,
                 blocks: last - first,
+                is_last: last == blocks,
+                sums,
                 values: [std::ptr::null(); PANEL_GROUPS],
                 scales: [std::ptr::null(); PANEL_GROUPS],
                 offsets: [std::ptr::null(); PANEL_GROUPS],

@@ -51,7 +51,7 @@ unsafe impl Kernels for Portable {
                 let mut sums = [0.0; LANES];
                 // SAFETY: the caller's.
                 unsafe {
-                    start(&mut sums, to, row, group, true);
+                    start(&mut sums, to, group);
                     let bytes = slice::from_raw_parts(weights.group(group), record.len);
                     for block in 0..rows.blocks {
                         for (lane, sum) in sums.iter_mut().enumerate() {
@@ -107,7 +107,11 @@ unsafe impl Kernels for Portable {
                 let mut sums = [0.0; LANES];
                 // SAFETY: the caller's.
                 unsafe {
-                    start(&mut sums, to, row, group, panel.first_block == 0);
+                    let between = panel.sums(row).add(slot * LANES).cast::<[f32; LANES]>();
+                    match panel.first_block {
+                        0 => start(&mut sums, to, group),
+                        _ => sums = *between,
+                    }
                     for index in 0..panel.blocks {
                         let block = panel.first_block + index;
                         let at = index * rows.block_size * LANES;
@@ -132,20 +136,22 @@ unsafe impl Kernels for Portable {
                             *sum = (total as f32).mul_add(scale, *sum);
                         }
                     }
-                    finish(&sums, to, row, group);
+                    match panel.is_last {
+                        true => finish(&sums, to, row, group),
+                        false => *between = sums,
+                    }
                 }
             }
         }
     }
 }
 
-/// What the sums of a row's outputs start from.
-unsafe fn start(sums: &mut [f32; LANES], to: &Output, row: usize, group: usize, is_first: bool) {
+/// What the sums of outputs start from.
+unsafe fn start(sums: &mut [f32; LANES], to: &Output, group: usize) {
     let lanes = to.lanes(group);
-    let from = if is_first { to.bias(group) } else { Some(to.row(row, group).cast_const()) };
-    if let Some(from) = from.filter(|_| lanes > 0) {
-        // SAFETY: there are that many outputs from the group's first on.
-        sums[..lanes].copy_from_slice(unsafe { slice::from_raw_parts(from, lanes) });
+    if let Some(bias) = to.bias(group).filter(|_| lanes > 0) {
+        // SAFETY: there are that many from the group's first on.
+        sums[..lanes].copy_from_slice(unsafe { slice::from_raw_parts(bias, lanes) });
     }
 }
 

@@ -1,0 +1,180 @@
+//! `OrtEpFactory`: offers the processor as a device, and makes providers for sessions.
+
+use std::{
+    ffi::{CStr, c_char},
+    mem, ptr,
+};
+
+use lfm2vl_kernels::Instructions;
+use ort_sys::{OrtHardwareDevice, OrtSessionOptions, OrtStatusPtr};
+
+use crate::{
+    NAME, NONE,
+    api::{Api, FactoryTable, Opaque, VERSION},
+    provider::Provider,
+    status::{self, check, failure},
+};
+
+/// The setting of a session that names the instructions to use.
+const INSTRUCTIONS: &CStr = c"ep.lfm2vlexecutionprovider.instructions";
+
+#[repr(C)]
+pub struct Factory {
+    table: FactoryTable<Factory>,
+}
+
+// SAFETY: it holds functions only.
+unsafe impl Send for Factory {}
+
+impl Factory {
+    pub(crate) fn new() -> Self {
+        Factory {
+            table: FactoryTable {
+                version: VERSION,
+                name,
+                vendor,
+                supported_devices,
+                create_ep,
+                release_ep,
+                vendor_id,
+                library_version,
+                validate_compiled_model: NONE,
+                create_allocator,
+                release_allocator,
+                create_data_transfer,
+                is_stream_aware,
+                others: [NONE; 16],
+            },
+        }
+    }
+}
+
+unsafe extern "system" fn name(_: *const Factory) -> *const c_char {
+    NAME.as_ptr()
+}
+
+unsafe extern "system" fn vendor(_: *const Factory) -> *const c_char {
+    c"lfm2vl".as_ptr()
+}
+
+/// A PCI vendor's number, which this has none of.
+unsafe extern "system" fn vendor_id(_: *const Factory) -> u32 {
+    0
+}
+
+unsafe extern "system" fn library_version(_: *const Factory) -> *const c_char {
+    const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+    VERSION.as_ptr().cast()
+}
+
+unsafe extern "system" fn supported_devices(
+    factory: *mut Factory,
+    devices: *const *const OrtHardwareDevice,
+    count: usize,
+    out: *mut *mut Opaque,
+    most: usize,
+    found: *mut usize,
+) -> OrtStatusPtr {
+    status::of(|| {
+        let api = Api::get();
+        // SAFETY: ONNX Runtime's; the type of a device is read as a number, since there may be
+        // newer ones than are known here.
+        unsafe {
+            *found = 0;
+            let kind: unsafe extern "system" fn(*const OrtHardwareDevice) -> i32 =
+                mem::transmute((*api.ort).HardwareDevice_Type);
+            const CPU: i32 = 0;
+            for index in 0..count {
+                let device = *devices.add(index);
+                if kind(device) == CPU && *found < most {
+                    let mut added = ptr::null_mut();
+                    check(((*api.ep).create_ep_device)(
+                        factory.cast(),
+                        device,
+                        ptr::null(),
+                        ptr::null(),
+                        &mut added,
+                    ))?;
+                    *out.add(*found) = added;
+                    *found += 1;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn create_ep(
+    _: *mut Factory,
+    _devices: *const *const OrtHardwareDevice,
+    _metadata: *const *const Opaque,
+    _count: usize,
+    options: *const OrtSessionOptions,
+    logger: *const Opaque,
+    out: *mut *mut Opaque,
+) -> OrtStatusPtr {
+    status::of(|| {
+        // SAFETY: ONNX Runtime's.
+        unsafe {
+            let instructions = instructions(options)?;
+            *out = Box::into_raw(Provider::new(instructions, logger.cast())?).cast();
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn release_ep(_: *mut Factory, ep: *mut Opaque) {
+    // SAFETY: from `create_ep`, and released once.
+    drop(unsafe { Box::from_raw(ep.cast::<Provider>()) });
+}
+
+/// What the session asks for, or the best that the processor has.
+unsafe fn instructions(options: *const OrtSessionOptions) -> Result<Instructions, OrtStatusPtr> {
+    let mut value = [0u8; 64];
+    let mut size = value.len();
+    let mut is_set = 0;
+    let ort = Api::get().ort;
+    // SAFETY: ONNX Runtime's; the value is written where there is room for it.
+    unsafe {
+        check(((*ort).HasSessionConfigEntry)(options, INSTRUCTIONS.as_ptr(), &mut is_set))?;
+        if is_set == 0 {
+            return Ok(Instructions::best());
+        }
+        let get = (*ort).GetSessionConfigEntry;
+        check(get(options, INSTRUCTIONS.as_ptr(), value.as_mut_ptr().cast(), &mut size))?;
+    }
+    let name = CStr::from_bytes_until_nul(&value).unwrap_or_default().to_string_lossy();
+    let named: Instructions = name.parse().map_err(|error| failure(format!("{error}")))?;
+    match named.are_available() {
+        true => Ok(named),
+        false => Err(failure(format!("this processor has no {named}; leave 'instructions' out"))),
+    }
+}
+
+/// All memory is the host's, which ONNX Runtime allocates itself.
+unsafe extern "system" fn create_allocator(
+    _: *mut Factory,
+    _memory: *const Opaque,
+    _options: *const Opaque,
+    out: *mut *mut Opaque,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's.
+    unsafe { *out = ptr::null_mut() };
+    status::OK
+}
+
+unsafe extern "system" fn release_allocator(_: *mut Factory, _allocator: *mut Opaque) {}
+
+/// Nothing needs to be copied. ONNX Runtime 1.32 calls the function without asking whether it is there.
+unsafe extern "system" fn create_data_transfer(
+    _: *mut Factory,
+    out: *mut *mut Opaque,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's.
+    unsafe { *out = ptr::null_mut() };
+    status::OK
+}
+
+unsafe extern "system" fn is_stream_aware(_: *const Factory) -> bool {
+    false
+}

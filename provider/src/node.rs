@@ -1,0 +1,108 @@
+//! A node of a graph, as a provider sees it before it claims it.
+
+use std::{
+    ffi::{CStr, c_void},
+    ptr,
+};
+
+use ort_sys::{
+    ONNXTensorElementDataType as Element, OrtNode, OrtOpAttrType, OrtStatusPtr, OrtValueInfo,
+};
+
+use crate::{api::Api, status::check};
+
+pub(crate) struct Node {
+    node: *const OrtNode,
+    inputs: Vec<*const OrtValueInfo>,
+}
+
+impl Node {
+    /// # Safety
+    /// `node` is ONNX Runtime's, and outlives this.
+    pub(crate) unsafe fn new(node: *const OrtNode) -> Result<Self, OrtStatusPtr> {
+        let ort = Api::get().ort;
+        let mut count = 0;
+        // SAFETY: the caller's.
+        unsafe {
+            check(((*ort).Node_GetNumInputs)(node, &mut count))?;
+            let mut inputs = vec![ptr::null(); count];
+            check(((*ort).Node_GetInputs)(node, inputs.as_mut_ptr(), count))?;
+            Ok(Node { node, inputs })
+        }
+    }
+
+    /// Whether it is of this operator.
+    pub(crate) fn is(&self, name: &CStr, domain: &CStr) -> Result<bool, OrtStatusPtr> {
+        let ort = Api::get().ort;
+        let (mut own_name, mut own_domain) = (ptr::null(), ptr::null());
+        // SAFETY: ONNX Runtime's; the texts live as long as the node.
+        unsafe {
+            check(((*ort).Node_GetOperatorType)(self.node, &mut own_name))?;
+            check(((*ort).Node_GetDomain)(self.node, &mut own_domain))?;
+            Ok(CStr::from_ptr(own_name) == name && CStr::from_ptr(own_domain) == domain)
+        }
+    }
+
+    /// An integer attribute; `default` where it is not set.
+    pub(crate) fn int(&self, name: &CStr, default: i64) -> Result<i64, OrtStatusPtr> {
+        let ort = Api::get().ort;
+        let mut attribute = ptr::null();
+        // SAFETY: ONNX Runtime's. A missing attribute is an error in some versions, and null in others.
+        unsafe {
+            let found = ((*ort).Node_GetAttributeByName)(self.node, name.as_ptr(), &mut attribute);
+            if !found.0.is_null() {
+                ((*ort).ReleaseStatus)(found.0);
+                return Ok(default);
+            }
+            if attribute.is_null() {
+                return Ok(default);
+            }
+            let (mut value, mut size) = (default, 0);
+            let to = ptr::from_mut(&mut value).cast::<c_void>();
+            let kind = OrtOpAttrType::ORT_OP_ATTR_INT;
+            check(((*ort).ReadOpAttr)(attribute, kind, to, size_of::<i64>(), &mut size))?;
+            Ok(value)
+        }
+    }
+
+    /// An input that is there.
+    fn input(&self, index: usize) -> Option<*const OrtValueInfo> {
+        self.inputs.get(index).copied().filter(|input| !input.is_null())
+    }
+
+    pub(crate) fn has_input(&self, index: usize) -> bool {
+        self.input(index).is_some()
+    }
+
+    /// Whether an input never changes.
+    pub(crate) fn is_constant(&self, index: usize) -> Result<bool, OrtStatusPtr> {
+        let Some(input) = self.input(index) else { return Ok(false) };
+        let mut is_constant = false;
+        // SAFETY: ONNX Runtime's.
+        check(unsafe {
+            ((*Api::get().ort).ValueInfo_IsConstantInitializer)(input, &mut is_constant)
+        })?;
+        Ok(is_constant)
+    }
+
+    /// What an input's elements are, where it is a tensor of a known type.
+    pub(crate) fn element(&self, index: usize) -> Result<Option<Element>, OrtStatusPtr> {
+        let Some(input) = self.input(index) else { return Ok(None) };
+        let ort = Api::get().ort;
+        let (mut kind, mut tensor) = (ptr::null(), ptr::null());
+        let mut element = Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+        // SAFETY: ONNX Runtime's; what is got belongs to the graph.
+        unsafe {
+            check(((*ort).GetValueInfoTypeInfo)(input, &mut kind))?;
+            if kind.is_null() {
+                return Ok(None);
+            }
+            check(((*ort).CastTypeInfoToTensorInfo)(kind, &mut tensor))?;
+            if tensor.is_null() {
+                return Ok(None);
+            }
+            check(((*ort).GetTensorElementType)(tensor, &mut element))?;
+        }
+        Ok(Some(element))
+    }
+}

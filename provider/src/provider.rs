@@ -1,0 +1,196 @@
+//! `OrtEp`: the provider of one session.
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int},
+    ptr,
+};
+
+use lfm2vl_kernels::Instructions;
+use ort_sys::{
+    ONNXTensorElementDataType as Element, OrtGraph, OrtLogger, OrtLoggingLevel, OrtStatusPtr,
+};
+
+use crate::{
+    NAME, NONE,
+    api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
+    matmul,
+    node::Node,
+    status::{self, check},
+};
+
+#[repr(C)]
+pub(crate) struct Provider {
+    table: ProviderTable<Provider>,
+    registry: Registry,
+    instructions: Box<Instructions>,
+    logger: *const OrtLogger,
+}
+
+/// ONNX Runtime's list of the kernels.
+struct Registry(*mut Opaque);
+
+impl Provider {
+    pub(crate) fn new(
+        instructions: Instructions,
+        logger: *const OrtLogger,
+    ) -> Result<Box<Self>, OrtStatusPtr> {
+        let instructions = Box::new(instructions);
+        let registry = Registry::new()?;
+        let state = ptr::from_ref(&*instructions).cast_mut();
+        registry.add(&matmul::OPERATOR, matmul::create, state)?;
+        Ok(Box::new(Provider {
+            table: ProviderTable {
+                version: VERSION,
+                name,
+                capability,
+                others: [NONE; 10],
+                kernel_registry,
+                is_concurrent_run_supported,
+                newer: [NONE; 16],
+            },
+            registry,
+            instructions,
+            logger,
+        }))
+    }
+
+    /// Claims the nodes of a graph that there are kernels for.
+    unsafe fn claim(&self, graph: *const OrtGraph, info: *mut Opaque) -> Result<(), OrtStatusPtr> {
+        let api = Api::get();
+        // SAFETY: ONNX Runtime's.
+        unsafe {
+            let mut count = 0;
+            check(((*api.ort).Graph_GetNumNodes)(graph, &mut count))?;
+            let mut nodes = vec![ptr::null(); count];
+            check(((*api.ort).Graph_GetNodes)(graph, nodes.as_mut_ptr(), count))?;
+            let mut claimed = 0;
+            for node in nodes {
+                if !matmul::is_supported(&Node::new(node)?)? {
+                    continue;
+                }
+                let mut kernel = ptr::null();
+                check(((*api.ep).look_up_kernel)(info, node, &mut kernel))?;
+                if !kernel.is_null() {
+                    check(((*api.ep).add_single_node)(info, node))?;
+                    claimed += 1;
+                }
+            }
+            if claimed > 0 {
+                let instructions = &self.instructions;
+                self.log(&format!("{claimed} of {count} nodes run with {instructions}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&self, message: &str) -> Result<(), OrtStatusPtr> {
+        if self.logger.is_null() {
+            return Ok(());
+        }
+        let message = CString::new(message).unwrap_or_default();
+        // A path's characters have two bytes on Windows; an empty one is the same in both.
+        let nowhere = [0u16; 1];
+        // SAFETY: ONNX Runtime's logger lives as long as the session.
+        check(unsafe {
+            ((*Api::get().ort).Logger_LogMessage)(
+                self.logger,
+                OrtLoggingLevel::ORT_LOGGING_LEVEL_INFO,
+                message.as_ptr(),
+                nowhere.as_ptr().cast(),
+                0,
+                c"GetCapability".as_ptr(),
+            )
+        })
+    }
+}
+
+unsafe extern "system" fn name(_: *const Provider) -> *const c_char {
+    NAME.as_ptr()
+}
+
+unsafe extern "system" fn capability(
+    provider: *mut Provider,
+    graph: *const OrtGraph,
+    info: *mut Opaque,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's.
+    status::of(|| unsafe { (*provider).claim(graph, info) })
+}
+
+unsafe extern "system" fn kernel_registry(
+    provider: *mut Provider,
+    out: *mut *const Opaque,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's.
+    unsafe { *out = (*provider).registry.0 };
+    status::OK
+}
+
+/// Kernels only read what they have packed.
+unsafe extern "system" fn is_concurrent_run_supported(
+    _: *mut Provider,
+    out: *mut bool,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's.
+    unsafe { *out = true };
+    status::OK
+}
+
+/// An operator that there is a kernel for.
+pub(crate) struct Operator {
+    pub(crate) name: &'static CStr,
+    pub(crate) domain: &'static CStr,
+    /// Its first version; the kernel is for that one only.
+    pub(crate) version: c_int,
+    /// Names of its types, and what they are.
+    pub(crate) types: &'static [(&'static CStr, Element)],
+}
+
+impl Registry {
+    fn new() -> Result<Self, OrtStatusPtr> {
+        let mut registry = ptr::null_mut();
+        // SAFETY: ONNX Runtime's.
+        check(unsafe { ((*Api::get().ep).create_kernel_registry)(&mut registry) })?;
+        Ok(Registry(registry))
+    }
+
+    /// Adds a kernel that is created with `state`, which outlives the registry.
+    fn add(
+        &self,
+        operator: &Operator,
+        create: CreateKernel,
+        state: *mut Instructions,
+    ) -> Result<(), OrtStatusPtr> {
+        let ep = Api::get().ep;
+        let mut builder = ptr::null_mut();
+        let mut definition = ptr::null_mut();
+        // SAFETY: ONNX Runtime's; what was made is released on the way out.
+        unsafe {
+            check(((*ep).create_kernel_def_builder)(&mut builder))?;
+            let built = (|| {
+                check(((*ep).set_operator_type)(builder, operator.name.as_ptr()))?;
+                check(((*ep).set_domain)(builder, operator.domain.as_ptr()))?;
+                check(((*ep).set_since_version)(builder, operator.version, operator.version))?;
+                check(((*ep).set_execution_provider)(builder, NAME.as_ptr()))?;
+                for (name, element) in operator.types {
+                    let mut kind = ptr::null();
+                    check(((*ep).get_tensor_data_type)(*element, &mut kind))?;
+                    check(((*ep).add_type_constraint)(builder, name.as_ptr(), &kind, 1))?;
+                }
+                check(((*ep).build_kernel_def)(builder, &mut definition))
+            })();
+            ((*ep).release_kernel_def_builder)(builder);
+            built?;
+            let added = check(((*ep).add_kernel)(self.0, definition, create, state.cast()));
+            ((*ep).release_kernel_def)(definition);
+            added
+        }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // SAFETY: made by ONNX Runtime, and released once.
+        unsafe { ((*Api::get().ep).release_kernel_registry)(self.0) };
+    }
+}
