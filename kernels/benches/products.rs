@@ -23,7 +23,8 @@ const SHAPES: [(Bits, usize, &[(usize, usize)]); 4] = [
 ];
 
 fn main() {
-    let names: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    let names: Vec<String> =
+        std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
     let wanted: Vec<Instructions> = Instructions::ALL
         .into_iter()
         .filter(|i| i.are_available())
@@ -110,7 +111,11 @@ impl Job {
 }
 
 /// Median seconds of a round in which each thread does `work` with what it has set up.
-fn in_threads<T>(threads: usize, set_up: impl Fn() -> T + Sync, work: impl Fn(&mut T) + Sync) -> f64 {
+fn in_threads<T>(
+    threads: usize,
+    set_up: impl Fn() -> T + Sync,
+    work: impl Fn(&mut T) + Sync,
+) -> f64 {
     let barrier = Barrier::new(threads);
     let times: Vec<Vec<Duration>> = std::thread::scope(|scope| {
         let thread = || {

@@ -31,12 +31,23 @@ unsafe impl Kernels for Amx {
     const UNSIGNED_FEW: bool = Avx512::UNSIGNED_FEW;
     const UNSIGNED_MANY: bool = false;
 
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe { avx512::quantize(input, inputs, form, to, row) }
     }
 
-    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+    unsafe fn few(
+        weights: &PackedWeights,
+        groups: Range<usize>,
+        rows: &QuantizedRows,
+        to: &Output,
+    ) {
         // SAFETY: the caller's.
         unsafe { Avx512::few(weights, groups, rows, to) }
     }
@@ -61,8 +72,10 @@ unsafe impl Kernels for Amx {
         Configuration::new(block_size.min(BYTES)).load();
         work();
         // SAFETY: only forgets the tiles, which makes this thread cheaper to switch away from.
-        unsafe { asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nomem, nostack)) };
+        unsafe {
+            asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nomem, nostack))
+        };
     }
 }
 

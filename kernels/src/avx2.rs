@@ -92,13 +92,24 @@ unsafe impl Kernels for Avx2<Maddubs> {
     const UNSIGNED_MANY: bool = Maddubs::UNSIGNED;
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe { quantize(input, inputs, form, to, row) }
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+    unsafe fn few(
+        weights: &PackedWeights,
+        groups: Range<usize>,
+        rows: &QuantizedRows,
+        to: &Output,
+    ) {
         // SAFETY: the caller's.
         unsafe { few_groups::<Maddubs>(weights, groups, rows, to) }
     }
@@ -130,13 +141,24 @@ unsafe impl Kernels for Avx2<Vnni> {
     const UNSIGNED_MANY: bool = Vnni::UNSIGNED;
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe { quantize(input, inputs, form, to, row) }
     }
 
     #[target_feature(enable = "avx2,fma,avxvnni")]
-    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+    unsafe fn few(
+        weights: &PackedWeights,
+        groups: Range<usize>,
+        rows: &QuantizedRows,
+        to: &Output,
+    ) {
         // SAFETY: the caller's.
         unsafe { few_groups::<Vnni>(weights, groups, rows, to) }
     }
@@ -298,8 +320,7 @@ unsafe fn few<D: Dot, const M: usize>(
                         for half in 0..HALVES {
                             let pairs = _mm256_loadu_si256(values.add(half * 32).cast());
                             let even = _mm256_and_si256(pairs, low_mask);
-                            let odd =
-                                _mm256_and_si256(_mm256_srli_epi16::<4>(pairs), low_mask);
+                            let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(pairs), low_mask);
                             for m in 0..M {
                                 let x = rows.values(m, block).add(word * 8).cast::<i32>();
                                 let x = [
@@ -427,9 +448,7 @@ unsafe fn many<D: Dot, const M: usize>(
                 for m in 0..M {
                     sums[m][slot] = match (panel.first_block, to.bias(panel.group + slot)) {
                         (0, None) => _mm256_setzero_ps(),
-                        (0, Some(bias)) => {
-                            _mm256_maskload_ps(bias.wrapping_add(lane), masks[slot])
-                        }
+                        (0, Some(bias)) => _mm256_maskload_ps(bias.wrapping_add(lane), masks[slot]),
                         _ => _mm256_load_ps(panel.sums(row + m).add(slot * LANES + lane)),
                     };
                 }

@@ -23,12 +23,23 @@ unsafe impl Kernels for Avx512 {
     const UNSIGNED_FEW: bool = true;
     const UNSIGNED_MANY: bool = true;
 
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe { quantize(input, inputs, form, to, row) }
     }
 
-    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+    unsafe fn few(
+        weights: &PackedWeights,
+        groups: Range<usize>,
+        rows: &QuantizedRows,
+        to: &Output,
+    ) {
         // How many groups are read side by side, so that sums stay in registers.
         let most = if rows.rows <= 2 { 4 } else { 2 };
         let mut group = groups.start;
@@ -433,8 +444,7 @@ unsafe fn many<const M: usize>(panel: &Panel, rows: &QuantizedRows, row: usize, 
             let values = panel.values.map(|values| values.add(place));
             let input = rows.values(row, block);
             for four in 0..rows.block_size / 4 {
-                let weights =
-                    values.map(|values| _mm512_loadu_si512(values.add(four * 64).cast()));
+                let weights = values.map(|values| _mm512_loadu_si512(values.add(four * 64).cast()));
                 for m in 0..M {
                     let x = input.add(m * rows.stride + four * 4).cast::<i32>();
                     let x = _mm512_set1_epi32(x.read_unaligned());

@@ -84,18 +84,30 @@ impl Drop for Buffer {
     }
 }
 
-/// Calls `with` with at least `len` bytes of this thread's scratch memory, which has no content.
-pub(crate) fn with_scratch<R>(
-    scratch: &'static LocalKey<Cell<Buffer>>,
-    len: usize,
-    with: impl FnOnce(*mut u8) -> R,
-) -> R {
-    // Taken out meanwhile, so that a call within the call gets memory of its own.
-    let mut buffer = scratch.replace(Buffer::empty());
-    if buffer.len() < len {
-        buffer = Buffer::unwritten(len.next_multiple_of(LINE));
+/// A thread's scratch memory while it is used.
+pub(crate) struct Scratch {
+    home: &'static LocalKey<Cell<Buffer>>,
+    buffer: Buffer,
+}
+
+impl Scratch {
+    /// At least `len` bytes without content.
+    pub(crate) fn take(home: &'static LocalKey<Cell<Buffer>>, len: usize) -> Self {
+        // Out of its place meanwhile, so that who takes it again gets memory of its own.
+        let mut buffer = home.replace(Buffer::empty());
+        if buffer.len() < len {
+            buffer = Buffer::unwritten(len.next_multiple_of(LINE));
+        }
+        Scratch { home, buffer }
     }
-    let result = with(buffer.as_mut_ptr());
-    scratch.set(buffer);
-    result
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.buffer.as_mut_ptr()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.home.set(std::mem::replace(&mut self.buffer, Buffer::empty()));
+    }
 }

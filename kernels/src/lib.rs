@@ -29,12 +29,14 @@
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
+mod attention;
 mod buffer;
 mod instructions;
 mod matmul;
 mod pack;
 mod quantize;
 mod threads;
+mod vector;
 mod weights;
 
 mod portable;
@@ -46,6 +48,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+pub use attention::Attention;
 pub use instructions::Instructions;
 pub use pack::PackedWeights;
 pub use threads::{Scoped, Serial, Threads};

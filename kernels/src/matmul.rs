@@ -4,7 +4,7 @@ use std::{cell::Cell, ops::Range};
 
 use crate::{
     Bits, Instructions, PackedWeights, Threads,
-    buffer::{Buffer, with_scratch},
+    buffer::{Buffer, Scratch},
     pack::{LANES, Shared},
     portable,
     quantize::{Form, QuantizedRows},
@@ -112,7 +112,13 @@ pub(crate) unsafe trait Kernels {
     const UNSIGNED_MANY: bool;
 
     /// Quantizes one row of `inputs` into the row of that index.
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize);
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    );
 
     /// Multiplies all rows, at most [`FEW`](Self::FEW), with some groups, which are read once from
     /// memory.
@@ -213,22 +219,21 @@ impl Job<'_> {
     fn few<K: Kernels>(&self, threads: &dyn Threads) {
         let weights = self.weights;
         let form = Form::few(weights.bits(), K::UNSIGNED_FEW);
-        with_scratch(&ROWS, QuantizedRows::bytes(weights, self.rows), |memory| {
-            let rows = QuantizedRows::within(weights, self.rows, memory);
-            for row in 0..self.rows {
-                self.quantize::<K>(row, form, &rows, row);
-            }
-            // Several groups are read side by side: where that is not possible for the last ones, it
-            // costs little. More parts than threads, for a thread that comes late.
-            let units = weights.groups().div_ceil(4);
-            let parts = units.min(2 * threads.count());
-            threads.run(parts, &|part| {
-                let start = units * part / parts * 4;
-                let end = (units * (part + 1) / parts * 4).min(weights.groups());
-                // SAFETY: the instructions were checked, all rows are quantized, and no other part has
-                // these groups.
-                unsafe { K::few(weights, start..end, &rows, &self.to) };
-            });
+        let mut scratch = Scratch::take(&ROWS, QuantizedRows::bytes(weights, self.rows));
+        let rows = QuantizedRows::within(weights, self.rows, scratch.as_mut_ptr());
+        for row in 0..self.rows {
+            self.quantize::<K>(row, form, &rows, row);
+        }
+        // Several groups are read side by side: where that is not possible for the last ones, it
+        // costs little. More parts than threads, for a thread that comes late.
+        let units = weights.groups().div_ceil(4);
+        let parts = units.min(2 * threads.count());
+        threads.run(parts, &|part| {
+            let start = units * part / parts * 4;
+            let end = (units * (part + 1) / parts * 4).min(weights.groups());
+            // SAFETY: the instructions were checked, all rows are quantized, and no other part has
+            // these groups.
+            unsafe { K::few(weights, start..end, &rows, &self.to) };
         });
     }
 
@@ -238,24 +243,23 @@ impl Job<'_> {
         let count = range.len();
         // Tiles of AMX read whole ones.
         let room = count.next_multiple_of(K::TILE_ROWS);
-        with_scratch(&ROWS, QuantizedRows::bytes(weights, room), |memory| {
-            let mut rows = QuantizedRows::within(weights, room, memory);
-            rows.rows = count;
-            let parts = count.div_ceil(8).min(4 * threads.count());
-            threads.run(parts, &|part| {
-                for row in count * part / parts..count * (part + 1) / parts {
-                    self.quantize::<K>(range.start + row, form, &rows, row);
+        let mut scratch = Scratch::take(&ROWS, QuantizedRows::bytes(weights, room));
+        let mut rows = QuantizedRows::within(weights, room, scratch.as_mut_ptr());
+        rows.rows = count;
+        let parts = count.div_ceil(8).min(4 * threads.count());
+        threads.run(parts, &|part| {
+            for row in count * part / parts..count * (part + 1) / parts {
+                self.quantize::<K>(range.start + row, form, &rows, row);
+            }
+        });
+        let to = self.to.from_row(range.start);
+        let panels = weights.groups().div_ceil(PANEL_GROUPS);
+        let parts = panels.min(8 * threads.count());
+        threads.run(parts, &|part| {
+            K::with_tiles(weights.block_size(), || {
+                for panel in panels * part / parts..panels * (part + 1) / parts {
+                    multiply_panel::<K>(weights, panel * PANEL_GROUPS, &rows, &to);
                 }
-            });
-            let to = self.to.from_row(range.start);
-            let panels = weights.groups().div_ceil(PANEL_GROUPS);
-            let parts = panels.min(8 * threads.count());
-            threads.run(parts, &|part| {
-                K::with_tiles(weights.block_size(), || {
-                    for panel in panels * part / parts..panels * (part + 1) / parts {
-                        multiply_panel::<K>(weights, panel * PANEL_GROUPS, &rows, &to);
-                    }
-                });
             });
         });
     }
@@ -286,58 +290,57 @@ fn multiply_panel<K: Kernels>(
         Bits::Four => PANEL_GROUPS * (values_bytes + offsets_bytes),
         Bits::Eight => 0,
     };
-    with_scratch(&PANEL, sums_bytes + unpacked, |memory| {
-        let sums = memory.cast();
-        let memory = memory.wrapping_add(sums_bytes);
-        let mut first = 0;
-        while first < blocks {
-            let last = (first + at_once).min(blocks);
-            let mut panel = Panel {
-                group,
-                first_block: first,
-                blocks: last - first,
-                is_last: last == blocks,
-                sums,
-                values: [std::ptr::null(); PANEL_GROUPS],
-                scales: [std::ptr::null(); PANEL_GROUPS],
-                offsets: [std::ptr::null(); PANEL_GROUPS],
-                points: [std::ptr::null(); PANEL_GROUPS],
-            };
-            for slot in 0..PANEL_GROUPS {
-                // A group that is not there is computed as the one before, and not written.
-                let group = (group + slot).min(weights.groups() - 1);
-                let (start, record) = (weights.group(group), weights.record());
-                let at = first * LANES;
-                // SAFETY: within the group's record.
-                panel.scales[slot] = unsafe { start.add(record.scales).cast::<f32>().add(at) };
-                match weights.bits() {
-                    Bits::Four => {
-                        // SAFETY: there is room for each group's integers and offsets.
-                        unsafe {
-                            let values = memory.add(slot * values_bytes).cast::<i8>();
-                            let offsets = memory.add(PANEL_GROUPS * values_bytes);
-                            let offsets = offsets.add(slot * offsets_bytes).cast::<i32>();
-                            K::unpack(weights, group, first..last, values, offsets);
-                            panel.values[slot] = values;
-                            panel.offsets[slot] = offsets;
-                        }
+    let mut scratch = Scratch::take(&PANEL, sums_bytes + unpacked);
+    let sums = scratch.as_mut_ptr().cast();
+    let memory = scratch.as_mut_ptr().wrapping_add(sums_bytes);
+    let mut first = 0;
+    while first < blocks {
+        let last = (first + at_once).min(blocks);
+        let mut panel = Panel {
+            group,
+            first_block: first,
+            blocks: last - first,
+            is_last: last == blocks,
+            sums,
+            values: [std::ptr::null(); PANEL_GROUPS],
+            scales: [std::ptr::null(); PANEL_GROUPS],
+            offsets: [std::ptr::null(); PANEL_GROUPS],
+            points: [std::ptr::null(); PANEL_GROUPS],
+        };
+        for slot in 0..PANEL_GROUPS {
+            // A group that is not there is computed as the one before, and not written.
+            let group = (group + slot).min(weights.groups() - 1);
+            let (start, record) = (weights.group(group), weights.record());
+            let at = first * LANES;
+            // SAFETY: within the group's record.
+            panel.scales[slot] = unsafe { start.add(record.scales).cast::<f32>().add(at) };
+            match weights.bits() {
+                Bits::Four => {
+                    // SAFETY: there is room for each group's integers and offsets.
+                    unsafe {
+                        let values = memory.add(slot * values_bytes).cast::<i8>();
+                        let offsets = memory.add(PANEL_GROUPS * values_bytes);
+                        let offsets = offsets.add(slot * offsets_bytes).cast::<i32>();
+                        K::unpack(weights, group, first..last, values, offsets);
+                        panel.values[slot] = values;
+                        panel.offsets[slot] = offsets;
                     }
-                    // SAFETY: within the group's record.
-                    Bits::Eight => unsafe {
-                        panel.values[slot] = start.add(first * block_size * LANES).cast();
-                        panel.offsets[slot] = start.add(record.offsets).cast::<i32>().add(at);
-                        if record.points > 0 {
-                            panel.points[slot] = start.add(record.points).cast::<i8>().add(at);
-                        }
-                    },
                 }
+                // SAFETY: within the group's record.
+                Bits::Eight => unsafe {
+                    panel.values[slot] = start.add(first * block_size * LANES).cast();
+                    panel.offsets[slot] = start.add(record.offsets).cast::<i32>().add(at);
+                    if record.points > 0 {
+                        panel.points[slot] = start.add(record.points).cast::<i8>().add(at);
+                    }
+                },
             }
-            for start in (0..rows.rows).step_by(K::TILE_ROWS) {
-                let end = (start + K::TILE_ROWS).min(rows.rows);
-                // SAFETY: the instructions were checked, and no other part has this panel's groups.
-                unsafe { K::many(&panel, rows, start..end, to) };
-            }
-            first = last;
         }
-    });
+        for start in (0..rows.rows).step_by(K::TILE_ROWS) {
+            let end = (start + K::TILE_ROWS).min(rows.rows);
+            // SAFETY: the instructions were checked, and no other part has this panel's groups.
+            unsafe { K::many(&panel, rows, start..end, to) };
+        }
+        first = last;
+    }
 }

@@ -18,7 +18,13 @@ unsafe impl Kernels for Portable {
     const UNSIGNED_FEW: bool = false;
     const UNSIGNED_MANY: bool = false;
 
-    unsafe fn quantize(input: *const f32, inputs: usize, form: Form, to: &QuantizedRows, row: usize) {
+    unsafe fn quantize(
+        input: *const f32,
+        inputs: usize,
+        form: Form,
+        to: &QuantizedRows,
+        row: usize,
+    ) {
         // SAFETY: the caller's.
         let input = unsafe { slice::from_raw_parts(input, inputs) };
         for block in 0..to.blocks {
@@ -44,7 +50,12 @@ unsafe impl Kernels for Portable {
         }
     }
 
-    unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output) {
+    unsafe fn few(
+        weights: &PackedWeights,
+        groups: Range<usize>,
+        rows: &QuantizedRows,
+        to: &Output,
+    ) {
         for group in groups {
             let record = weights.record();
             for row in 0..rows.rows {
@@ -115,8 +126,7 @@ unsafe impl Kernels for Portable {
                     for index in 0..panel.blocks {
                         let block = panel.first_block + index;
                         let at = index * rows.block_size * LANES;
-                        let input =
-                            slice::from_raw_parts(rows.values(row, block), rows.block_size);
+                        let input = slice::from_raw_parts(rows.values(row, block), rows.block_size);
                         let values = slice::from_raw_parts(
                             panel.values[slot].add(at),
                             rows.block_size * LANES,

@@ -2,10 +2,7 @@
 //! integer `round(x * 127 / max |x|)`, half to even, in -127..=127. This is what ONNX Runtime computes
 //! for accuracy level 4.
 
-use crate::{
-    Bits, PackedWeights,
-    buffer::LINE,
-};
+use crate::{Bits, PackedWeights, buffer::LINE};
 
 /// How integers are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

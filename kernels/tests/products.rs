@@ -79,9 +79,10 @@ impl Weights {
             Bits::Four => {
                 let row = blocks.div_ceil(2);
                 let block = input / self.block_size;
-                let point = self.zero_points.as_ref().map_or(8, |points| {
-                    points[output * row + block / 2] >> (4 * (block % 2)) & 15
-                });
+                let point = self
+                    .zero_points
+                    .as_ref()
+                    .map_or(8, |points| points[output * row + block / 2] >> (4 * (block % 2)) & 15);
                 (self.values[place / 2] >> (4 * (place % 2)) & 15, point)
             }
             Bits::Eight => {

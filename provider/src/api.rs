@@ -197,13 +197,16 @@ pub(crate) struct KernelTable<K> {
     pub(crate) flags: u32,
     pub(crate) compute: unsafe extern "system" fn(*mut K, *mut OrtKernelContext) -> OrtStatusPtr,
     pub(crate) release: unsafe extern "system" fn(*mut K),
-    pub(crate) pre_pack: unsafe extern "system" fn(
-        *mut K,
-        tensor: *const OrtValue,
-        input: c_int,
-        allocator: *mut Opaque,
-        shared: *mut Opaque,
-        is_packed: *mut bool,
-    ) -> OrtStatusPtr,
+    pub(crate) pre_pack: Option<PrePack<K>>,
     pub(crate) set_shared: *const c_void,
 }
+
+/// `OrtKernelImpl::PrePackWeight`.
+pub(crate) type PrePack<K> = unsafe extern "system" fn(
+    *mut K,
+    tensor: *const OrtValue,
+    input: c_int,
+    allocator: *mut Opaque,
+    shared: *mut Opaque,
+    is_packed: *mut bool,
+) -> OrtStatusPtr;

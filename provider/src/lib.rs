@@ -4,17 +4,19 @@
 //! ONNX Runtime loads the library (`RegisterExecutionProviderLibrary`) and calls
 //! [`CreateEpFactories`]; everything else it reaches through tables of functions:
 //! [`factory`] makes providers, a [`provider`] claims nodes and has a registry of kernels, and a
-//! kernel ([`matmul`]) packs the weights of its node and computes.
+//! kernel ([`matmul`], [`attention`]) computes.
 //!
 //! Tables and order of functions are those of ONNX Runtime's `onnxruntime_ep_c_api.h` at version 1.24;
 //! newer versions only append to them.
 
 mod api;
+mod attention;
 mod factory;
 mod matmul;
 mod node;
 mod provider;
 mod status;
+mod tensor;
 mod threads;
 
 use std::{

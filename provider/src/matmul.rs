@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{CStr, c_int, c_void},
-    ptr, slice,
+    ptr,
     sync::OnceLock,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     node::Node,
     provider::Operator,
     status::{self, check, failure},
+    tensor,
     threads::SessionThreads,
 };
 
@@ -28,6 +29,7 @@ pub(crate) const OPERATOR: Operator = Operator {
 };
 
 /// The operator's inputs.
+const INPUT: usize = 0;
 const VALUES: usize = 1;
 const SCALES: usize = 2;
 const ZERO_POINTS: usize = 3;
@@ -104,7 +106,7 @@ pub(crate) unsafe extern "system" fn create(
                 flags: 0,
                 compute,
                 release,
-                pre_pack,
+                pre_pack: Some(pre_pack),
                 set_shared: ptr::null(),
             },
             info: own_info,
@@ -180,9 +182,9 @@ impl MatMul {
                 inputs: self.inputs,
                 bits: self.bits,
                 block_size: self.block_size,
-                values: elements(values)?,
-                scales: elements(scales)?,
-                zero_points: zero_points.map(|points| elements(points)).transpose()?,
+                values: tensor::elements(values)?,
+                scales: tensor::elements(scales)?,
+                zero_points: zero_points.map(|points| tensor::elements(points)).transpose()?,
             };
             PackedWeights::pack(&weights, &Scoped::all())
                 .map_err(|error| failure(format!("the weights of a MatMulNBits: {error}")))?
@@ -213,90 +215,27 @@ impl MatMul {
 
     unsafe fn multiply(&self, context: *mut OrtKernelContext) -> Result<(), OrtStatusPtr> {
         let weights = self.packed()?;
-        let ort = Api::get().ort;
-        let (mut input, mut bias, mut output) = (ptr::null(), ptr::null(), ptr::null_mut());
         // SAFETY: ONNX Runtime's; inputs and output are tensors of floats.
         unsafe {
-            check(((*ort).KernelContext_GetInput)(context, 0, &mut input))?;
-            let mut dimensions = dimensions(input)?;
+            let input =
+                tensor::input(context, INPUT)?.ok_or_else(|| failure("there is no input"))?;
+            let mut dimensions = tensor::dimensions(input)?;
             match dimensions.last_mut() {
-                Some(last) if *last == self.inputs as i64 => *last = self.outputs as i64,
+                Some(last) if *last == self.inputs => *last = self.outputs,
                 _ => {
                     let message = format!("{dimensions:?} times weights of {} inputs", self.inputs);
                     return Err(failure(message));
                 }
             }
-            let (start, count) = (dimensions.as_ptr(), dimensions.len());
-            check(((*ort).KernelContext_GetOutput)(context, 0, start, count, &mut output))?;
-            let mut inputs = 0;
-            check(((*ort).KernelContext_GetInputCount)(context, &mut inputs))?;
-            if inputs > BIAS {
-                check(((*ort).KernelContext_GetInput)(context, BIAS, &mut bias))?;
-            }
-            let bias: Option<&[f32]> = match bias.is_null() {
-                true => None,
-                false => Some(elements(bias)?),
-            };
+            let bias = tensor::input(context, BIAS)?;
+            let bias: Option<&[f32]> = bias.map(|bias| tensor::elements(bias)).transpose()?;
             if bias.is_some_and(|bias| bias.len() != self.outputs) {
                 return Err(failure(format!("a bias that is not of {} outputs", self.outputs)));
             }
-            let input: &[f32] = elements(input)?;
-            let output = output_elements(output, input.len() / self.inputs * self.outputs)?;
+            let output = tensor::output(context, &dimensions)?;
             let threads = SessionThreads(context);
-            weights.multiply(self.instructions, input, bias, output, &threads);
+            weights.multiply(self.instructions, tensor::elements(input)?, bias, output, &threads);
         }
         Ok(())
-    }
-}
-
-/// The shape of a tensor.
-unsafe fn dimensions(value: *const OrtValue) -> Result<Vec<i64>, OrtStatusPtr> {
-    let ort = Api::get().ort;
-    let (mut shape, mut count) = (ptr::null_mut(), 0);
-    // SAFETY: ONNX Runtime's; the shape is released on the way out.
-    unsafe {
-        check(((*ort).GetTensorTypeAndShape)(value, &mut shape))?;
-        let read = (|| {
-            check(((*ort).GetDimensionsCount)(shape, &mut count))?;
-            let mut dimensions = vec![0; count];
-            check(((*ort).GetDimensions)(shape, dimensions.as_mut_ptr(), count))?;
-            Ok(dimensions)
-        })();
-        ((*ort).ReleaseTensorTypeAndShapeInfo)(shape);
-        read
-    }
-}
-
-/// The elements of a tensor, which are of the type `T`.
-unsafe fn elements<'a, T>(value: *const OrtValue) -> Result<&'a [T], OrtStatusPtr> {
-    let ort = Api::get().ort;
-    let (mut data, mut bytes) = (ptr::null(), 0);
-    // SAFETY: the caller's; the tensor lives as long as the run, or as the constant.
-    unsafe {
-        check(((*ort).GetTensorSizeInBytes)(value, &mut bytes))?;
-        check(((*ort).GetTensorData)(value, &mut data))?;
-        if bytes == 0 || data.is_null() {
-            return Ok(&[]);
-        }
-        if !data.cast::<T>().is_aligned() {
-            return Err(failure("a tensor that is not aligned"));
-        }
-        Ok(slice::from_raw_parts(data.cast(), bytes / size_of::<T>()))
-    }
-}
-
-/// The elements of an output of `count` floats.
-unsafe fn output_elements<'a>(
-    value: *mut OrtValue,
-    count: usize,
-) -> Result<&'a mut [f32], OrtStatusPtr> {
-    let mut data = ptr::null_mut();
-    // SAFETY: the caller's; ONNX Runtime has made room for them.
-    unsafe {
-        check(((*Api::get().ort).GetTensorMutableData)(value, &mut data))?;
-        match count {
-            0 => Ok(&mut []),
-            _ => Ok(slice::from_raw_parts_mut(data.cast(), count)),
-        }
     }
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use ort_sys::{
-    ONNXTensorElementDataType as Element, OrtNode, OrtOpAttrType, OrtStatusPtr, OrtValueInfo,
+    ONNXTensorElementDataType as Element, OrtNode, OrtOpAttr, OrtOpAttrType, OrtStatusPtr,
+    OrtTensorTypeAndShapeInfo, OrtValueInfo,
 };
 
 use crate::{api::Api, status::check};
@@ -43,8 +44,7 @@ impl Node {
         }
     }
 
-    /// An integer attribute; `default` where it is not set.
-    pub(crate) fn int(&self, name: &CStr, default: i64) -> Result<i64, OrtStatusPtr> {
+    fn attribute(&self, name: &CStr) -> Result<Option<*const OrtOpAttr>, OrtStatusPtr> {
         let ort = Api::get().ort;
         let mut attribute = ptr::null();
         // SAFETY: ONNX Runtime's. A missing attribute is an error in some versions, and null in others.
@@ -52,17 +52,35 @@ impl Node {
             let found = ((*ort).Node_GetAttributeByName)(self.node, name.as_ptr(), &mut attribute);
             if !found.0.is_null() {
                 ((*ort).ReleaseStatus)(found.0);
-                return Ok(default);
+                return Ok(None);
             }
-            if attribute.is_null() {
-                return Ok(default);
-            }
-            let (mut value, mut size) = (default, 0);
-            let to = ptr::from_mut(&mut value).cast::<c_void>();
-            let kind = OrtOpAttrType::ORT_OP_ATTR_INT;
-            check(((*ort).ReadOpAttr)(attribute, kind, to, size_of::<i64>(), &mut size))?;
-            Ok(value)
         }
+        Ok((!attribute.is_null()).then_some(attribute))
+    }
+
+    pub(crate) fn has_attribute(&self, name: &CStr) -> Result<bool, OrtStatusPtr> {
+        Ok(self.attribute(name)?.is_some())
+    }
+
+    /// An integer attribute; `default` where it is not set.
+    pub(crate) fn int(&self, name: &CStr, default: i64) -> Result<i64, OrtStatusPtr> {
+        let Some(attribute) = self.attribute(name)? else { return Ok(default) };
+        let (mut value, mut size) = (default, 0);
+        let to = ptr::from_mut(&mut value).cast::<c_void>();
+        let kind = OrtOpAttrType::ORT_OP_ATTR_INT;
+        // SAFETY: ONNX Runtime's.
+        check(unsafe {
+            ((*Api::get().ort).ReadOpAttr)(attribute, kind, to, size_of::<i64>(), &mut size)
+        })?;
+        Ok(value)
+    }
+
+    /// How many outputs it has.
+    pub(crate) fn outputs(&self) -> Result<usize, OrtStatusPtr> {
+        let mut count = 0;
+        // SAFETY: ONNX Runtime's.
+        check(unsafe { ((*Api::get().ort).Node_GetNumOutputs)(self.node, &mut count) })?;
+        Ok(count)
     }
 
     /// An input that is there.
@@ -87,10 +105,30 @@ impl Node {
 
     /// What an input's elements are, where it is a tensor of a known type.
     pub(crate) fn element(&self, index: usize) -> Result<Option<Element>, OrtStatusPtr> {
+        let Some(tensor) = self.tensor(index)? else { return Ok(None) };
+        let mut element = Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+        // SAFETY: ONNX Runtime's.
+        check(unsafe { ((*Api::get().ort).GetTensorElementType)(tensor, &mut element) })?;
+        Ok(Some(element))
+    }
+
+    /// How many axes an input has, where that is known.
+    pub(crate) fn rank(&self, index: usize) -> Result<Option<usize>, OrtStatusPtr> {
+        let Some(tensor) = self.tensor(index)? else { return Ok(None) };
+        let mut count = 0;
+        // SAFETY: ONNX Runtime's.
+        check(unsafe { ((*Api::get().ort).GetDimensionsCount)(tensor, &mut count) })?;
+        // Without a shape there are none either.
+        Ok((count > 0).then_some(count))
+    }
+
+    fn tensor(
+        &self,
+        index: usize,
+    ) -> Result<Option<*const OrtTensorTypeAndShapeInfo>, OrtStatusPtr> {
         let Some(input) = self.input(index) else { return Ok(None) };
         let ort = Api::get().ort;
         let (mut kind, mut tensor) = (ptr::null(), ptr::null());
-        let mut element = Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
         // SAFETY: ONNX Runtime's; what is got belongs to the graph.
         unsafe {
             check(((*ort).GetValueInfoTypeInfo)(input, &mut kind))?;
@@ -98,11 +136,7 @@ impl Node {
                 return Ok(None);
             }
             check(((*ort).CastTypeInfoToTensorInfo)(kind, &mut tensor))?;
-            if tensor.is_null() {
-                return Ok(None);
-            }
-            check(((*ort).GetTensorElementType)(tensor, &mut element))?;
         }
-        Ok(Some(element))
+        Ok((!tensor.is_null()).then_some(tensor))
     }
 }

@@ -13,7 +13,7 @@ use ort_sys::{
 use crate::{
     NAME, NONE,
     api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
-    matmul,
+    attention, matmul,
     node::Node,
     status::{self, check},
 };
@@ -38,6 +38,7 @@ impl Provider {
         let registry = Registry::new()?;
         let state = ptr::from_ref(&*instructions).cast_mut();
         registry.add(&matmul::OPERATOR, matmul::create, state)?;
+        registry.add(&attention::OPERATOR, attention::create, state)?;
         Ok(Box::new(Provider {
             table: ProviderTable {
                 version: VERSION,
@@ -65,7 +66,8 @@ impl Provider {
             check(((*api.ort).Graph_GetNodes)(graph, nodes.as_mut_ptr(), count))?;
             let mut claimed = 0;
             for node in nodes {
-                if !matmul::is_supported(&Node::new(node)?)? {
+                let described = Node::new(node)?;
+                if !matmul::is_supported(&described)? && !attention::is_supported(&described)? {
                     continue;
                 }
                 let mut kernel = ptr::null();

@@ -47,7 +47,7 @@ impl Threads for SessionThreads {
         // are done.
         let done = unsafe {
             let task = ptr::from_ref(&task).cast_mut().cast();
-            ((*Api::get().ort).KernelContext_ParallelFor)(self.0, call, parts, parts, task)
+            ((*Api::get().ort).KernelContext_ParallelFor)(self.0, call, parts, 0, task)
         };
         assert!(status::check(done).is_ok(), "ONNX Runtime shares the work among its threads");
         assert!(!task.failed.load(Ordering::Relaxed), "a part of the work failed");

@@ -1,0 +1,322 @@
+//! Vectors of floats, so that one text of an algorithm serves all instructions.
+
+/// A vector of floats.
+///
+/// # Safety
+/// All functions need the instructions of the type. They are inlined into functions that have them.
+pub(crate) unsafe trait Vector: Copy {
+    const LANES: usize;
+    /// Rows, and vectors of a row, of a product's sums that stay in registers together.
+    const ROWS: usize;
+    const COLUMNS: usize;
+
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self * factor + term`, rounded once.
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// The larger one; `other` where one is no number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// To the nearest integer, half to even.
+    unsafe fn round(self) -> Self;
+    /// `self * 2^power` for whole powers from -126 to 127.
+    unsafe fn scale_by_power(self, power: Self) -> Self;
+
+    /// The largest of the lanes.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the caller's.
+        unsafe { self.lanes(|lanes| lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)) }
+    }
+
+    /// The sum of the lanes.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's.
+        unsafe { self.lanes(|lanes| lanes.iter().sum()) }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(self, fold: impl FnOnce(&[f32]) -> f32) -> f32 {
+        let mut lanes = [0.0; 16];
+        // SAFETY: the caller's; there are at most 16 lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        fold(&lanes[..Self::LANES])
+    }
+
+    /// e to the power of each lane, for lanes of at most 0. (Cephes' `expf`: a polynomial after
+    /// reduction to half of ln 2.)
+    #[inline(always)]
+    unsafe fn exp_of_negative(self) -> Self {
+        // Below that the result has fewer digits than a float, and counts as 0.
+        const SMALLEST: f32 = -87.0;
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        const POLYNOMIAL: [f32; 6] = [
+            1.987_569_1e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            5.000_000_1e-1,
+        ];
+        // SAFETY: the caller's.
+        unsafe {
+            // In this order, what is no number stays so.
+            let x = Self::splat(SMALLEST).max(self);
+            let power = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+            let rest = power.mul_add(Self::splat(-LN_2[0]), x);
+            let rest = power.mul_add(Self::splat(-LN_2[1]), rest);
+            let mut sum = Self::splat(POLYNOMIAL[0]);
+            for coefficient in &POLYNOMIAL[1..] {
+                sum = sum.mul_add(rest, Self::splat(*coefficient));
+            }
+            let sum = sum.mul_add(rest.mul(rest), rest).add(Self::splat(1.0));
+            sum.scale_by_power(power)
+        }
+    }
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain([f32; 4]);
+
+impl Plain {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+        Plain(self.0.map(f))
+    }
+
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Plain(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    }
+}
+
+// SAFETY: it needs no instructions.
+unsafe impl Vector for Plain {
+    const LANES: usize = 4;
+    const ROWS: usize = 2;
+    const COLUMNS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Plain([value; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Plain(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        let product = |lane: usize| self.0[lane].mul_add(factor.0[lane], term.0[lane]);
+        Plain(std::array::from_fn(product))
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.map(f32::round_ties_even)
+    }
+
+    #[inline(always)]
+    unsafe fn scale_by_power(self, power: Self) -> Self {
+        self.zip(power, |x, power| x * f32::from_bits(((power as i32 + 127) << 23) as u32))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Vector;
+
+    /// AVX2 with FMA.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Eight(__m256);
+
+    // SAFETY: the caller has AVX2 and FMA.
+    unsafe impl Vector for Eight {
+        const LANES: usize = 8;
+        const ROWS: usize = 4;
+        const COLUMNS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_set1_ps(value) })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's.
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe {
+                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+            })
+        }
+
+        #[inline(always)]
+        unsafe fn scale_by_power(self, power: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe {
+                let power = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
+                let factor = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(power));
+                _mm256_mul_ps(self.0, factor)
+            })
+        }
+    }
+
+    /// AVX-512.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Sixteen(__m512);
+
+    // SAFETY: the caller has AVX-512 F.
+    unsafe impl Vector for Sixteen {
+        const LANES: usize = 16;
+        const ROWS: usize = 6;
+        const COLUMNS: usize = 4;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_set1_ps(value) })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's.
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe {
+                _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+            })
+        }
+
+        #[inline(always)]
+        unsafe fn scale_by_power(self, power: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_scalef_ps(self.0, power.0) })
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Eight, Sixteen};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials() {
+        let mut x = -87.0f32;
+        while x <= 0.0 {
+            // SAFETY: plain Rust.
+            let found = unsafe { Plain::splat(x).exp_of_negative().largest() };
+            let expected = f64::from(x).exp();
+            let error = (f64::from(found) - expected).abs();
+            assert!(error <= 2e-7 * expected.max(1e-37), "{x}: {found} {expected}");
+            x += 0.001;
+        }
+        // SAFETY: plain Rust.
+        let of_zero = unsafe { Plain::splat(0.0).exp_of_negative().largest() };
+        assert_eq!(of_zero, 1.0);
+        // SAFETY: plain Rust.
+        let of_nothing = unsafe { Plain::splat(f32::NEG_INFINITY).exp_of_negative().largest() };
+        assert!(of_nothing < 1e-37);
+    }
+}

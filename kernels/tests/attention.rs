@@ -1,0 +1,138 @@
+//! Attention of all instructions against the definition in double precision.
+
+use std::num::NonZero;
+
+use lfm2vl_kernels::{Attention, Instructions, Scoped};
+use proptest::prelude::*;
+
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let number = |_| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(number).collect()
+}
+
+/// One output by the definition.
+fn expected(
+    sizes: Attention,
+    parts: [&[f32]; 3],
+    mask: Option<&[i32]>,
+    scale: f32,
+    [sequence, query, head]: [usize; 3],
+) -> Vec<f64> {
+    let [queries, keys, values] = parts;
+    let (width, value_width) = (sizes.heads * sizes.head_size, sizes.heads * sizes.value_size);
+    let of = |all: &[f32], row: usize, width: usize, size: usize| -> Vec<f64> {
+        all[row * width + head * size..][..size].iter().map(|&x| f64::from(x)).collect()
+    };
+    let q = of(queries, sequence * sizes.queries + query, width, sizes.head_size);
+    let lowered = |key: usize| mask.is_some_and(|mask| mask[sequence * sizes.keys + key] == 0);
+    let scores: Vec<f64> = (0..sizes.keys)
+        .map(|key| {
+            let k = of(keys, sequence * sizes.keys + key, width, sizes.head_size);
+            let score = q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale);
+            if lowered(key) { score - 10_000.0 } else { score }
+        })
+        .collect();
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
+    let total: f64 = powers.iter().sum();
+    let mut output = vec![0.0; sizes.value_size];
+    for (key, power) in powers.iter().enumerate() {
+        let row = of(values, sequence * sizes.keys + key, value_width, sizes.value_size);
+        output.iter_mut().zip(&row).for_each(|(sum, x)| *sum += power / total * x);
+    }
+    output
+}
+
+fn check(sizes: Attention, mask: Option<Vec<i32>>, size: f32, seed: u64) {
+    let (width, value_width) = (sizes.heads * sizes.head_size, sizes.heads * sizes.value_size);
+    let scaled = |count: usize, seed: u64| -> Vec<f32> {
+        numbers(count, seed).into_iter().map(|x| x * size).collect()
+    };
+    let query = scaled(sizes.batch * sizes.queries * width, seed);
+    let key = scaled(sizes.batch * sizes.keys * width, seed ^ 0x5555);
+    let value = numbers(sizes.batch * sizes.keys * value_width, seed ^ 0xAAAA);
+    let scale = 1.0 / (sizes.head_size as f32).sqrt();
+    for instructions in Instructions::ALL.into_iter().filter(|i| i.are_available()) {
+        let mut output = vec![f32::NAN; sizes.batch * sizes.queries * value_width];
+        let threads = Scoped::new(NonZero::new(2).unwrap());
+        let mask = mask.as_deref();
+        sizes.run(instructions, &query, &key, &value, mask, scale, &mut output, &threads);
+        for sequence in 0..sizes.batch {
+            for query_index in [0, sizes.queries / 2, sizes.queries - 1] {
+                for head in [0, sizes.heads - 1] {
+                    let place = [sequence, query_index, head];
+                    let expected = expected(sizes, [&query, &key, &value], mask, scale, place);
+                    let row = (sequence * sizes.queries + query_index) * value_width;
+                    let found = &output[row + head * sizes.value_size..][..sizes.value_size];
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(
+                            error < 3e-6 * f64::from(size.max(1.0)),
+                            "{instructions} {sizes:?} {found} {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn all_instructions_attend(
+        (batch, queries, keys, heads) in (1usize..3, 1usize..80, 1usize..700, 1usize..4),
+        (head_size, value_size) in (1usize..80, 1usize..80),
+        (seen, size) in (0u32..=4, prop::sample::select(vec![0.1f32, 1.0, 8.0])),
+        seed in any::<u64>(),
+    ) {
+        let sizes = Attention { batch, queries, keys, heads, head_size, value_size };
+        // Of four keys that many are seen; none is as all.
+        let mask = (seen < 4).then(|| {
+            let random = numbers(batch * keys, seed ^ 0x1234);
+            random.iter().map(|x| i32::from((x + 1.0) * 2.0 < seen as f32)).collect()
+        });
+        check(sizes, mask, size, seed);
+    }
+}
+
+/// Tiles of LFM2-VL-450M and 3B: 64 and 72 numbers a head.
+#[test]
+fn shapes_of_models() {
+    for head_size in [64, 72] {
+        let sizes = Attention {
+            batch: 1,
+            queries: 1024,
+            keys: 1024,
+            heads: 2,
+            head_size,
+            value_size: head_size,
+        };
+        check(sizes, None, 1.0, 1);
+        let mask = (0..1024).map(|key| i32::from(key < 600)).collect();
+        check(sizes, Some(mask), 1.0, 2);
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    let sizes = Attention { batch: 1, queries: 3, keys: 70, heads: 1, head_size: 8, value_size: 8 };
+    let mut query = numbers(3 * 8, 1);
+    query[8] = f32::NAN;
+    let (key, value) = (numbers(70 * 8, 2), numbers(70 * 8, 3));
+    for instructions in Instructions::ALL.into_iter().filter(|i| i.are_available()) {
+        let mut output = vec![0.0; 3 * 8];
+        let threads = Scoped::new(NonZero::new(1).unwrap());
+        sizes.run(instructions, &query, &key, &value, None, 1.0, &mut output, &threads);
+        let is_nan: Vec<bool> =
+            output.chunks(8).map(|row| row.iter().all(|x| x.is_nan())).collect();
+        assert_eq!(is_nan, [false, true, false], "{instructions}");
+    }
+}
