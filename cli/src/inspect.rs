@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use lfm2vl::{
-    Assignment, Engine, Graph, GraphInfo, ModelFolder, Precision, Provider, library_path,
+    Assignment, Engine, Graph, GraphInfo, Kernels, ModelFolder, Precision, Provider, library_path,
 };
 use serde_json::{Value, json};
 
@@ -90,8 +90,12 @@ fn report(engine: &Engine) -> Result<Value> {
     }))
 }
 
-/// What to say where each run of a graph goes from one provider to another and back.
+/// What to say where each run of a graph goes from one provider to another and back. The project's own
+/// kernels have the same memory as the CPU, so nothing goes anywhere.
 fn crossing(info: &GraphInfo) -> Option<String> {
+    if info.provider == Provider::Kernels(Kernels::default()).name() {
+        return None;
+    }
     let [first, others @ ..] = info.assignments.as_slice() else { return None };
     if others.is_empty() {
         return None;

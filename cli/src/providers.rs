@@ -7,11 +7,12 @@ use lfm2vl::{EngineBuilder, Graph, Provider};
 /// What runs the graphs.
 #[derive(Args)]
 pub(crate) struct ProviderArguments {
-    /// What runs the graphs: cpu, cuda, tensorrt, coreml, directml, openvino, webgpu, plugin:PATH
-    /// (a provider's library, or a folder that has one), or auto. Several, separated by commas, are
-    /// tried in order.
-    #[arg(long, value_name = "LIST", default_value = "cpu")]
-    provider: String,
+    /// What runs the graphs: kernels (the CPU with this project's kernels), cpu (with ONNX Runtime's),
+    /// cuda, tensorrt, coreml, directml, openvino, webgpu, plugin:PATH (a provider's library, or a
+    /// folder that has one), or auto. Several, separated by commas, are tried in order. Without it
+    /// kernels where they are set up, else cpu.
+    #[arg(long, value_name = "LIST")]
+    provider: Option<String>,
     /// What runs vision, if not the same.
     #[arg(long, value_name = "LIST")]
     vision_provider: Option<String>,
@@ -25,12 +26,14 @@ pub(crate) struct ProviderArguments {
 }
 
 impl ProviderArguments {
-    pub(crate) fn apply(&self, builder: EngineBuilder) -> Result<EngineBuilder> {
+    pub(crate) fn apply(&self, mut builder: EngineBuilder) -> Result<EngineBuilder> {
         let options: Vec<_> =
             self.provider_option.iter().map(|text| parse_option(text)).collect::<Result<_>>()?;
         let mut used = vec![false; options.len()];
         let mut list = |names: &str| list(names, &options, &mut used);
-        let mut builder = builder.providers(list(&self.provider)?);
+        if let Some(names) = &self.provider {
+            builder = builder.providers(list(names)?);
+        }
         if let Some(names) = &self.vision_provider {
             builder = builder.graph_providers(Graph::VisionEncoder, list(names)?);
         }

@@ -28,6 +28,8 @@
 //! Threads are the caller's: [`Threads`].
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+// Loops over rows and vectors of a tile say which register is meant, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 mod attention;
 mod buffer;

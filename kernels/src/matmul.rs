@@ -57,7 +57,7 @@ impl Output {
     }
 
     /// The same from a later row on.
-    fn from_row(mut self, row: usize) -> Self {
+    fn starting_at(mut self, row: usize) -> Self {
         self.start = Shared(self.row(row, 0));
         self
     }
@@ -252,7 +252,7 @@ impl Job<'_> {
                 self.quantize::<K>(range.start + row, form, &rows, row);
             }
         });
-        let to = self.to.from_row(range.start);
+        let to = self.to.starting_at(range.start);
         let panels = weights.groups().div_ceil(PANEL_GROUPS);
         let parts = panels.min(8 * threads.count());
         threads.run(parts, &|part| {

@@ -25,7 +25,9 @@ pub(crate) struct Record {
     pub(crate) offsets: usize,
     /// 0 where there are no zero points.
     pub(crate) points: usize,
-    /// The record itself.
+    /// After the last part.
+    end: usize,
+    /// The record itself, whole cache lines.
     pub(crate) len: usize,
 }
 
@@ -56,13 +58,17 @@ impl PackedWeights {
         let parts = groups.min(4 * threads.count());
         threads.run(parts, &|part| {
             for group in groups * part / parts..groups * (part + 1) / parts {
+                let rows = LANES.min(outputs - group * LANES);
                 // SAFETY: each group is in one part, and its record lies in the buffer.
                 let bytes = unsafe {
                     let start = records.get().add(group * record.len);
-                    start.write_bytes(0, record.len);
+                    // All but what rows that are not there would have is written below.
+                    if rows < LANES {
+                        start.write_bytes(0, record.len);
+                    }
+                    start.add(record.end).write_bytes(0, record.len - record.end);
                     std::slice::from_raw_parts_mut(start, record.len)
                 };
-                let rows = LANES.min(outputs - group * LANES);
                 for lane in 0..rows {
                     pack_row(weights, group * LANES + lane, lane, &record, bytes);
                 }
@@ -122,11 +128,11 @@ impl Record {
             Bits::Four => offsets,
             Bits::Eight => offsets + blocks * LANES * size_of::<i32>(),
         };
-        let (points, len) = match has_zero_points {
+        let (points, end) = match has_zero_points {
             true => (after, after + blocks * LANES),
             false => (0, after),
         };
-        Record { scales, offsets, points, len: len.next_multiple_of(LINE) }
+        Record { scales, offsets, points, end, len: end.next_multiple_of(LINE) }
     }
 }
 

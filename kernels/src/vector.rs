@@ -59,7 +59,7 @@ pub(crate) unsafe trait Vector: Copy {
             8.333_452e-3,
             4.166_579_6e-2,
             1.666_666_5e-1,
-            5.000_000_1e-1,
+            0.5,
         ];
         // SAFETY: the caller's.
         unsafe {

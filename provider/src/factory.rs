@@ -128,8 +128,11 @@ unsafe extern "system" fn release_ep(_: *mut Factory, ep: *mut Opaque) {
     drop(unsafe { Box::from_raw(ep.cast::<Provider>()) });
 }
 
-/// What the session asks for, or the best that the processor has.
-unsafe fn instructions(options: *const OrtSessionOptions) -> Result<Instructions, OrtStatusPtr> {
+/// What the session asks for, or the best that the processor has: none where that is plain code, which
+/// is slower than ONNX Runtime's.
+unsafe fn instructions(
+    options: *const OrtSessionOptions,
+) -> Result<Option<Instructions>, OrtStatusPtr> {
     let mut value = [0u8; 64];
     let mut size = value.len();
     let mut is_set = 0;
@@ -138,7 +141,7 @@ unsafe fn instructions(options: *const OrtSessionOptions) -> Result<Instructions
     unsafe {
         check(((*ort).HasSessionConfigEntry)(options, INSTRUCTIONS.as_ptr(), &mut is_set))?;
         if is_set == 0 {
-            return Ok(Instructions::best());
+            return Ok(Some(Instructions::best()).filter(|best| *best > Instructions::Portable));
         }
         let get = (*ort).GetSessionConfigEntry;
         check(get(options, INSTRUCTIONS.as_ptr(), value.as_mut_ptr().cast(), &mut size))?;
@@ -146,7 +149,7 @@ unsafe fn instructions(options: *const OrtSessionOptions) -> Result<Instructions
     let name = CStr::from_bytes_until_nul(&value).unwrap_or_default().to_string_lossy();
     let named: Instructions = name.parse().map_err(|error| failure(format!("{error}")))?;
     match named.are_available() {
-        true => Ok(named),
+        true => Ok(Some(named)),
         false => Err(failure(format!("this processor has no {named}; leave 'instructions' out"))),
     }
 }

@@ -22,7 +22,8 @@ use crate::{
 pub(crate) struct Provider {
     table: ProviderTable<Provider>,
     registry: Registry,
-    instructions: Box<Instructions>,
+    /// What kernels use; nothing is claimed without.
+    instructions: Option<Box<Instructions>>,
     logger: *const OrtLogger,
 }
 
@@ -31,14 +32,16 @@ struct Registry(*mut Opaque);
 
 impl Provider {
     pub(crate) fn new(
-        instructions: Instructions,
+        instructions: Option<Instructions>,
         logger: *const OrtLogger,
     ) -> Result<Box<Self>, OrtStatusPtr> {
-        let instructions = Box::new(instructions);
+        let instructions = instructions.map(Box::new);
         let registry = Registry::new()?;
-        let state = ptr::from_ref(&*instructions).cast_mut();
-        registry.add(&matmul::OPERATOR, matmul::create, state)?;
-        registry.add(&attention::OPERATOR, attention::create, state)?;
+        if let Some(instructions) = &instructions {
+            let state = ptr::from_ref(&**instructions).cast_mut();
+            registry.add(&matmul::OPERATOR, matmul::create, state)?;
+            registry.add(&attention::OPERATOR, attention::create, state)?;
+        }
         Ok(Box::new(Provider {
             table: ProviderTable {
                 version: VERSION,
@@ -57,6 +60,7 @@ impl Provider {
 
     /// Claims the nodes of a graph that there are kernels for.
     unsafe fn claim(&self, graph: *const OrtGraph, info: *mut Opaque) -> Result<(), OrtStatusPtr> {
+        let Some(instructions) = &self.instructions else { return Ok(()) };
         let api = Api::get();
         // SAFETY: ONNX Runtime's.
         unsafe {
@@ -78,7 +82,6 @@ impl Provider {
                 }
             }
             if claimed > 0 {
-                let instructions = &self.instructions;
                 self.log(&format!("{claimed} of {count} nodes run with {instructions}"))?;
             }
         }

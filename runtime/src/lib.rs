@@ -54,8 +54,8 @@ pub use {
     backend::{
         Assignment, Skipped,
         provider::{
-            ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, ModelFormat, OpenVino, Plugin,
-            Provider, ProviderError, TensorRt, WebGpu,
+            ComputeUnits, CoreMl, Cuda, DeviceKind, DirectMl, Kernels, ModelFormat, OpenVino,
+            Plugin, Provider, ProviderError, TensorRt, WebGpu,
         },
     },
     engine::{

@@ -31,8 +31,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch the ONNX Runtime library into `.onnxruntime`, and an execution provider that is a library
-    /// of its own into `.providers`.
+    /// Fetch the ONNX Runtime library into `.onnxruntime`, build the project's own kernels beside it, and
+    /// fetch an execution provider that is a library of its own into `.providers`.
     Setup {
         /// That provider: ggml, openvino or webgpu.
         #[arg(long, value_name = "NAME")]
@@ -137,6 +137,7 @@ fn main() -> ExitCode {
 
 fn set_up(provider: Option<&str>) -> anyhow::Result<()> {
     eprintln!("{}", setup::onnxruntime()?.display());
+    eprintln!("{}", setup::kernels()?.display());
     if let Some(name) = provider {
         eprintln!("use it with --provider plugin:{}", setup::plugin(name)?.display());
     }

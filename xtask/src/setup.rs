@@ -2,6 +2,7 @@
 //! programs a few Python packages.
 
 use std::{
+    env::consts::{DLL_PREFIX, DLL_SUFFIX},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -73,7 +74,14 @@ pub(crate) struct Programs {
 impl Programs {
     pub(crate) fn build() -> Result<Self> {
         let library = onnxruntime()?;
-        build_release(&["--package", "lfm2vl-exporter", "--package", "lfm2vl-cli"])?;
+        build_release(&[
+            "--package",
+            "lfm2vl-exporter",
+            "--package",
+            "lfm2vl-cli",
+            "--package",
+            "lfm2vl-provider",
+        ])?;
         Ok(Programs { library })
     }
 
@@ -96,10 +104,15 @@ impl Programs {
 
 /// A program of this workspace, built for release.
 pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
+    release_file(&format!("{name}{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// A file that a build for release has made.
+fn release_file(name: &str) -> Result<PathBuf> {
     // This program is in the `debug` folder of the target directory; its neighbour is `release`.
     let this = std::env::current_exe()?;
     let target = this.ancestors().nth(2).context("xtask runs outside a target folder")?;
-    Ok(target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+    Ok(target.join("release").join(name))
 }
 
 /// The library in `.onnxruntime`, taken out of the `onnxruntime` wheel on the first call.
@@ -130,6 +143,19 @@ pub(crate) fn onnxruntime() -> Result<PathBuf> {
         }
     }
     bail!("no ONNX Runtime library in {}; remove that folder and try again", folder.display())
+}
+
+/// The library of the project's own kernels, built and put beside ONNX Runtime's, where programs find it.
+pub(crate) fn kernels() -> Result<PathBuf> {
+    let beside = onnxruntime()?;
+    build_release(&["--package", "lfm2vl-provider"])?;
+    let name = format!("{DLL_PREFIX}onnxruntime_providers_lfm2vl{DLL_SUFFIX}");
+    let library = beside.with_file_name(&name);
+    // Under another name first: a program may have the old one loaded.
+    let new = library.with_extension("new");
+    fs::copy(release_file(&name)?, &new)?;
+    fs::rename(new, &library)?;
+    Ok(library)
 }
 
 fn is_library(name: &str) -> bool {

@@ -8,6 +8,7 @@ use crate::{root, setup};
 
 pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
+    setup::kernels()?;
     let packages = setup::python_packages()?;
     let mut tests = cargo(&["test", "--workspace"]);
     tests.env("ORT_DYLIB_PATH", library).env("PYTHONPATH", packages);

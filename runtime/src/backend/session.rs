@@ -36,6 +36,8 @@ pub(crate) struct GraphSession {
     inputs: Vec<Outlet>,
     outputs: Vec<Outlet>,
     provider: String,
+    /// Whether the provider is the CPU.
+    is_on_host: bool,
     /// Whether the provider can record runs.
     records: bool,
     skipped: Vec<Skipped>,
@@ -55,7 +57,7 @@ pub struct Skipped {
 /// How sessions are opened.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionOptions {
-    /// What may run the graph, the most wanted first; the CPU if there is none. Nodes that a provider
+    /// What may run the graph, the most wanted first; [`Provider::host`] if there is none. Nodes that a provider
     /// does not take run on the CPU in any case.
     pub(crate) providers: Vec<Provider>,
     /// Threads of one operator; ONNX Runtime's choice when not given.
@@ -70,7 +72,9 @@ impl GraphSession {
         path: &Path,
         options: &SessionOptions,
     ) -> Result<Self, Error> {
-        let (last, others) = options.providers.split_last().unwrap_or((&Provider::Cpu, &[]));
+        let host = Provider::host();
+        let wanted = if options.providers.is_empty() { &host } else { &options.providers };
+        let (last, others) = wanted.split_last().unwrap_or((&Provider::Cpu, &[]));
         let mut skipped = Vec::new();
         let mut opened = None;
         for candidate in others {
@@ -102,6 +106,7 @@ impl GraphSession {
             outputs: copied(session.outputs()),
             session,
             provider: provider.name(),
+            is_on_host: provider.is_host(),
             records: provider.records(),
             skipped,
             assignments,
@@ -119,6 +124,11 @@ impl GraphSession {
     /// Name of the provider that it was opened with.
     pub(crate) fn provider(&self) -> &str {
         &self.provider
+    }
+
+    /// Whether the provider is the CPU.
+    pub(crate) fn is_on_host(&self) -> bool {
+        self.is_on_host
     }
 
     /// Those that could not be used.
@@ -212,9 +222,11 @@ fn open(
     })?;
     let assignments = assignment::of(&session).map_err(load_error)?;
     let names = provider.ep_names();
-    // Looking up embeddings is little work wherever it is done.
+    // Looking up embeddings is little work wherever it is done, and what the project's own kernels leave
+    // is where it would be without them.
+    let may_take_none = graph == Graph::EmbedTokens || provider.is_host();
     let takes_any = assignments.iter().any(|assignment| names.contains(&assignment.provider));
-    if !takes_any && graph != Graph::EmbedTokens {
+    if !takes_any && !may_take_none {
         return Err(provider_error(Unavailable {
             cause: format!("it takes no node of {graph}"),
             remedy: "export with a recipe whose operators it has, or let the CPU run this graph",

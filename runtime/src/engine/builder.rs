@@ -77,7 +77,7 @@ impl EngineBuilder {
         self.providers([provider])
     }
 
-    /// Runs each graph on the first of these providers that can run it; an empty list is the CPU.
+    /// Runs each graph on the first of these providers that can run it; an empty list, as by default, is [`Provider::host`].
     /// [`GraphInfo::skipped`](crate::GraphInfo::skipped) tells about those before it. [`Provider::auto`] gives a list that
     /// suits the machine.
     #[must_use]

@@ -10,7 +10,7 @@ use ort::{
 
 use crate::{
     Error,
-    backend::{GraphSession, provider::Provider},
+    backend::GraphSession,
     image::{PaddedViews, PatchGrid, ProcessedImage, View},
 };
 
@@ -86,7 +86,7 @@ impl Vision {
         if let Some(views) = self.fixed_sizes().map(|(views, _)| views) {
             return start..(start + views).min(image.grids.len());
         }
-        let limits = if session.provider() == Provider::Cpu.name() { ON_CPU } else { ELSEWHERE };
+        let limits = if session.is_on_host() { ON_CPU } else { ELSEWHERE };
         let Some(grid) = image.grids.get(start) else { return start..start };
         let equal = image.grids[start..].iter().take_while(|other| *other == grid).count();
         // Always counted from the first of them, so that an image has the same runs each time.

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    CoreMl, Cuda, DirectMl, OpenVino, Plugin, Provider, TensorRt, WebGpu, options::Setting,
+    CoreMl, Cuda, DirectMl, Kernels, OpenVino, Plugin, Provider, TensorRt, WebGpu, options::Setting,
 };
 
 /// From the name and the settings that users write to a provider.
@@ -82,6 +82,14 @@ const USUAL: Descriptor = Descriptor {
 
 static CPU: Descriptor = USUAL;
 
+static KERNELS: Descriptor = Descriptor {
+    name: "kernels",
+    ep_name: "Lfm2VlExecutionProvider",
+    parse: |name, settings| parsed(name, settings).map(Provider::Kernels),
+    default: || Provider::Kernels(Kernels::default()),
+    ..USUAL
+};
+
 static CUDA: Descriptor = Descriptor {
     name: "cuda",
     ep_name: "CUDAExecutionProvider",
@@ -145,8 +153,8 @@ static WEBGPU: Descriptor = Descriptor {
 static PLUGIN: Descriptor = Descriptor { name: "plugin", ..USUAL };
 
 /// Those that are not plugins.
-pub(super) static DESCRIPTORS: [&Descriptor; 7] =
-    [&CPU, &CUDA, &TENSORRT, &COREML, &DIRECTML, &OPENVINO, &WEBGPU];
+pub(super) static DESCRIPTORS: [&Descriptor; 8] =
+    [&CPU, &KERNELS, &CUDA, &TENSORRT, &COREML, &DIRECTML, &OPENVINO, &WEBGPU];
 
 fn owned(settings: Vec<Setting>) -> Vec<(String, String)> {
     settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -190,6 +198,16 @@ impl Described for Cpu {
 
     fn settings(&self) -> Vec<(String, String)> {
         Vec::new()
+    }
+}
+
+impl Described for Kernels {
+    fn descriptor(&self) -> &'static Descriptor {
+        &KERNELS
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        self.settings()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Execution providers: what runs the graphs.
 
 mod descriptor;
+mod kernels;
 mod options;
 mod plugin;
 mod unavailable;
@@ -10,6 +11,7 @@ use std::fmt;
 use lfm2vl_graphs::environment;
 use ort::{environment::Environment, session::builder::SessionBuilder};
 
+pub use kernels::Kernels;
 pub use options::{ComputeUnits, CoreMl, Cuda, DirectMl, ModelFormat, OpenVino, TensorRt, WebGpu};
 pub use plugin::{DeviceKind, Plugin};
 
@@ -23,9 +25,11 @@ use descriptor::{Compiled, DESCRIPTORS, Described, Descriptor};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Provider {
-    /// The CPU.
+    /// The CPU, with ONNX Runtime's own kernels.
     #[default]
     Cpu,
+    /// The CPU, with the project's own kernels for what they are faster at.
+    Kernels(Kernels),
     /// NVIDIA GPUs through CUDA.
     Cuda(Cuda),
     /// NVIDIA GPUs through TensorRT.
@@ -49,8 +53,17 @@ pub struct ProviderError(String);
 
 impl Provider {
     /// Names of the providers, as [`parse`](Self::parse) takes them.
-    pub const NAMES: [&'static str; 8] =
-        ["cpu", "cuda", "tensorrt", "coreml", "directml", "openvino", "webgpu", "plugin:PATH"];
+    pub const NAMES: [&'static str; 9] = [
+        "cpu",
+        "kernels",
+        "cuda",
+        "tensorrt",
+        "coreml",
+        "directml",
+        "openvino",
+        "webgpu",
+        "plugin:PATH",
+    ];
 
     /// A provider by its name, with settings by the names of its options' fields. `plugin:PATH` is
     /// the one in a library or a folder.
@@ -73,6 +86,7 @@ impl Provider {
     fn described(&self) -> &dyn Described {
         match self {
             Provider::Cpu => &descriptor::Cpu,
+            Provider::Kernels(kernels) => kernels,
             Provider::Cuda(options) => options,
             Provider::TensorRt(options) => options,
             Provider::CoreMl(options) => options,
@@ -87,8 +101,9 @@ impl Provider {
         self.described().descriptor()
     }
 
-    /// The providers that this build and the loaded ONNX Runtime library have, besides plugins, with
-    /// default settings. Whether there is a device for them shows when a model is loaded.
+    /// The providers that this build and the loaded ONNX Runtime library have, besides plugins that are
+    /// named by their path, with default settings. Whether there is a device for them shows when a model
+    /// is loaded.
     pub fn available() -> Vec<Provider> {
         let all = DESCRIPTORS.iter().map(|descriptor| (descriptor.default)());
         all.filter(|provider| provider.unavailable().is_none()).collect()
@@ -99,8 +114,20 @@ impl Provider {
     pub fn auto() -> Vec<Provider> {
         let mut providers = Self::available();
         providers.retain(|provider| provider.descriptor().is_automatic);
-        providers.push(Provider::Cpu);
+        providers.extend(Self::host());
         providers
+    }
+
+    /// What runs graphs on the CPU where nothing else is asked for: the project's own kernels where their
+    /// library is beside the program or beside the ONNX Runtime library, else ONNX Runtime's.
+    pub fn host() -> Vec<Provider> {
+        let kernels = Kernels::are_there().then(|| Provider::Kernels(Kernels::default()));
+        kernels.into_iter().chain([Provider::Cpu]).collect()
+    }
+
+    /// Whether graphs run on the CPU.
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self, Provider::Cpu | Provider::Kernels(_))
     }
 
     /// The name, as [`parse`](Self::parse) takes it.
@@ -154,8 +181,12 @@ impl Provider {
                 remedy: "remove it",
             });
         }
-        if let Provider::Plugin(plugin) = self {
-            return plugin.register(environment, builder);
+        match self {
+            Provider::Plugin(plugin) => return plugin.register(environment, builder),
+            Provider::Kernels(kernels) => {
+                return kernels.plugin()?.register(environment, builder);
+            }
+            _ => {}
         }
         let mut compiled: Vec<_> = self.described().compiled().into_iter().collect();
         if let Provider::TensorRt(options) = self {
@@ -181,6 +212,9 @@ impl Provider {
     fn unavailable(&self) -> Option<Unavailable> {
         if matches!(self, Provider::Cpu | Provider::Plugin(_)) {
             return None;
+        }
+        if let Provider::Kernels(kernels) = self {
+            return kernels.plugin().err();
         }
         // Where the library was not loaded yet, ort would look for one itself.
         if let Err(error) = environment() {
@@ -303,6 +337,8 @@ mod tests {
         let Provider::Plugin(Plugin { device, device_index, .. }) = plugin else { panic!() };
         assert_eq!((device, device_index), (Some(DeviceKind::Gpu), Some(1)));
         assert_eq!(settings("cpu", &[]), []);
+        let instructions = [("instructions", "avx2")];
+        assert_eq!(settings("kernels", &instructions), pairs(&instructions));
     }
 
     #[test]
@@ -317,6 +353,6 @@ mod tests {
         assert!(error("plugin:x", "device", "tpu").contains("use cpu, gpu or npu"));
         assert!(error("plugin:x", "device_index", "-1").contains("use 0, 1"));
         let unknown = Provider::parse("rocm", &[]).unwrap_err().to_string();
-        assert!(unknown.contains("'rocm' is not a provider; use cpu, cuda"), "{unknown}");
+        assert!(unknown.contains("'rocm' is not a provider; use cpu, kernels, cuda"), "{unknown}");
     }
 }
