@@ -14,12 +14,16 @@ use lfm2vl_kernels::{Bits, BlockWeights, Instructions, PackedWeights, Serial};
 
 const ROUNDS: usize = 5;
 
-/// (outputs, inputs) of the decoder's and the vision tower's linear layers.
-const SHAPES: [(Bits, usize, &[(usize, usize)]); 4] = [
-    (Bits::Four, 32, &[(4608, 1024), (1024, 4608), (1024, 1024)]),
-    (Bits::Four, 64, &[(4608, 1024), (1024, 4608), (1024, 1024)]),
-    (Bits::Four, 128, &[(4608, 1024), (1024, 4608), (1024, 1024)]),
-    (Bits::Eight, 64, &[(3072, 768), (768, 3072), (768, 768)]),
+/// (outputs, inputs) of the decoder's linear layers.
+const DECODER: [(usize, usize); 3] = [(4608, 1024), (1024, 4608), (1024, 1024)];
+/// (outputs, inputs) of the vision tower's.
+const VISION: [(usize, usize); 3] = [(3072, 768), (768, 3072), (768, 768)];
+/// Their bits and block sizes.
+const FORMATS: [(Bits, usize, [(usize, usize); 3]); 4] = [
+    (Bits::Four, 32, DECODER),
+    (Bits::Four, 64, DECODER),
+    (Bits::Four, 128, DECODER),
+    (Bits::Eight, 64, VISION),
 ];
 
 fn main() {
@@ -38,8 +42,8 @@ fn main() {
     println!();
     println!("| weights | rows | instructions | GB/s of weights | GOP/s |");
     println!("|---|---|---|---|---|");
-    for (bits, block_size, shapes) in SHAPES {
-        for &(outputs, inputs) in shapes {
+    for (bits, block_size, shapes) in FORMATS {
+        for (outputs, inputs) in shapes {
             for rows in [1, 2, 4, 8, 32, 512] {
                 for &instructions in &wanted {
                     let job = Job { outputs, inputs, bits, block_size, rows, instructions };

@@ -172,23 +172,24 @@ unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Ou
             if index + 1 < panel.blocks {
                 multiply(index + 1, &mut totals[(index + 1) % 2]);
             }
-            let totals = &totals[index % 2];
-            for slot in 0..PANEL_GROUPS {
-                let at = index * LANES;
-                let scales = _mm512_loadu_ps(panel.scales[slot].add(at));
-                let points = match panel.points[slot] {
-                    points if points.is_null() => None,
-                    points => Some(_mm512_cvtepi8_epi32(_mm_loadu_si128(points.add(at).cast()))),
-                };
-                let totals = totals.0[slot].as_ptr().cast::<[i32; LANES]>();
-                for (index, row) in range.clone().enumerate() {
-                    let mut total = _mm512_load_si512(totals.add(index).cast());
-                    if let Some(points) = points {
-                        let sum = _mm512_set1_epi32(*rows.sums(row, block));
-                        total = _mm512_sub_epi32(total, _mm512_mullo_epi32(points, sum));
-                    }
-                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*rows.scales(row, block)));
-                    let sum = panel.sums(row).add(slot * LANES);
+            let totals = &mut totals[index % 2];
+            let at = index * LANES;
+            if !panel.points[0].is_null() {
+                subtract_points(panel, rows, range.clone(), index, totals);
+            }
+            let scales = panel.scales.map(|scales| _mm512_loadu_ps(scales.add(at)));
+            let input_scales = rows.scales(range.start, block);
+            // What the tiles of the block after next read comes from the second-level cache.
+            let next = rows.values(range.start, block + 2).cast_const();
+            let [first, second] = totals.0.each_ref().map(|totals| totals.as_ptr().cast::<i32>());
+            let sums = panel.sums(range.start);
+            for row in 0..range.len() {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(row * rows.stride));
+                let input_scale = _mm512_set1_ps(*input_scales.add(row));
+                for (slot, totals) in [first, second].into_iter().enumerate() {
+                    let total = _mm512_load_si512(totals.add(row * LANES).cast());
+                    let scale = _mm512_mul_ps(scales[slot], input_scale);
+                    let sum = sums.add((row * PANEL_GROUPS + slot) * LANES);
                     let total = _mm512_cvtepi32_ps(total);
                     _mm512_store_ps(sum, _mm512_fmadd_ps(total, scale, _mm512_load_ps(sum)));
                 }
@@ -201,6 +202,31 @@ unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Ou
                     let output = to.row(row, panel.group + slot);
                     _mm512_mask_storeu_ps(output, masks[slot], sum);
                 }
+            }
+        }
+    }
+}
+
+/// Subtracts what zero points add to the totals of a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn subtract_points(
+    panel: &Panel,
+    rows: &QuantizedRows,
+    range: Range<usize>,
+    index: usize,
+    totals: &mut Totals,
+) {
+    let sums = rows.sums(range.start, panel.first_block + index);
+    for slot in 0..PANEL_GROUPS {
+        // SAFETY: the caller's.
+        unsafe {
+            let points = panel.points[slot].add(index * LANES);
+            let points = _mm512_cvtepi8_epi32(_mm_loadu_si128(points.cast()));
+            let totals = totals.0[slot].as_mut_ptr().cast::<i32>();
+            for row in 0..range.len() {
+                let total = totals.add(row * LANES).cast();
+                let excess = _mm512_mullo_epi32(points, _mm512_set1_epi32(*sums.add(row)));
+                _mm512_store_si512(total, _mm512_sub_epi32(_mm512_load_si512(total), excess));
             }
         }
     }

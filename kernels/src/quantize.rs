@@ -25,9 +25,11 @@ pub(crate) struct QuantizedRows {
     pub(crate) stride: usize,
     /// [rows, stride].
     pub(crate) values: *mut i8,
-    /// [rows, blocks].
+    /// Rows that there is room for.
+    room: usize,
+    /// [blocks, room].
     pub(crate) scales: *mut f32,
-    /// Sums of the integers of each block, before 128 is added [rows, blocks].
+    /// Sums of the integers of each block, before 128 is added [blocks, room].
     pub(crate) sums: *mut i32,
 }
 
@@ -58,6 +60,7 @@ impl QuantizedRows {
             block_size: weights.block_size(),
             stride,
             values: memory.cast(),
+            room: rows,
             scales,
             sums: scales.wrapping_add(rows * blocks).cast(),
         }
@@ -69,16 +72,16 @@ impl QuantizedRows {
         self.values.wrapping_add(row * self.stride + block * self.block_size)
     }
 
-    /// The scales of a row from one block on.
+    /// The scales of a block from one row on.
     #[inline(always)]
     pub(crate) fn scales(&self, row: usize, block: usize) -> *mut f32 {
-        self.scales.wrapping_add(row * self.blocks + block)
+        self.scales.wrapping_add(block * self.room + row)
     }
 
-    /// The sums of a row from one block on.
+    /// The sums of a block from one row on.
     #[inline(always)]
     pub(crate) fn sums(&self, row: usize, block: usize) -> *mut i32 {
-        self.sums.wrapping_add(row * self.blocks + block)
+        self.sums.wrapping_add(block * self.room + row)
     }
 }
 

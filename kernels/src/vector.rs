@@ -53,14 +53,8 @@ pub(crate) unsafe trait Vector: Copy {
         // Below that the result has fewer digits than a float, and counts as 0.
         const SMALLEST: f32 = -87.0;
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-        const POLYNOMIAL: [f32; 6] = [
-            1.987_569_1e-4,
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ];
+        const POLYNOMIAL: [f32; 6] =
+            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
         // SAFETY: the caller's.
         unsafe {
             // In this order, what is no number stays so.

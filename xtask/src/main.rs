@@ -12,6 +12,7 @@ mod measure_settings;
 mod peak;
 mod setup;
 mod test;
+mod wheel;
 
 use std::{
     path::{Path, PathBuf},
@@ -65,6 +66,12 @@ enum Task {
         #[arg(long, value_name = "DIR", default_value = "demo/gpu-check")]
         out: PathBuf,
     },
+    /// Pack the project's own kernels as the Python package onnxruntime-ep-lfm2vl.
+    Wheel {
+        /// Folder to write it to.
+        #[arg(long, value_name = "DIR", default_value = "demo/wheel")]
+        out: PathBuf,
+    },
     /// Write a random bf16 checkpoint of any shape, for measurements.
     MakeCheckpoint {
         /// The model's config.json.
@@ -116,6 +123,7 @@ fn main() -> ExitCode {
         Task::Bench { repeat, only } => bench::run(repeat, &only),
         Task::BenchImages { repeat } => bench_images::run(repeat),
         Task::GpuCheck { out } => gpu_check::run(&out),
+        Task::Wheel { out } => wheel::run(&out).map(|wheel| println!("{}", wheel.display())),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),
         Task::MeasureExport { checkpoint, precision, repeat } => {
             measure_export::run(&checkpoint, &precision, repeat)

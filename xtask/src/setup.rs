@@ -108,7 +108,7 @@ pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
 }
 
 /// A file that a build for release has made.
-fn release_file(name: &str) -> Result<PathBuf> {
+pub(crate) fn release_file(name: &str) -> Result<PathBuf> {
     // This program is in the `debug` folder of the target directory; its neighbour is `release`.
     let this = std::env::current_exe()?;
     let target = this.ancestors().nth(2).context("xtask runs outside a target folder")?;

@@ -5,6 +5,7 @@ mod community;
 mod conversation;
 mod engine;
 mod export_program;
+mod kernels;
 mod load;
 mod other_programs;
 mod precisions;

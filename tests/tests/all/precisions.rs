@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lfm2vl::{Engine, EngineBuilder};
+use lfm2vl::{Engine, EngineBuilder, Provider};
 use lfm2vl_graphs::{Method, Precision, Recipe, TiedWeights};
 use lfm2vl_tests::{
     answer, copy_folder, export_with, fail, program, sample_questions, succeed, testdata,
@@ -20,7 +20,9 @@ fn answers_stay_what_they_are_in_float32() {
         (Precision::Q4, 0.95),
         (Precision::Q4F16, 0.95),
     ] {
-        let engine = Engine::builder(&folder).precision(Some(precision)).build().unwrap();
+        // The shares were measured with ONNX Runtime's kernels; ours differ at ties only, as `kernels` tests.
+        let builder = Engine::builder(&folder).provider(Provider::Cpu);
+        let engine = builder.precision(Some(precision)).build().unwrap();
         let same = questions.iter().filter(|q| answer(&engine, q).text == q["answer"]).count();
         let share = same as f64 / questions.len() as f64;
         println!("{precision:<6} {same} of {} answers unchanged", questions.len());

@@ -193,7 +193,8 @@ fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partitio
 #[test]
 fn the_cpu_takes_all_as_predicted() {
     for recipe in Recipe::BUILTIN {
-        for info in Engine::builder(tiny_shapes(recipe)).build().unwrap().graphs() {
+        let plain = Engine::builder(tiny_shapes(recipe)).provider(Provider::Cpu);
+        for info in plain.build().unwrap().graphs() {
             let [all] = info.assignments.as_slice() else { panic!("{recipe} {:?}", info) };
             assert_eq!(all.provider, "CPUExecutionProvider", "{recipe}");
         }
