@@ -21,6 +21,7 @@ parser.add_argument("decoder")
 parser.add_argument("--embed-tokens")
 parser.add_argument("--instructions", action="append")
 parser.add_argument("--new-tokens", type=int, default=24)
+parser.add_argument("--head-size", type=int, help="where the graph does not say it")
 parser.add_argument("--no-prepacking", action="store_true")
 args = parser.parse_args()
 
@@ -46,7 +47,9 @@ def generate(session):
     """The tokens, and the logits of the prompt's last one."""
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = [value.name for value in session.get_outputs()]
-    empty = lambda value: [1 if i == 0 else 0 if isinstance(d, str) else d for i, d in enumerate(value.shape)]
+    sizes = {"kv_cache_dim": args.head_size}
+    size = lambda axis, d: 1 if axis == 0 else d if isinstance(d, int) else sizes.get(d, 0)
+    empty = lambda value: [size(axis, d) for axis, d in enumerate(value.shape)]
     state = {name: np.zeros(empty(v), TYPES[v.type]) for name, v in inputs.items() if name.startswith("past")}
     ids, seen, tokens, first = np.array([PROMPT]), 0, [], None
     while len(tokens) < args.new_tokens:
@@ -60,9 +63,7 @@ def generate(session):
         if "position_ids" in inputs:
             feed["position_ids"] = np.arange(seen - ids.shape[1], seen)[None]
         result = dict(zip(outputs, session.run(None, feed)))
-        state = {
-            name: result[name.replace("past_key_values", "present").replace("past_conv", "present_conv")] for name in state
-        }
+        state = {name: result[name.replace("past_key_values", "present").replace("past", "present")] for name in state}
         logits = result["logits"][0, -1]
         first = logits if first is None else first
         tokens.append(int(logits.argmax()))

@@ -19,6 +19,9 @@ pub(crate) fn run() -> Result<()> {
         {
             tests.env(variable, setup::plugin(name)?);
         }
+        tests.env("LFM2VL_WHEEL", setup::kernels_package()?);
+        tests.env("LFM2VL_OLDEST_ORT", setup::old_onnxruntime("oldest")?);
+        tests.env("LFM2VL_OLDER_ORT", setup::old_onnxruntime("older")?);
     }
     if let Some(packages) = setup::node_packages()? {
         tests.env("LFM2VL_NODE", packages);

@@ -1,14 +1,20 @@
 //! The project's own kernels: in the runtime, and as a package that any ONNX Runtime loads.
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use lfm2vl::{
     Completion, Conversation, Engine, GenerationOptions, GraphInfo, Kernels, Provider,
     chat::Message,
 };
 use lfm2vl_graphs::{Graph, Precision};
 use lfm2vl_tests::{
-    program, sample_images, sample_questions, succeed, tiny_shapes, tiny_shapes_in_all_precisions,
+    fail, program, python, root, sample_images, sample_questions, succeed, testdata, tiny_shapes,
+    tiny_shapes_in_all_precisions,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NAME: &str = "Lfm2VlExecutionProvider";
 
@@ -119,4 +125,80 @@ fn they_are_the_default_on_the_cpu() {
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains(&format!("nodes on {NAME}:")), "{text}");
     assert!(!text.contains("warning"), "{text}");
+}
+
+/// A script of `tests/python` with the package that `cargo xtask test` has built and installed, and
+/// perhaps another ONNX Runtime; nothing where there is none for the platform.
+fn packaged(script: &str, onnxruntime: Option<&str>) -> Option<Command> {
+    let Some(package) = std::env::var_os("LFM2VL_WHEEL") else {
+        eprintln!("not tested: LFM2VL_WHEEL is not set; run cargo xtask test");
+        return None;
+    };
+    let others = std::env::var_os("PYTHONPATH").unwrap_or_else(|| root().join(".python").into());
+    let onnxruntime = onnxruntime.map(|name| std::env::var_os(name).expect("it is set as well"));
+    let paths = onnxruntime.into_iter().chain([package]).map(PathBuf::from);
+    let paths = paths.chain(std::env::split_paths(&others));
+    let mut command = python(script);
+    command.env("PYTHONPATH", std::env::join_paths(paths).unwrap());
+    Some(command)
+}
+
+fn report(command: &mut Command) -> Value {
+    serde_json::from_slice(&succeed(command).stdout).unwrap()
+}
+
+#[test]
+fn operators_of_the_package_give_what_onnx_runtime_gives() {
+    for (onnxruntime, version) in [(None, "1.32"), (Some("LFM2VL_OLDEST_ORT"), "1.24")] {
+        let Some(mut command) = packaged("provider_operators.py", onnxruntime) else { return };
+        let report = report(&mut command);
+        assert!(report["onnxruntime"].as_str().unwrap().starts_with(version), "{report}");
+        let differences = |key: &str| report[key].as_object().unwrap().clone();
+        assert_eq!(differences("products").len(), 20);
+        for (format, difference) in differences("products") {
+            assert!(difference.as_f64().unwrap() < 2e-6, "{format} {difference}");
+        }
+        for (case, difference) in differences("attention") {
+            // ONNX Runtime adds -10,000 where no key is seen, which takes digits from the scores.
+            let bar = if case == "no keys" { 1e-3 } else { 2e-6 };
+            assert!(difference.as_f64().unwrap() < bar, "{case} {difference}");
+        }
+        assert_eq!(report["not_a_number"], json!([false, true, false]));
+        assert_eq!(report["wrongly_taken"], json!([]));
+    }
+}
+
+#[test]
+fn an_older_onnx_runtime_is_refused() {
+    let older = Some("LFM2VL_OLDER_ORT");
+    let Some(mut command) = packaged("provider_operators.py", older) else { return };
+    let error = fail(&mut command);
+    assert!(error.contains("needs ONNX Runtime 1.24 or newer, this is 1.23"), "{error}");
+}
+
+#[test]
+fn the_package_runs_exported_decoders_and_those_of_others() {
+    let folder = tiny_shapes_in_all_precisions().join("onnx");
+    let check = |decoder: &Path, arguments: &[&str], share: f64, bar: f64| {
+        let Some(mut command) = packaged("provider_wheel.py", None) else { return };
+        let report = report(command.arg(decoder).args(arguments));
+        let best = &report["best"];
+        assert_eq!(best["tokens"], report["plain"], "{}", decoder.display());
+        assert!(best["difference"].as_f64().unwrap() < bar, "{best}");
+        let nodes = |name: &str| best["nodes"][name].as_f64().unwrap();
+        let (taken, left) = (nodes(NAME), nodes("CPUExecutionProvider"));
+        println!("{}: {taken} nodes of {}", decoder.display(), taken + left);
+        assert!(taken / (taken + left) > share, "{best}");
+    };
+    for (suffix, embedding) in [("q4", "q4"), ("quantized", "quantized")] {
+        let embedding = folder.join(format!("embed_tokens_{embedding}.onnx"));
+        let arguments = ["--embed-tokens", embedding.to_str().unwrap()];
+        let decoder = folder.join(format!("decoder_model_merged_{suffix}.onnx"));
+        check(&decoder, &arguments, 0.15, 1e-5);
+    }
+    // By the model builder of onnxruntime-genai; `testdata/README.md` tells how.
+    let genai = testdata("genai-int4").join("model.onnx");
+    check(&genai, &["--head-size", "32"], 0.25, 1e-5);
+    // Without packing ahead ONNX Runtime does not round inputs, so only the tokens are the same.
+    check(&genai, &["--head-size", "32", "--no-prepacking"], 0.25, 0.02);
 }

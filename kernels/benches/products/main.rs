@@ -4,6 +4,8 @@
 //! Every thread has weights of its own, more than the caches hold, so that one row's products read from
 //! memory as a token does. Medians of several rounds.
 
+mod peak;
+
 use std::{
     hint::black_box,
     sync::Barrier,
@@ -14,16 +16,21 @@ use lfm2vl_kernels::{Bits, BlockWeights, Instructions, PackedWeights, Serial};
 
 const ROUNDS: usize = 5;
 
-/// (outputs, inputs) of the decoder's linear layers.
+/// Linear layers of one kind.
+struct Layers {
+    bits: Bits,
+    block_size: usize,
+    /// (outputs, inputs).
+    shapes: [(usize, usize); 3],
+}
+
 const DECODER: [(usize, usize); 3] = [(4608, 1024), (1024, 4608), (1024, 1024)];
-/// (outputs, inputs) of the vision tower's.
 const VISION: [(usize, usize); 3] = [(3072, 768), (768, 3072), (768, 768)];
-/// Their bits and block sizes.
-const FORMATS: [(Bits, usize, [(usize, usize); 3]); 4] = [
-    (Bits::Four, 32, DECODER),
-    (Bits::Four, 64, DECODER),
-    (Bits::Four, 128, DECODER),
-    (Bits::Eight, 64, VISION),
+const LAYERS: [Layers; 4] = [
+    Layers { bits: Bits::Four, block_size: 32, shapes: DECODER },
+    Layers { bits: Bits::Four, block_size: 64, shapes: DECODER },
+    Layers { bits: Bits::Four, block_size: 128, shapes: DECODER },
+    Layers { bits: Bits::Eight, block_size: 64, shapes: VISION },
 ];
 
 fn main() {
@@ -39,10 +46,15 @@ fn main() {
         .collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     println!("{threads} threads; reading memory: {:.1} GB/s", memory_speed(threads) / 1e9);
+    for &instructions in &wanted {
+        if let Some(peak) = peak::operations(instructions, threads) {
+            println!("{instructions}: at most {:.0} GOP/s", peak / 1e9);
+        }
+    }
     println!();
     println!("| weights | rows | instructions | GB/s of weights | GOP/s |");
     println!("|---|---|---|---|---|");
-    for (bits, block_size, shapes) in FORMATS {
+    for Layers { bits, block_size, shapes } in LAYERS {
         for (outputs, inputs) in shapes {
             for rows in [1, 2, 4, 8, 32, 512] {
                 for &instructions in &wanted {
