@@ -4,6 +4,7 @@ mod bench;
 mod bench_images;
 mod demo;
 mod gpu_check;
+mod install;
 mod make_checkpoint;
 mod measure_blocks;
 mod measure_export;
@@ -38,6 +39,12 @@ enum Task {
         /// That provider: ggml, openvino or webgpu.
         #[arg(long, value_name = "NAME")]
         provider: Option<String>,
+    },
+    /// Install the programs, and the project's own kernels beside them.
+    Install {
+        /// Folder whose `bin` they go to, if not cargo's own.
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
     },
     /// Export the sample checkpoint, check it, and ask it questions about the sample images.
     Demo,
@@ -118,6 +125,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup { provider } => set_up(provider.as_deref()),
+        Task::Install { root } => install::run(root.as_deref()),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Bench { repeat, only } => bench::run(repeat, &only),

@@ -147,10 +147,15 @@ pub(crate) fn onnxruntime() -> Result<PathBuf> {
 
 /// The library of the project's own kernels, built and put beside ONNX Runtime's, where programs find it.
 pub(crate) fn kernels() -> Result<PathBuf> {
-    let beside = onnxruntime()?;
+    onnxruntime()?;
+    kernels_into(&folder(".onnxruntime"))
+}
+
+/// The same library, put into a folder.
+pub(crate) fn kernels_into(folder: &Path) -> Result<PathBuf> {
     build_release(&["--package", "lfm2vl-provider"])?;
     let name = format!("{DLL_PREFIX}onnxruntime_providers_lfm2vl{DLL_SUFFIX}");
-    let library = beside.with_file_name(&name);
+    let library = folder.join(&name);
     // Under another name first: a program may have the old one loaded.
     let new = library.with_extension("new");
     fs::copy(release_file(&name)?, &new)?;

@@ -39,6 +39,8 @@ const OURS: [(&str, &str); 4] = [
     ("ours, 4-bit block 128", "bits: 4, block_size: 128, symmetric: false, activations: int8"),
     ("ours, 8-bit inputs", "bits: 8, block_size: 32, symmetric: true, activations: tensor"),
 ];
+/// The one that is run with ONNX Runtime's own kernels, too.
+const WITHOUT_KERNELS: &str = "ours, 4-bit block 64";
 /// Of vision in all of them.
 const VISION: &str = "exceptions: [{modules: vision_tower.*, bits: 8, symmetric: true}, \
                       {modules: multi_modal_projector.*, bits: 8, symmetric: true}]";
@@ -51,11 +53,17 @@ pub(super) fn ours(
     threads: usize,
 ) -> Result<Vec<Contender>> {
     fs::create_dir_all(folder)?;
-    OURS.into_iter()
-        .map(|(name, quantization)| {
-            export(programs, name, quantization, checkpoint, folder, threads)
-        })
-        .collect()
+    let mut contenders = Vec::new();
+    for (name, quantization) in OURS {
+        let model = export(programs, name, quantization, checkpoint, folder)?;
+        contenders.push(with_kernels(programs, name, &model, "kernels", threads)?);
+        // What the kernels are compared with, on the very same files.
+        if name == WITHOUT_KERNELS {
+            let name = format!("{name}, plain ONNX Runtime");
+            contenders.push(with_kernels(programs, &name, &model, "cpu", threads)?);
+        }
+    }
+    Ok(contenders)
 }
 
 /// Our exports of a checkpoint, and its peers.
@@ -98,8 +106,7 @@ fn export(
     quantization: &str,
     checkpoint: &Path,
     folder: &Path,
-    threads: usize,
-) -> Result<Contender> {
+) -> Result<PathBuf> {
     let stem = stem(name);
     let (recipe, model) = (folder.join(format!("{stem}.yaml")), folder.join(stem));
     let text = format!(
@@ -111,11 +118,24 @@ fn export(
     command.arg(checkpoint).arg("-o").arg(&model).args(["--force", "--precision", "q4"]);
     let output = command.arg("--recipe").arg(&recipe).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(model)
+}
+
+/// An export with the kernels of a provider.
+fn with_kernels(
+    programs: &setup::Programs,
+    name: &str,
+    model: &Path,
+    provider: &'static str,
+    threads: usize,
+) -> Result<Contender> {
     let weights = fs::metadata(model.join("onnx/decoder_model_merged_q4.onnx_data"))?.len();
     let (program, library) = (programs.path("lfm2vl")?, programs.clone());
+    let model = model.to_owned();
     let start = move || {
         let mut command = library.beside(Command::new(&program));
         command.arg("bench").arg(&model).args(["--json", "--threads", &threads.to_string()]);
+        command.args(["--provider", provider]);
         Ok(command)
     };
     Ok(Contender {
