@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import platform
 import re
 import resource
 import shutil
@@ -61,6 +62,9 @@ def setup():
     cmake = tools / "bin" / "cmake"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
     options += ["-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF"]
+    # Where the compiler may use AMX, llama-bench of this version ends with a segmentation fault in it.
+    no_amx = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() == "x86_64" else ""
+    options += [f"-DCMAKE_C_FLAGS={no_amx}", f"-DCMAKE_CXX_FLAGS={no_amx}"]
     build = args.folder / "build"
     subprocess.run([cmake, "-G", "Ninja", "-B", build, "-S", source, *options], check=True, env=environment)
     subprocess.run([cmake, "--build", build, "--target", *PROGRAMS], check=True, env=environment)

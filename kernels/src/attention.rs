@@ -3,7 +3,9 @@
 //!
 //! Keys and values of a head are brought together once; then a few queries at a time meet a block of
 //! keys at a time, with a running maximum and sum of exponentials (Milakov and Gimelshein, "Online
-//! normalizer calculation for softmax", 2018), so that scores stay in the cache.
+//! normalizer calculation for softmax", 2018), so that scores stay in the cache. A query's output does not
+//! depend on other queries; the last digits differ from instructions to instructions, which sum as many
+//! numbers at a time as their vectors have.
 
 use std::cell::Cell;
 
@@ -48,7 +50,7 @@ impl Attention {
     ///
     /// `query` is [batch, queries, heads * head_size], `key` [batch, keys, heads * head_size], `value`
     /// [batch, keys, heads * value_size], `output` [batch, queries, heads * value_size]. `mask`
-    /// [batch, keys] is 0 for keys that are not seen; a sequence that sees none sees all, as with
+    /// [batch, keys] is above 0 for keys that are seen; a sequence that sees none sees all, as with
     /// ONNX Runtime, which lowers their scores instead. Without keys the output is 0.
     ///
     /// # Panics
@@ -66,11 +68,16 @@ impl Attention {
         threads: &dyn Threads,
     ) {
         let (batch, queries, keys) = (self.batch, self.queries, self.keys);
-        assert_eq!(query.len(), batch * queries * self.heads * self.head_size, "queries");
-        assert_eq!(key.len(), batch * keys * self.heads * self.head_size, "keys");
-        assert_eq!(value.len(), batch * keys * self.heads * self.value_size, "values");
-        assert_eq!(output.len(), batch * queries * self.heads * self.value_size, "outputs");
-        assert!(mask.is_none_or(|mask| mask.len() == batch * keys), "a mask for each key");
+        let is_size = |len: usize, sizes: [usize; 4]| {
+            let product = sizes.into_iter().try_fold(1usize, usize::checked_mul);
+            product == Some(len)
+        };
+        let (heads, head_size, value_size) = (self.heads, self.head_size, self.value_size);
+        assert!(is_size(query.len(), [batch, queries, heads, head_size]), "queries");
+        assert!(is_size(key.len(), [batch, keys, heads, head_size]), "keys");
+        assert!(is_size(value.len(), [batch, keys, heads, value_size]), "values");
+        assert!(is_size(output.len(), [batch, queries, heads, value_size]), "outputs");
+        assert!(mask.is_none_or(|mask| is_size(mask.len(), [batch, keys, 1, 1])), "a mask of keys");
         assert!(instructions.are_available(), "this processor has no {instructions}");
         if keys == 0 {
             return output.fill(0.0);
@@ -160,9 +167,9 @@ impl Job<'_> {
             None => (0..sizes.keys).collect(),
             Some(mask) => {
                 let mask = &mask[part.sequence * sizes.keys..][..sizes.keys];
-                match mask.iter().all(|&is_seen| is_seen == 0) {
-                    true => (0..sizes.keys).collect(),
-                    false => (0..sizes.keys).filter(|&key| mask[key] != 0).collect(),
+                match mask.iter().any(|&is_seen| is_seen > 0) {
+                    true => (0..sizes.keys).filter(|&key| mask[key] > 0).collect(),
+                    false => (0..sizes.keys).collect(),
                 }
             }
         };

@@ -277,7 +277,7 @@ unsafe fn few<D: Dot, const M: usize>(
         let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
         if let Some(bias) = to.bias(group) {
             for half in 0..HALVES {
-                let bias = _mm256_maskload_ps(bias.add(half * HALF), masks[half]);
+                let bias = _mm256_maskload_ps(bias.wrapping_add(half * HALF), masks[half]);
                 for sums in &mut sums {
                     sums[half] = bias;
                 }

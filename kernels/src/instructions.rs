@@ -12,7 +12,7 @@ pub enum Instructions {
     Avx2,
     /// AVX2 with FMA and AVX-VNNI, whose sums of four products are one instruction.
     AvxVnni,
-    /// AVX-512 (F, BW, VL) with VNNI.
+    /// AVX-512 (F, BW, VL, DQ) with VNNI.
     Avx512Vnni,
     /// AVX-512 with VNNI, and AMX's tiles of 8-bit integers for many rows.
     Amx,

@@ -21,9 +21,11 @@
 //! assert_eq!(output, [8.0, 16.0]);
 //! ```
 //!
-//! What runs is chosen by [`Instructions`], from plain Rust to AVX-512 and AMX. All give the same
-//! bits, for one row of inputs and for many: integers are summed exactly, and what is computed in
+//! What runs is chosen by [`Instructions`], from plain Rust to AVX-512 and AMX. Products are the same
+//! bits with all of them, for one row of inputs and for many: integers are summed exactly, and what is computed in
 //! floating point is computed in one order. Processors other than x86 run the plain code.
+//!
+//! [`Attention`] of many queries, in 32-bit floats, is the other thing that takes time in vision.
 //!
 //! Threads are the caller's: [`Threads`].
 

@@ -207,7 +207,7 @@ impl Job<'_> {
             return self.few::<K>(threads);
         }
         // As many rows at a time as stay in the cache, evenly.
-        let most = (ROWS_BYTES / self.weights.inputs()).max(K::TILE_ROWS);
+        let most = (ROWS_BYTES / QuantizedRows::stride(self.weights)).max(K::TILE_ROWS);
         let pieces = self.rows.div_ceil(most);
         for piece in 0..pieces {
             let start = self.rows * piece / pieces;

@@ -10,6 +10,8 @@
 //! - 8 bits: the integers less 128, as i8; what unsigned inputs add to a block's sum, `-128 * sum`
 //!   [blocks, 16] i32; and zero points less 128, [blocks, 16] i8, if there are any.
 
+use std::mem::MaybeUninit;
+
 use crate::{
     Bits, BlockWeights, Threads, WeightsError,
     buffer::{Buffer, LINE},
@@ -67,7 +69,7 @@ impl PackedWeights {
                         start.write_bytes(0, record.len);
                     }
                     start.add(record.end).write_bytes(0, record.len - record.end);
-                    std::slice::from_raw_parts_mut(start, record.len)
+                    std::slice::from_raw_parts_mut(start.cast::<MaybeUninit<u8>>(), record.len)
                 };
                 for lane in 0..rows {
                     pack_row(weights, group * LANES + lane, lane, &record, bytes);
@@ -142,7 +144,7 @@ fn pack_row(
     row: usize,
     lane: usize,
     record: &Record,
-    bytes: &mut [u8],
+    bytes: &mut [MaybeUninit<u8>],
 ) {
     // Bytes less 128, of which the upper bit is another.
     let flip = match weights.bits {
@@ -155,20 +157,24 @@ fn pack_row(
         let vectors = bytes[block * words * LINE..].chunks_exact_mut(LINE);
         for (vector, word) in vectors.zip(values.chunks_exact(4)) {
             let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]) ^ flip;
-            vector[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
+            write(&mut vector[4 * lane..], word.to_le_bytes());
         }
         let at = block * LANES + lane;
-        let scale = record.scales + 4 * at;
-        bytes[scale..scale + 4].copy_from_slice(&weights.scale(row, block).to_le_bytes());
+        write(&mut bytes[record.scales + 4 * at..], weights.scale(row, block).to_le_bytes());
         if weights.bits == Bits::Eight {
             let sum: i32 = values.iter().map(|&value| i32::from(value)).sum();
             let sum = sum - 128 * values.len() as i32;
-            let offset = record.offsets + 4 * at;
-            bytes[offset..offset + 4].copy_from_slice(&(-128 * sum).to_le_bytes());
+            write(&mut bytes[record.offsets + 4 * at..], (-128 * sum).to_le_bytes());
         }
         if record.points > 0 {
-            bytes[record.points + at] = weights.zero_point(row, block) ^ flip as u8;
+            write(&mut bytes[record.points + at..], [weights.zero_point(row, block) ^ flip as u8]);
         }
+    }
+}
+
+fn write<const N: usize>(to: &mut [MaybeUninit<u8>], bytes: [u8; N]) {
+    for (to, byte) in to[..N].iter_mut().zip(bytes) {
+        to.write(byte);
     }
 }
 

@@ -33,7 +33,7 @@ unsafe impl Kernels for Portable {
             let magnitude = part.iter().map(|x| x.abs().to_bits()).max();
             let (scale, factor) = scale(magnitude.unwrap_or_default());
             // SAFETY: the row has this block.
-            let values = unsafe { slice::from_raw_parts_mut(to.values(row, block), to.block_size) };
+            let values = unsafe { written(to.values(row, block), to.block_size) };
             let mut sum = 0;
             for column in 0..to.block_size {
                 let x = part.get(column).copied().unwrap_or_default();
@@ -87,11 +87,10 @@ unsafe impl Kernels for Portable {
         let (bytes, values, offsets) = unsafe {
             (
                 slice::from_raw_parts(weights.group(group), record.len),
-                slice::from_raw_parts_mut(values, blocks.len() * size * LANES),
-                slice::from_raw_parts_mut(offsets, blocks.len() * LANES),
+                written(values, blocks.len() * size * LANES),
+                written(offsets, blocks.len() * LANES),
             )
         };
-        offsets.fill(0);
         for (index, block) in blocks.enumerate() {
             for lane in 0..LANES {
                 let at = block * LANES + lane;
@@ -153,6 +152,15 @@ unsafe impl Kernels for Portable {
                 }
             }
         }
+    }
+}
+
+/// Memory without content, as zeros.
+unsafe fn written<'a, T>(start: *mut T, len: usize) -> &'a mut [T] {
+    // SAFETY: the caller's; `T` is an integer.
+    unsafe {
+        start.write_bytes(0, len);
+        slice::from_raw_parts_mut(start, len)
     }
 }
 

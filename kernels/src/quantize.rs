@@ -40,7 +40,7 @@ unsafe impl Sync for QuantizedRows {}
 
 impl QuantizedRows {
     /// From row to row, in bytes.
-    fn stride(weights: &PackedWeights) -> usize {
+    pub(crate) fn stride(weights: &PackedWeights) -> usize {
         let padded = (weights.blocks() * weights.block_size()).next_multiple_of(LINE);
         if (padded / LINE).is_multiple_of(2) { padded + LINE } else { padded }
     }

@@ -3,10 +3,15 @@
 use std::{
     num::NonZero,
     sync::atomic::{AtomicUsize, Ordering},
+    thread::Builder,
 };
 
 /// Threads that share work.
-pub trait Threads {
+///
+/// # Safety
+/// [`run`](Self::run) calls its function exactly once for each number below the given one and for no
+/// other, and returns after that: parts write to memory of their own without looking.
+pub unsafe trait Threads {
     /// How many there are, at least 1.
     fn count(&self) -> usize;
 
@@ -19,7 +24,8 @@ pub trait Threads {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Serial;
 
-impl Threads for Serial {
+// SAFETY: a range has each number once.
+unsafe impl Threads for Serial {
     fn count(&self) -> usize {
         1
     }
@@ -48,7 +54,8 @@ impl Scoped {
     }
 }
 
-impl Threads for Scoped {
+// SAFETY: a counter gives each number once, and the scope waits for its threads.
+unsafe impl Threads for Scoped {
     fn count(&self) -> usize {
         self.count.get()
     }
@@ -66,7 +73,10 @@ impl Threads for Scoped {
         };
         std::thread::scope(|scope| {
             for _ in 1..self.count.get().min(parts) {
-                scope.spawn(take);
+                // Where the system gives no more threads, those that there are do the work.
+                if Builder::new().spawn_scoped(scope, take).is_err() {
+                    break;
+                }
             }
             take();
         });

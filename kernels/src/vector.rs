@@ -50,7 +50,7 @@ pub(crate) unsafe trait Vector: Copy {
     /// reduction to half of ln 2.)
     #[inline(always)]
     unsafe fn exp_of_negative(self) -> Self {
-        // Below that the result has fewer digits than a float, and counts as 0.
+        // Below that the result would have fewer digits than a float; 1.6e-38 is as good as 0.
         const SMALLEST: f32 = -87.0;
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         const POLYNOMIAL: [f32; 6] =

@@ -121,7 +121,8 @@ impl BlockWeights<'_> {
         if !block_size.is_power_of_two() || !(16..=65_536).contains(&block_size) {
             return Err(WeightsError::BlockSize(block_size));
         }
-        // Products of these are far below what a pointer can address.
+        // Products of these, in bytes, are far below what a pointer of 64 bits can address.
+        const _: () = assert!(usize::BITS >= 64, "weights are counted with 64 bits");
         let limit = 1 << 24;
         if !(1..=limit).contains(&outputs) || !(1..=limit).contains(&inputs) {
             return Err(WeightsError::Size { outputs, inputs });

@@ -22,7 +22,10 @@ def get_library_path() -> str:
         "libonnxruntime_providers_lfm2vl.dylib",
         "onnxruntime_providers_lfm2vl.dll",
     ]
-    return str(next(folder / name for name in names if (folder / name).is_file()))
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise FileNotFoundError(f"{folder} has none of {', '.join(names)}; install the package again")
 
 
 def get_ep_name() -> str:

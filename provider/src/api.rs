@@ -48,7 +48,10 @@ impl Api {
                 return Err(create(OrtErrorCode::ORT_NOT_IMPLEMENTED, message.as_ptr().cast()));
             }
             let ep = ((*ort).GetEpApi)().cast();
-            API.get_or_init(|| Api { ort, ep });
+            if API.get_or_init(|| Api { ort, ep }).ort != ort {
+                let message = c"the lfm2vl provider is in use by another ONNX Runtime library of this process; load a copy of its file";
+                return Err(((*ort).CreateStatus)(OrtErrorCode::ORT_FAIL, message.as_ptr()));
+            }
         }
         Ok(())
     }

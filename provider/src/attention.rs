@@ -30,8 +30,9 @@ const QUERY: usize = 0;
 const KEY: usize = 1;
 const VALUE: usize = 2;
 const MASK: usize = 4;
-/// The others: a bias, a bias of scores, earlier keys and values, and more that newer versions have.
-const OTHERS: [usize; 5] = [3, 5, 6, 7, 8];
+/// A bias, and from the second on a bias of scores, earlier keys and values, and what newer versions add.
+const BIAS: usize = 3;
+const FIRST_OTHER: usize = 5;
 
 /// Whether the kernel computes what the node asks for.
 pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
@@ -41,7 +42,8 @@ pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
         // Masked keys count for nothing here, which is the same for a value as low as the default.
         || node.has_attribute(c"mask_filter_value")?
         || node.outputs()? != 1
-        || OTHERS.iter().any(|&input| node.has_input(input))
+        || node.has_input(BIAS)
+        || node.has_input_from(FIRST_OTHER)
     {
         return Ok(false);
     }

@@ -23,9 +23,6 @@ pub struct Factory {
     table: FactoryTable<Factory>,
 }
 
-// SAFETY: it holds functions only.
-unsafe impl Send for Factory {}
-
 impl Factory {
     pub(crate) fn new() -> Self {
         Factory {

@@ -4,7 +4,7 @@
 use std::{
     ffi::{CStr, c_int, c_void},
     ptr,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use lfm2vl_kernels::{Bits, BlockWeights, Instructions, PackedWeights, Scoped};
@@ -39,6 +39,9 @@ const BIAS: usize = 5;
 /// The accuracy level that lets inputs be rounded to 8 bits.
 const INT8_INPUTS: i64 = 4;
 
+/// In larger blocks ONNX Runtime does not round inputs.
+const LARGEST_BLOCK: usize = 256;
+
 /// Whether the kernel computes what the node asks for.
 pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
     if !node.is(OPERATOR.name, OPERATOR.domain)?
@@ -60,6 +63,7 @@ pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
     let (outputs, inputs, block_size) = (size(c"N")?, size(c"K")?, size(c"block_size")?);
     Ok(has_types
         && Bits::new(node.int(c"bits", 4)?).is_some()
+        && block_size <= LARGEST_BLOCK
         && BlockWeights::check_sizes(outputs, inputs, block_size).is_ok())
 }
 
@@ -76,6 +80,7 @@ struct MatMul {
     block_size: usize,
     /// Packed before the first run, or in it where the session does not pack ahead.
     weights: OnceLock<PackedWeights>,
+    packing: Mutex<()>,
 }
 
 pub(crate) unsafe extern "system" fn create(
@@ -117,6 +122,7 @@ pub(crate) unsafe extern "system" fn create(
             bits,
             block_size,
             weights: OnceLock::new(),
+            packing: Mutex::new(()),
         });
         // SAFETY: ONNX Runtime's.
         unsafe { *out = Box::into_raw(kernel).cast() };
@@ -169,6 +175,11 @@ unsafe extern "system" fn compute(
 impl MatMul {
     /// The packed weights, which are packed on the first call.
     fn packed(&self) -> Result<&PackedWeights, OrtStatusPtr> {
+        if let Some(packed) = self.weights.get() {
+            return Ok(packed);
+        }
+        // One at a time, and only once.
+        let _packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.weights.get() {
             return Ok(packed);
         }

@@ -92,15 +92,23 @@ impl Node {
         self.input(index).is_some()
     }
 
-    /// Whether an input never changes.
+    /// Whether there is any input from that one on.
+    pub(crate) fn has_input_from(&self, index: usize) -> bool {
+        self.inputs.iter().skip(index).any(|input| !input.is_null())
+    }
+
+    /// Whether an input never changes, and belongs to the node's own graph: kernels are not given the
+    /// constants of a graph around theirs.
     pub(crate) fn is_constant(&self, index: usize) -> Result<bool, OrtStatusPtr> {
         let Some(input) = self.input(index) else { return Ok(false) };
-        let mut is_constant = false;
+        let ort = Api::get().ort;
+        let (mut is_constant, mut is_outer) = (false, false);
         // SAFETY: ONNX Runtime's.
-        check(unsafe {
-            ((*Api::get().ort).ValueInfo_IsConstantInitializer)(input, &mut is_constant)
-        })?;
-        Ok(is_constant)
+        unsafe {
+            check(((*ort).ValueInfo_IsConstantInitializer)(input, &mut is_constant))?;
+            check(((*ort).ValueInfo_IsFromOuterScope)(input, &mut is_outer))?;
+        }
+        Ok(is_constant && !is_outer)
     }
 
     /// What an input's elements are, where it is a tensor of a known type.

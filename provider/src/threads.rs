@@ -18,7 +18,8 @@ use crate::{api::Api, status};
 /// The threads of one run of a session.
 pub(crate) struct SessionThreads(pub(crate) *const OrtKernelContext);
 
-impl Threads for SessionThreads {
+// SAFETY: ONNX Runtime calls the function once for each number, and waits.
+unsafe impl Threads for SessionThreads {
     /// What ONNX Runtime does not tell: at most the processors that there are.
     fn count(&self) -> usize {
         static COUNT: LazyLock<usize> =
@@ -49,7 +50,11 @@ impl Threads for SessionThreads {
             let task = ptr::from_ref(&task).cast_mut().cast();
             ((*Api::get().ort).KernelContext_ParallelFor)(self.0, call, parts, 0, task)
         };
-        assert!(status::check(done).is_ok(), "ONNX Runtime shares the work among its threads");
+        if let Err(status) = status::check(done) {
+            // SAFETY: the status is this function's own.
+            unsafe { ((*Api::get().ort).ReleaseStatus)(status.0) };
+            panic!("ONNX Runtime does not share the work among its threads");
+        }
         assert!(!task.failed.load(Ordering::Relaxed), "a part of the work failed");
     }
 }

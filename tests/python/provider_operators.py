@@ -4,10 +4,13 @@
 
 Runs MatMulNBits in all formats and MultiHeadAttention with plain ONNX Runtime and with the kernels.
 Prints one line of JSON: the largest difference of each relative to the size of the result, whether rows
-that are no numbers stay so, and which operators were taken that must not be.
+that are no numbers stay so, the memory that sessions leave behind, whether threads get the same results,
+and which operators were taken that must not be.
 """
 
+import concurrent.futures
 import json
+import pathlib
 
 import numpy as np
 import onnx
@@ -102,7 +105,29 @@ report["attention"]["a scale"] = difference(attention(False, 0.3), feed)
 report["attention"]["some keys"] = difference(attention(True), {**feed, "mask": mask})
 report["attention"]["no keys"] = difference(attention(True), {**feed, "mask": (mask * [[0], [1]]).astype(np.int32)})
 
-for name, bytes in {"level 0": product(4, 32, True, False, accuracy_level=0), "level 1": product(8, 32, False, False, accuracy_level=1)}.items():
+# Sessions give back what they took, and several work at a time.
+large = product(4, 32, True, False, outputs=4096, inputs=4096)
+x = random.standard_normal((1, 2, 4096), dtype=np.float32)
+first = session(large, True).run(None, {"x": x})[0]
+resident = lambda: int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+before = None
+for round in range(30):
+    session(large, True).run(None, {"x": x})
+    before = resident() if round == 9 else before
+report["megabytes_kept_by_20_sessions"] = resident() - before
+
+
+def repeat(shared):
+    own = session(large, True)
+    runs = [each.run(None, {"x": x})[0] for each in (shared, own) for _ in range(5)]
+    return all((run == first).all() for run in runs)
+
+
+shared = session(large, True)
+with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    report["same_in_threads"] = all(threads.map(repeat, [shared] * 8))
+
+for name, bytes in {"level 0": product(4, 32, True, False, accuracy_level=0), "level 1": product(8, 32, False, False, accuracy_level=1), "a large block": product(4, 512, False, False)}.items():
     try:
         session(bytes, True)
         report["wrongly_taken"].append(name)

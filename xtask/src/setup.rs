@@ -159,6 +159,13 @@ pub(crate) fn kernels_into(folder: &Path) -> Result<PathBuf> {
     // Under another name first: a program may have the old one loaded.
     let new = library.with_extension("new");
     fs::copy(release_file(&name)?, &new)?;
+    // Programs refuse what others than the user may write.
+    #[cfg(unix)]
+    for path in [new.as_path(), folder] {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(path)?.permissions().mode();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & !0o022))?;
+    }
     fs::rename(new, &library)?;
     Ok(library)
 }

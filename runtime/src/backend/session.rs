@@ -72,8 +72,14 @@ impl GraphSession {
         path: &Path,
         options: &SessionOptions,
     ) -> Result<Self, Error> {
-        let host = Provider::host();
-        let wanted = if options.providers.is_empty() { &host } else { &options.providers };
+        let host;
+        let wanted = match options.providers.is_empty() {
+            true => {
+                host = Provider::host();
+                &host
+            }
+            false => &options.providers,
+        };
         let (last, others) = wanted.split_last().unwrap_or((&Provider::Cpu, &[]));
         let mut skipped = Vec::new();
         let mut opened = None;

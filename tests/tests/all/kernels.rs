@@ -165,6 +165,9 @@ fn operators_of_the_package_give_what_onnx_runtime_gives() {
         }
         assert_eq!(report["not_a_number"], json!([false, true, false]));
         assert_eq!(report["wrongly_taken"], json!([]));
+        // Each session has 11 MB of weights.
+        assert!(report["megabytes_kept_by_20_sessions"].as_f64().unwrap() < 20.0, "{report}");
+        assert_eq!(report["same_in_threads"], json!(true));
     }
 }
 

@@ -51,8 +51,7 @@ impl Kernels {
                     ),
                     remedy: "run `cargo xtask setup`, name it (kernels.library=PATH), or use --provider cpu",
                 })?;
-                refuse_if_others_write(&library)?;
-                library
+                refuse_if_others_write(&library)?
             }
         };
         let settings = self.settings().into_iter().collect();
@@ -71,37 +70,40 @@ fn default_library() -> Option<PathBuf> {
     folders.find_map(|folder| Some(folder.join(file_name())).filter(|library| library.is_file()))
 }
 
-/// What is loaded without being named runs with the rights of this process: who may write it must
-/// have them, too.
-fn refuse_if_others_write(library: &Path) -> Result<(), Unavailable> {
-    let library = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
-    for path in [Some(library.as_path()), library.parent()].into_iter().flatten() {
-        if others_write(path) {
+/// The library by its own path. What is loaded without being named runs with the rights of this process,
+/// so who may write it, or put another in its place, must have them, too.
+fn refuse_if_others_write(library: &Path) -> Result<PathBuf, Unavailable> {
+    let itself = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
+    for path in [Some(itself.as_path()), itself.parent(), library.parent()].into_iter().flatten() {
+        if let Some(cause) = written_by_others(path) {
             return Err(Unavailable {
-                cause: format!("{} can be written by other users", path.display()),
-                remedy: "take that right away (chmod go-w), name the library (kernels.library=PATH), or use --provider cpu",
+                cause: format!("{} {cause}", path.display()),
+                remedy: "let only this user write there (chmod go-w, chown), name the library (kernels.library=PATH), or use --provider cpu",
             });
         }
     }
-    Ok(())
+    Ok(itself)
 }
 
+/// Who else may write a file or a folder.
 #[cfg(unix)]
-fn others_write(path: &Path) -> bool {
+fn written_by_others(path: &Path) -> Option<&'static str> {
     use std::os::unix::fs::MetadataExt;
 
     const GROUP_OR_OTHERS: u32 = 0o022;
-    let Ok(metadata) = fs::metadata(path) else { return true };
-    // The program's own file tells who this process belongs to without asking the system.
-    let own = env::current_exe().and_then(fs::metadata).map(|program| program.uid());
-    let is_owned = metadata.uid() == 0 || own.is_ok_and(|own| own == metadata.uid());
-    metadata.mode() & GROUP_OR_OTHERS != 0 || !is_owned
+    let Ok(metadata) = fs::metadata(path) else { return Some("cannot be looked at") };
+    // SAFETY: the call only gives a number.
+    let own = unsafe { libc::geteuid() };
+    if ![0, own].contains(&metadata.uid()) {
+        return Some("belongs to another user");
+    }
+    (metadata.mode() & GROUP_OR_OTHERS != 0).then_some("can be written by other users")
 }
 
-/// Folders of programs are the administrators' on other systems.
+/// Rights on Windows are lists that are not looked at here.
 #[cfg(not(unix))]
-fn others_write(_: &Path) -> bool {
-    false
+fn written_by_others(_: &Path) -> Option<&'static str> {
+    None
 }
 
 #[cfg(all(test, unix))]
