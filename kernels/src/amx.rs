@@ -10,7 +10,7 @@ use std::{
 use crate::{
     PackedWeights,
     avx512::{self, Avx512},
-    matmul::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
     pack::LANES,
     quantize::{Form, QuantizedRows},
 };

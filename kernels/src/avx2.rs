@@ -4,7 +4,7 @@ use std::{arch::x86_64::*, marker::PhantomData, ops::Range};
 
 use crate::{
     Bits, PackedWeights,
-    matmul::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
     pack::LANES,
     quantize::{Form, QuantizedRows, scale},
 };

@@ -5,7 +5,7 @@ use std::{arch::x86_64::*, ops::Range};
 
 use crate::{
     Bits, PackedWeights,
-    matmul::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
     pack::LANES,
     quantize::{Form, QuantizedRows, scale},
 };

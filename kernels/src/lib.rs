@@ -36,6 +36,7 @@
 mod attention;
 mod buffer;
 mod instructions;
+mod kernel;
 mod matmul;
 mod pack;
 mod quantize;

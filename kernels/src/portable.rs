@@ -4,7 +4,7 @@ use std::{ops::Range, slice};
 
 use crate::{
     Bits, PackedWeights,
-    matmul::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
     pack::LANES,
     quantize::{Form, QuantizedRows, by_halves, scale},
 };

@@ -14,8 +14,7 @@ use ort_sys::{
 
 use crate::{
     api::{Api, KernelTable, Opaque, VERSION},
-    node::Node,
-    provider::Operator,
+    node::{Node, Operator},
     status::{self, check, failure},
     tensor,
     threads::SessionThreads,

@@ -1,7 +1,7 @@
-//! A node of a graph, as a provider sees it before it claims it.
+//! Operators, and a node of a graph as a provider sees it before it claims it.
 
 use std::{
-    ffi::{CStr, c_void},
+    ffi::{CStr, c_int, c_void},
     ptr,
 };
 
@@ -11,6 +11,16 @@ use ort_sys::{
 };
 
 use crate::{api::Api, status::check};
+
+/// An operator that there is a kernel for.
+pub(crate) struct Operator {
+    pub(crate) name: &'static CStr,
+    pub(crate) domain: &'static CStr,
+    /// Its first version; the kernel is for that one only.
+    pub(crate) version: c_int,
+    /// Names of its types, and what they are.
+    pub(crate) types: &'static [(&'static CStr, Element)],
+}
 
 pub(crate) struct Node {
     node: *const OrtNode,

@@ -1,20 +1,18 @@
 //! `OrtEp`: the provider of one session.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int},
+    ffi::{CString, c_char},
     ptr,
 };
 
 use lfm2vl_kernels::Instructions;
-use ort_sys::{
-    ONNXTensorElementDataType as Element, OrtGraph, OrtLogger, OrtLoggingLevel, OrtStatusPtr,
-};
+use ort_sys::{OrtGraph, OrtLogger, OrtLoggingLevel, OrtStatusPtr};
 
 use crate::{
     NAME, NONE,
     api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
     attention, matmul,
-    node::Node,
+    node::{Node, Operator},
     status::{self, check},
 };
 
@@ -139,16 +137,6 @@ unsafe extern "system" fn is_concurrent_run_supported(
     // SAFETY: ONNX Runtime's.
     unsafe { *out = true };
     status::OK
-}
-
-/// An operator that there is a kernel for.
-pub(crate) struct Operator {
-    pub(crate) name: &'static CStr,
-    pub(crate) domain: &'static CStr,
-    /// Its first version; the kernel is for that one only.
-    pub(crate) version: c_int,
-    /// Names of its types, and what they are.
-    pub(crate) types: &'static [(&'static CStr, Element)],
 }
 
 impl Registry {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{root, wheel};
+use crate::root;
 
 /// The pinned release; the `ort` crate needs 1.31 or newer.
 const ONNXRUNTIME: &str = "1.32.0";
@@ -246,23 +246,6 @@ pub(crate) fn plugin(name: &str) -> Result<PathBuf> {
     let (_, package) =
         found.with_context(|| format!("there is no plugin '{name}'; use {known}"))?;
     packages(&format!(".providers/{name}"), package)
-}
-
-/// A folder `.wheel` with nothing but the package of the project's own kernels, made anew.
-pub(crate) fn kernels_package() -> Result<PathBuf> {
-    let folder = folder(".wheel");
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    let wheel = wheel::run(&folder.join("dist"))?;
-    let package = folder.join("package");
-    quietly(
-        Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"])
-            .arg(&package)
-            .arg(wheel),
-    )?;
-    Ok(package)
 }
 
 /// The folder `.onnxruntime-oldest` with the first ONNX Runtime that takes the project's kernels, or

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{root, setup};
+use crate::{root, setup, wheel};
 
 pub(crate) fn run() -> Result<()> {
     let library = setup::onnxruntime()?;
@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
         {
             tests.env(variable, setup::plugin(name)?);
         }
-        tests.env("LFM2VL_WHEEL", setup::kernels_package()?);
+        tests.env("LFM2VL_WHEEL", wheel::installed()?);
         tests.env("LFM2VL_OLDEST_ORT", setup::old_onnxruntime("oldest")?);
         tests.env("LFM2VL_OLDER_ORT", setup::old_onnxruntime("older")?);
     }

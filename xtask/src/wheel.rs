@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -59,6 +60,20 @@ pub(crate) fn run(folder: &Path) -> Result<PathBuf> {
     }
     archive.finish()?;
     Ok(path)
+}
+
+/// A folder `.wheel` with nothing but this package, installed anew.
+pub(crate) fn installed() -> Result<PathBuf> {
+    let folder = setup::folder(".wheel");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let wheel = run(&folder.join("dist"))?;
+    let package = folder.join("package");
+    let mut install = Command::new("python3");
+    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]);
+    setup::quietly(install.arg(&package).arg(wheel))?;
+    Ok(package)
 }
 
 /// The platform as Python's packages name it. On Linux that is the oldest C library that has all that the

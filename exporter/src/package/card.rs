@@ -3,10 +3,14 @@
 
 use std::fmt::Write;
 
-use lfm2vl_graphs::{CacheUpdate, Graph, GraphSpec, Manifest, Precision, Recipe, Tensor};
+use lfm2vl_graphs::{
+    CacheUpdate, Graph, GraphSpec, Manifest, Operators, Precision, Recipe, Tensor,
+};
 use serde_json::{Map, Value};
 
 const TEMPLATE: &str = include_str!("card/README.md");
+/// Where graphs have what the project's own kernels are for.
+const KERNELS: &str = include_str!("card/kernels.md");
 /// Scripts that the tests run as they are.
 const PYTHON: &str = include_str!("card/generate.py");
 const JAVASCRIPT: &str = include_str!("card/generate.mjs");
@@ -28,7 +32,18 @@ pub(super) fn card(
         .replace("{bundles}", &bundles(manifest))
         .replace("{tensors}", &tensors(specs))
         .replace("{sampling}", &sampling(generation))
+        .replace("{kernels}", &kernels(manifest))
         .replace("{snippets}", &snippets(manifest))
+}
+
+/// How quantized products run faster, where there are any.
+fn kernels(manifest: &Manifest) -> String {
+    let is_quantized = |precision| matches!(precision, Precision::Q8 | Precision::Q4);
+    let mut precisions = manifest.graphs.iter().map(|files| files.precision);
+    match manifest.recipe.operators == Operators::OnnxRuntime && precisions.any(is_quantized) {
+        true => format!("{KERNELS}\n"),
+        false => String::new(),
+    }
 }
 
 /// How the decoder is run.

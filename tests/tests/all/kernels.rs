@@ -201,6 +201,10 @@ fn the_package_runs_exported_decoders_and_those_of_others() {
         let decoder = folder.join(format!("decoder_model_merged_{suffix}.onnx"));
         check(&decoder, &arguments, 0.15, 1e-5);
     }
+    // The card tells how, where there is something to run faster.
+    let card = |folder: &Path| std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(card(folder.parent().unwrap()).contains("import onnxruntime_ep_lfm2vl"));
+    assert!(!card(&tiny_shapes("default")).contains("onnxruntime_ep_lfm2vl"));
     // By the model builder of onnxruntime-genai; `testdata/README.md` tells how.
     let genai = testdata("genai-int4").join("model.onnx");
     check(&genai, &["--head-size", "32"], 0.25, 1e-5);
