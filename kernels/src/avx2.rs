@@ -83,104 +83,63 @@ unsafe impl Dot for Maddubs {
     }
 }
 
-// SAFETY: the caller has AVX2, and AVX-VNNI for `Vnni`; what pointers must be is said at the trait.
-// The functions below are inlined into these, which have the instructions.
-unsafe impl Kernels for Avx2<Maddubs> {
-    const FEW: usize = 4;
-    const TILE_ROWS: usize = 3;
-    const UNSIGNED_FEW: bool = Maddubs::UNSIGNED;
-    const UNSIGNED_MANY: bool = Maddubs::UNSIGNED;
+/// The kernels with one way to multiply. The functions below are inlined into these, which have its
+/// instructions.
+macro_rules! kernels {
+    ($dot:ident, $features:literal) => {
+        // SAFETY: the caller has the instructions; what pointers must be is said at the trait.
+        unsafe impl Kernels for Avx2<$dot> {
+            const FEW: usize = 4;
+            const TILE_ROWS: usize = 3;
+            const UNSIGNED_FEW: bool = $dot::UNSIGNED;
+            const UNSIGNED_MANY: bool = $dot::UNSIGNED;
 
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn quantize(
-        input: *const f32,
-        inputs: usize,
-        form: Form,
-        to: &QuantizedRows,
-        row: usize,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { quantize(input, inputs, form, to, row) }
-    }
+            #[target_feature(enable = $features)]
+            unsafe fn quantize(
+                input: *const f32,
+                inputs: usize,
+                form: Form,
+                to: &QuantizedRows,
+                row: usize,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { quantize(input, inputs, form, to, row) }
+            }
 
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn few(
-        weights: &PackedWeights,
-        groups: Range<usize>,
-        rows: &QuantizedRows,
-        to: &Output,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { few_groups::<Maddubs>(weights, groups, rows, to) }
-    }
+            #[target_feature(enable = $features)]
+            unsafe fn few(
+                weights: &PackedWeights,
+                groups: Range<usize>,
+                rows: &QuantizedRows,
+                to: &Output,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { few_groups::<$dot>(weights, groups, rows, to) }
+            }
 
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { unpack(weights, group, blocks, values, offsets) }
-    }
+            #[target_feature(enable = $features)]
+            unsafe fn unpack(
+                weights: &PackedWeights,
+                group: usize,
+                blocks: Range<usize>,
+                values: *mut i8,
+                offsets: *mut i32,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { unpack(weights, group, blocks, values, offsets) }
+            }
 
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
-        // SAFETY: the caller's.
-        unsafe { many_rows::<Maddubs>(panel, rows, range, to) }
-    }
+            #[target_feature(enable = $features)]
+            unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
+                // SAFETY: the caller's.
+                unsafe { many_rows::<$dot>(panel, rows, range, to) }
+            }
+        }
+    };
 }
 
-// SAFETY: as above.
-unsafe impl Kernels for Avx2<Vnni> {
-    const FEW: usize = 4;
-    const TILE_ROWS: usize = 3;
-    const UNSIGNED_FEW: bool = Vnni::UNSIGNED;
-    const UNSIGNED_MANY: bool = Vnni::UNSIGNED;
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn quantize(
-        input: *const f32,
-        inputs: usize,
-        form: Form,
-        to: &QuantizedRows,
-        row: usize,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { quantize(input, inputs, form, to, row) }
-    }
-
-    #[target_feature(enable = "avx2,fma,avxvnni")]
-    unsafe fn few(
-        weights: &PackedWeights,
-        groups: Range<usize>,
-        rows: &QuantizedRows,
-        to: &Output,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { few_groups::<Vnni>(weights, groups, rows, to) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    ) {
-        // SAFETY: the caller's.
-        unsafe { unpack(weights, group, blocks, values, offsets) }
-    }
-
-    #[target_feature(enable = "avx2,fma,avxvnni")]
-    unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
-        // SAFETY: the caller's.
-        unsafe { many_rows::<Vnni>(panel, rows, range, to) }
-    }
-}
+kernels!(Maddubs, "avx2,fma");
+kernels!(Vnni, "avx2,fma,avxvnni");
 
 /// Lanes of one half of a group that there are, each all ones or zeros.
 #[inline]

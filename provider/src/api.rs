@@ -68,7 +68,6 @@ type Unused = *const c_void;
 
 /// `OrtEpApi`, as far as it is used.
 #[repr(C)]
-#[allow(missing_docs)]
 pub(crate) struct EpApi {
     pub(crate) create_ep_device: unsafe extern "system" fn(
         factory: *mut Opaque,

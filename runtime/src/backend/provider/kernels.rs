@@ -28,10 +28,10 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// Whether there is a library to load by default, whatever becomes of that. Other processors have
-    /// plain kernels only, which are for tests.
+    /// Whether the processor has instructions for them, and there is a library to load by default, whatever
+    /// becomes of that.
     pub(super) fn are_there() -> bool {
-        cfg!(target_arch = "x86_64") && default_library().is_some()
+        has_avx2() && default_library().is_some()
     }
 
     pub(super) fn settings(&self) -> Vec<(String, String)> {
@@ -41,6 +41,12 @@ impl Kernels {
 
     /// The plugin that they are.
     pub(super) fn plugin(&self) -> Result<Plugin, Unavailable> {
+        if self.instructions.is_none() && !has_avx2() {
+            return Err(Unavailable {
+                cause: "this processor has no AVX2, without which they are slower".to_owned(),
+                remedy: "use --provider cpu",
+            });
+        }
         let library = match &self.library {
             Some(library) => library.clone(),
             None => {
@@ -57,6 +63,15 @@ impl Kernels {
         let settings = self.settings().into_iter().collect();
         Ok(Plugin { settings, ..Plugin::new(library) })
     }
+}
+
+/// The least that the kernels are faster with. Other processors have plain ones, which are for tests.
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
 }
 
 fn file_name() -> String {
