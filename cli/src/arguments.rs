@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{
-    Engine, EngineBuilder, GenerationOptions, Precision, PromptOptions,
+    Constraint, Engine, EngineBuilder, GenerationOptions, Precision, PromptOptions,
     chat::Message,
     image::{Limits, Overrides, RgbImage, load_all},
 };
@@ -59,6 +59,38 @@ impl LoadArguments {
         let engine = set(self.providers.apply(builder)?).build()?;
         warn_of_skipped(&engine);
         Ok(engine)
+    }
+}
+
+/// How many answers are made at a time.
+#[derive(Args)]
+pub(crate) struct SlotArguments {
+    /// Make so many answers at a time.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    slots: usize,
+    /// Let a prompt and its answer have so many tokens at most; by default as many as the model's context.
+    #[arg(long, value_name = "TOKENS")]
+    capacity: Option<usize>,
+    /// Let the state of all answers take so many bytes at most.
+    #[arg(long, value_name = "BYTES")]
+    kv_cache_memory: Option<usize>,
+}
+
+impl SlotArguments {
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    pub(crate) fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
+        let builder = builder.slots(self.slots);
+        let builder = match self.capacity {
+            Some(tokens) => builder.capacity(tokens),
+            None => builder,
+        };
+        match self.kv_cache_memory {
+            Some(bytes) => builder.kv_cache_memory(bytes),
+            None => builder,
+        }
     }
 }
 
@@ -146,7 +178,11 @@ impl ImageArguments {
     }
 
     fn limits(&self) -> Limits {
-        let default = Limits::default();
+        self.limits_or(Limits::default())
+    }
+
+    /// The limits, with others for those that are not given.
+    pub(crate) fn limits_or(&self, default: Limits) -> Limits {
         Limits {
             max_bytes: self.max_image_bytes.unwrap_or(default.max_bytes),
             max_pixels: self.max_image_pixels.unwrap_or(default.max_pixels),
@@ -188,6 +224,12 @@ pub(crate) struct GenerationArguments {
     /// End the answer before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Answer with JSON that this JSON Schema allows.
+    #[arg(long, value_name = "FILE.json", conflicts_with = "choice")]
+    json_schema: Option<PathBuf>,
+    /// Answer with one of these texts.
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    choice: Vec<String>,
 }
 
 impl GenerationArguments {
@@ -207,10 +249,28 @@ impl GenerationArguments {
             seed: self.seed,
             stop: [&model.stop[..], &self.stop[..]].concat(),
             prompt_lookup_num_tokens: load.prompt_lookup,
+            constraint: self.constraint()?,
             ..model
         };
         Ok(options.validated()?)
     }
+}
+
+impl GenerationArguments {
+    fn constraint(&self) -> Result<Option<Constraint>> {
+        if let Some(path) = &self.json_schema {
+            return Ok(Some(Constraint::JsonSchema(read_json(path)?)));
+        }
+        Ok(Some(self.choice.clone()).filter(|choices| !choices.is_empty()).map(Constraint::Choice))
+    }
+}
+
+/// What a JSON file has.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let content = fs::read(path)
+        .with_context(|| format!("cannot read {}; check the path", path.display()))?;
+    serde_json::from_slice(&content)
+        .with_context(|| format!("{} is not the JSON that is wanted; correct it", path.display()))
 }
 
 /// The prompt of one turn.
@@ -259,10 +319,7 @@ impl ChatArguments {
             ..PromptOptions::default()
         };
         if let Some(path) = &self.tools {
-            let content = fs::read(path)
-                .with_context(|| format!("cannot read {}; check the path", path.display()))?;
-            let tools: Vec<Value> = serde_json::from_slice(&content)
-                .with_context(|| format!("{} is no JSON list; correct it", path.display()))?;
+            let tools: Vec<Value> = read_json(path)?;
             options.render.tools = Some(tools.into());
         }
         Ok(options)

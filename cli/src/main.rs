@@ -3,6 +3,7 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod arguments;
+mod batch;
 mod bench;
 mod bench_engine;
 mod chat;
@@ -10,6 +11,7 @@ mod inspect;
 mod preprocess;
 mod providers;
 mod run;
+mod serve;
 
 use std::{io, process::ExitCode};
 
@@ -30,6 +32,10 @@ enum Command {
     Run(run::Arguments),
     /// Talk with the model; images are attached with a command.
     Chat(chat::Arguments),
+    /// Serve the model over HTTP, as OpenAI's chat completions.
+    Serve(Box<serve::Arguments>),
+    /// Answer all requests of a file; goes on where it was stopped.
+    Batch(Box<batch::Arguments>),
     /// Show the tokens and patches of a prompt, without running the model.
     Preprocess(preprocess::Arguments),
     /// Show the graphs of a folder, their inputs and outputs, and what runs them.
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Batch(arguments) => batch::run(&arguments),
         Command::Preprocess(arguments) => preprocess::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -178,6 +178,16 @@ pub enum Error {
         /// Tokens of the context.
         context: usize,
     },
+    /// The messages have more text than the engine takes.
+    #[error(
+        "the messages have {bytes} bytes of text, more than the limit of {limit}; shorten them or raise the limit"
+    )]
+    TooMuchText {
+        /// Bytes of text.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// There is nothing to answer.
     #[error("the conversation has no message to answer; push one first")]
     NoMessage,
@@ -225,6 +235,12 @@ pub enum Error {
     /// The decoder was exported without its hidden state.
     #[error("the decoder has no output last_hidden_state; export the model with --recipe features")]
     NoHiddenState,
+    /// A constraint cannot be kept.
+    #[error("the constraint cannot be used: {message}; correct it")]
+    Constraint {
+        /// What is wrong with it.
+        message: String,
+    },
     /// A setting makes no sense.
     #[error("the setting '{name}' is {value}, and {expected}; correct it")]
     Setting {
@@ -261,10 +277,11 @@ impl Error {
             | Error::Chat(_)
             | Error::NoMessage
             | Error::NoTokenLeft
+            | Error::Constraint { .. }
             | Error::ProcessorPanicked
             | Error::TooManyPatches { .. }
             | Error::Setting { .. } => ErrorKind::InvalidRequest,
-            Error::TooLong { .. } => ErrorKind::TooLong,
+            Error::TooLong { .. } | Error::TooMuchText { .. } => ErrorKind::TooLong,
             Error::Busy { .. } => ErrorKind::Busy,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::TimedOut(_) => ErrorKind::TimedOut,

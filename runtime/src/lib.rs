@@ -64,8 +64,8 @@ pub use {
     },
     error::{Error, ErrorKind},
     generate::{
-        Event, FinishReason, GenerationOptions, History, LogitsProcessor, NoToken, Part, Sampler,
-        TokenLogprob, TokenLogprobs,
+        Constraint, Event, FinishReason, GenerationOptions, History, LogitsProcessor, NoToken,
+        Part, Sampler, TokenLogprob, TokenLogprobs,
     },
     lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
     model::ModelFolder,

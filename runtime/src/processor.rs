@@ -34,15 +34,17 @@ pub struct PromptOptions {
     pub render: RenderOptions,
     /// Whether a string such as `<|im_end|>` or `<image>` in the text of a message means the
     /// special token, as in the reference. By default it is text like any other, so that nobody
-    /// who writes a part of a prompt can forge its structure; the text of the system is its
-    /// author's own, and always has the reference's meaning.
+    /// who writes a part of a prompt can forge its structure.
     pub special_tokens_in_text: bool,
+    /// The same of the text of the system, which by default is its author's own and has the reference's
+    /// meaning. Not where clients write it.
+    pub special_tokens_in_system: bool,
 }
 
 impl Default for PromptOptions {
     fn default() -> Self {
         let render = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        PromptOptions { render, special_tokens_in_text: false }
+        PromptOptions { render, special_tokens_in_text: false, special_tokens_in_system: true }
     }
 }
 
@@ -146,8 +148,8 @@ impl Processor {
         options: &PromptOptions,
     ) -> Result<Prompt, ProcessorError> {
         let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout).collect();
-        let messages: Vec<Message> =
-            messages.iter().map(|message| self.cover(message, options)).collect();
+        let messages = messages.iter().map(|message| self.cover(message, options));
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let covered = self.render(&messages, &layouts, options)?;
         let input_ids = self.encode(&covered, options)?;
         let text = match options.special_tokens_in_text {
@@ -158,12 +160,17 @@ impl Processor {
     }
 
     /// A message as it goes into [`render`](Self::render): with what must not be a special token
-    /// covered.
-    pub(crate) fn cover(&self, message: &Message, options: &PromptOptions) -> Message {
-        match options.special_tokens_in_text {
-            true => message.clone(),
-            false => self.cover.message(message),
-        }
+    /// covered. What is JSON in a text is read before.
+    pub(crate) fn cover(
+        &self,
+        message: &Message,
+        options: &PromptOptions,
+    ) -> Result<Message, ChatError> {
+        let message = message.clone().for_template()?;
+        Ok(match options.special_tokens_in_text {
+            true => message,
+            false => self.cover.message(&message, !options.special_tokens_in_system),
+        })
     }
 
     /// The covered text of a prompt.

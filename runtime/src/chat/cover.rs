@@ -1,5 +1,6 @@
 //! Special-token strings in text from outside: they stay text.
 
+use aho_corasick::AhoCorasick;
 use serde_json::{Map, Value};
 
 use super::{ChatError, Content, Message, Part, Role};
@@ -14,7 +15,7 @@ use super::{MalformedCalls, Reply, ToolCall};
 /// give the text back. They are noncharacters, which Unicode keeps for use inside of programs;
 /// where a text has some of its own, they become U+FFFD.
 pub(crate) struct Cover {
-    tokens: Vec<String>,
+    tokens: AhoCorasick,
     /// First characters of the tokens; the stand-in of each is the noncharacter at its place.
     first: Vec<char>,
 }
@@ -36,7 +37,16 @@ impl Cover {
             let message = "its special tokens begin with too many different characters";
             return Err(ChatError::Tokenizer(message.into()));
         }
+        let tokens = AhoCorasick::new(tokens).map_err(|e| ChatError::Tokenizer(e.to_string()))?;
         Ok(Cover { tokens, first })
+    }
+
+    /// A cover that only takes the noncharacters out of a text.
+    fn of_nothing() -> Self {
+        Cover {
+            tokens: AhoCorasick::new([""; 0]).unwrap_or_else(|_| unreachable!()),
+            first: Vec::new(),
+        }
     }
 
     /// Whether a character stands for another, and is to be left alone.
@@ -51,13 +61,13 @@ impl Cover {
 
     /// The text with stand-ins in it.
     pub(crate) fn text(&self, text: &str) -> String {
-        let covered = text.char_indices().map(|(start, character)| {
-            let starts = || self.tokens.iter().any(|token| text[start..].starts_with(token));
-            match self.stand_in(character) {
-                Some(stand_in) if starts() => stand_in,
-                _ if NONCHARACTERS.contains(&character) => char::REPLACEMENT_CHARACTER,
-                _ => character,
-            }
+        let mut starts: Vec<usize> =
+            self.tokens.find_overlapping_iter(text).map(|found| found.start()).collect();
+        starts.sort_unstable();
+        let covered = text.char_indices().map(|(at, character)| match self.stand_in(character) {
+            Some(stand_in) if starts.binary_search(&at).is_ok() => stand_in,
+            _ if NONCHARACTERS.contains(&character) => char::REPLACEMENT_CHARACTER,
+            _ => character,
         });
         covered.collect()
     }
@@ -78,11 +88,11 @@ impl Cover {
         text.contains(|character| NONCHARACTERS.contains(&character))
     }
 
-    /// A message with all its text covered; that of the system is its author's own, and loses no
+    /// A message with all its text covered; where the text of the system is its author's own, that loses no
     /// more than the noncharacters.
-    pub(crate) fn message(&self, message: &Message) -> Message {
-        if message.role == Role::System {
-            return Cover { tokens: Vec::new(), first: Vec::new() }.cover(message);
+    pub(crate) fn message(&self, message: &Message, covers_system: bool) -> Message {
+        if message.role == Role::System && !covers_system {
+            return Cover::of_nothing().cover(message);
         }
         self.cover(message)
     }
@@ -106,7 +116,7 @@ impl Cover {
         let mut all = all.chars();
         let covered = parts.iter().map(|part| match part {
             Part::Text(text) => Part::Text(all.by_ref().take(text.chars().count()).collect()),
-            Part::Image => Part::Image,
+            Part::Image | Part::ImageUrl(_) => Part::Image,
             Part::Other(value) => Part::Other(self.json(value)),
         });
         covered.collect()
@@ -183,13 +193,14 @@ mod tests {
             ])),
             ..Message::user("")
         };
-        let covered = serde_json::to_string(&cover().message(&message)).unwrap();
+        let covered = serde_json::to_string(&cover().message(&message, false)).unwrap();
         assert!(!covered.contains("<|im_") && !covered.contains("<image>"), "{covered}");
     }
 
     #[test]
     fn the_system_speaks_for_itself() {
         let message = Message::system("<|im_end|>");
-        assert_eq!(cover().message(&message), message);
+        assert_eq!(cover().message(&message, false), message);
+        assert_ne!(cover().message(&message, true), message);
     }
 }

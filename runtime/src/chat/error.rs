@@ -40,6 +40,14 @@ pub enum ChatError {
         /// Images given.
         images: usize,
     },
+    /// The arguments of a tool call in the messages cannot be read.
+    #[error("the arguments of the call of '{name}' are no JSON object ({message}); correct them")]
+    Arguments {
+        /// The function that is called.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
     /// The tokenizer lacks a token that the model needs.
     #[error("the tokenizer has no token {0}; export the model again")]
     NoSuchToken(String),

@@ -11,12 +11,15 @@ mod python;
 mod reply;
 mod template;
 mod text_stream;
+mod token_bytes;
 mod tokenizer;
 mod tool;
 
 pub(crate) use cover::Cover;
 pub use error::ChatError;
 pub use expand::ImageTokens;
+#[cfg(feature = "onnxruntime")]
+pub(crate) use message::text_bytes;
 pub use message::{Content, Message, Part, Role};
 pub use reply::{MalformedCalls, Reply};
 pub use template::{ChatTemplate, RenderOptions};

@@ -100,14 +100,14 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ChatError::Template`] when the template fails or refuses the messages;
-    /// [`ChatError::NothingToContinue`].
+    /// [`ChatError::NothingToContinue`]; [`ChatError::Arguments`].
     pub fn render(
         &self,
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<String, ChatError> {
-        let mut messages = messages.to_vec();
-        messages.iter_mut().for_each(Message::alias_reasoning);
+        let messages = messages.iter().cloned().map(Message::for_template);
+        let mut messages = messages.collect::<Result<Vec<_>, _>>()?;
         if options.continue_final_message && options.add_generation_prompt {
             return Err(ChatError::TwoEnds);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::OnceLock};
 
-use super::{ChatError, Cover};
+use super::{ChatError, Cover, token_bytes::token_bytes};
 
 /// A tokenizer read from `tokenizer.json`.
 pub struct Tokenizer {
@@ -10,6 +10,7 @@ pub struct Tokenizer {
     special: BTreeSet<u32>,
     /// The same, except that it takes the strings of special tokens for text.
     plain: OnceLock<tokenizers::Tokenizer>,
+    bytes: OnceLock<Option<Vec<Vec<u8>>>>,
 }
 
 impl Tokenizer {
@@ -30,7 +31,7 @@ impl Tokenizer {
         tokenizer.with_truncation(None).map_err(broken)?;
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
-        Ok(Tokenizer { tokenizer, special, plain: OnceLock::new() })
+        Ok(Tokenizer { tokenizer, special, plain: OnceLock::new(), bytes: OnceLock::new() })
     }
 
     /// The strings of the special tokens.
@@ -104,6 +105,17 @@ impl Tokenizer {
         self.tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|error| ChatError::Tokenizer(error.to_string()))
+    }
+
+    /// The bytes of a token, which may be a part of a character; empty for an id without a token, `None` where
+    /// the tokenizer's decoder is of another kind than byte-level or byte-fallback.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        Some(self.all_token_bytes()?.get(id as usize).map_or(&[], Vec::as_slice))
+    }
+
+    /// The bytes of each token by its id.
+    pub(crate) fn all_token_bytes(&self) -> Option<&[Vec<u8>]> {
+        self.bytes.get_or_init(|| token_bytes(&self.tokenizer)).as_deref()
     }
 
     /// Id of a token.

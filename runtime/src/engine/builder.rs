@@ -24,6 +24,7 @@ use super::{
 use crate::{
     Error, Processor,
     backend::{GraphSession, SessionOptions, provider::Provider},
+    generate::Grammars,
     image::Overrides,
     model::{
         CacheSettings, Decoder, EmbedTokens, ModelFolder, Vision, check, dims_of, state_dtype,
@@ -51,6 +52,7 @@ pub struct EngineBuilder {
     prompt_tokens_per_step: Option<usize>,
     share_prefixes: bool,
     image_cache: usize,
+    max_text_bytes: usize,
 }
 
 impl EngineBuilder {
@@ -177,6 +179,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Refuses conversations with more bytes of text, 1 MiB by default, before they are made into tokens: a
+    /// mebibyte may take a second of a core.
+    #[must_use]
+    pub fn max_text_bytes(mut self, bytes: usize) -> Self {
+        self.max_text_bytes = bytes;
+        self
+    }
+
     /// Processes images with some settings replaced.
     #[must_use]
     pub fn image_overrides(mut self, overrides: Overrides) -> Self {
@@ -218,8 +228,13 @@ impl EngineBuilder {
             graphs: info::of(&model),
             load_time: start.elapsed(),
             context: folder.context().min(model.decoder.limit()),
+            max_text_bytes: self.max_text_bytes,
             is_speculative: model.decoder.is_speculative(),
             eos_token_ids: model.eos_token_ids.clone(),
+            grammars: Grammars::new(
+                model.processor.shared_tokenizer(),
+                model.eos_token_ids.clone(),
+            ),
             folder,
             inbox: Arc::clone(&inbox),
             scheduler: Mutex::default(),
@@ -327,6 +342,7 @@ impl EngineBuilder {
             prompt_tokens_per_step: None,
             share_prefixes: false,
             image_cache: 64 << 20,
+            max_text_bytes: 1 << 20,
         }
     }
 }

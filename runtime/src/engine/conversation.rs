@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::{Completion, images::PromptImage};
 use crate::{
     Error, Processor, PromptOptions,
-    chat::{ChatError, Message, RenderOptions, Tool},
-    image::ProcessedImage,
+    chat::{ChatError, Message, RenderOptions, Tool, text_bytes},
+    image::{Limits, ProcessedImage, load_all},
 };
 
 /// Messages with their images, and how prompts are made of them. It belongs to no engine, and can go from
@@ -175,7 +175,25 @@ impl Conversation {
         self.push_with(message, images.collect())
     }
 
+    /// Adds a message, and loads the images that it has by their URLs.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when one cannot be [loaded](crate::image::load); [`Error::Chat`] when the message has
+    /// images without a URL, too.
+    pub fn push_loaded(&mut self, message: Message, limits: &Limits) -> Result<(), Error> {
+        let urls: Vec<&str> = message.image_urls().collect();
+        let images = load_all(&urls, limits)?;
+        self.push_with_images(message, images)
+    }
+
+    /// Bytes of all its text, and of its tools.
+    pub(super) fn text_bytes(&self) -> usize {
+        let tools = self.options.render.tools.as_ref().map_or(0, text_bytes);
+        tools + self.messages.iter().map(Message::text_bytes).sum::<usize>()
+    }
+
     fn push_with(&mut self, message: Message, images: Vec<ConversationImage>) -> Result<(), Error> {
+        let message = message.without_urls();
         let message = match message.images() {
             0 => message.with_images(images.len()),
             marks if marks == images.len() => message,
@@ -229,10 +247,10 @@ impl Conversation {
         let layouts: Vec<_> = images.iter().map(|image| image.layout).collect();
         let messages = self.messages.iter().zip(&self.covered);
         let messages = messages.map(|(message, covered)| match covered {
-            Some(covered) => covered.clone(),
+            Some(covered) => Ok(covered.clone()),
             None => processor.cover(message, &self.options),
         });
-        let messages: Vec<Message> = messages.collect();
+        let messages = messages.collect::<Result<Vec<Message>, _>>()?;
         let text = processor.render(&messages, &layouts, &self.options)?;
         let written = self.last.as_ref().map(|last| &last.written);
         let so_far = written.filter(|last| last.engine == engine).and_then(|w| w.so_far.as_ref());

@@ -53,4 +53,8 @@ pub struct Metrics {
     pub prefill_time: Duration,
     /// Time in steps.
     pub decode_time: Duration,
+    /// Time in which masks of constraints were made, beside the steps.
+    pub mask_time: Duration,
+    /// Time that steps waited for these.
+    pub mask_wait: Duration,
 }

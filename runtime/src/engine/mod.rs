@@ -37,7 +37,9 @@ use self::{
 };
 use crate::{
     Error, Processor,
-    generate::{FinishReason, GenerationOptions, LogitsProcessor, Sequence, SequenceLimits},
+    generate::{
+        FinishReason, GenerationOptions, Grammars, LogitsProcessor, Sequence, SequenceLimits,
+    },
     image::{ImageProcessor, ProcessedImage},
     model::{Decoder, EmbedTokens, ModelFolder, Vision},
 };
@@ -88,8 +90,10 @@ struct Handle {
     graphs: Vec<GraphInfo>,
     load_time: Duration,
     context: usize,
+    max_text_bytes: usize,
     is_speculative: bool,
     eos_token_ids: Vec<u32>,
+    grammars: Grammars,
     inbox: Arc<Inbox>,
     scheduler: Mutex<Option<JoinHandle<()>>>,
 }
@@ -153,6 +157,10 @@ impl Engine {
         if conversation.messages().is_empty() {
             return Err(Error::NoMessage);
         }
+        let (bytes, limit) = (conversation.text_bytes(), self.handle.max_text_bytes);
+        if bytes > limit {
+            return Err(Error::TooMuchText { bytes, limit });
+        }
         self.handle.inbox.check()?;
         let processor = &self.handle.processor;
         let images = conversation.process_images(self.handle.id, processor)?;
@@ -173,8 +181,11 @@ impl Engine {
                 false => self.handle.eos_token_ids.clone(),
             },
         };
+        let constraint = options.constraint.as_ref();
+        let masks =
+            constraint.map(|constraint| self.handle.grammars.masks(constraint)).transpose()?;
         let sequence =
-            Sequence::new(processor, &text, tokens.clone(), limits, &options, processors)?;
+            Sequence::new(processor, &text, tokens.clone(), limits, &options, processors, masks)?;
         timings.prefill = start.elapsed() - timings.preprocess;
         let deadline = options
             .timeout

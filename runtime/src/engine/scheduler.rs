@@ -454,6 +454,8 @@ impl Scheduler {
                 vision_time: metrics.vision_time + done.vision_time,
                 prefill_time: metrics.prefill_time + done.prefill_time,
                 decode_time: metrics.decode_time + done.decode_time,
+                mask_time: metrics.mask_time + done.mask_time,
+                mask_wait: metrics.mask_wait + done.mask_wait,
             };
         });
     }

@@ -148,7 +148,11 @@ impl Active {
         logits: Logits<'_>,
         done: &mut Metrics,
     ) -> Result<Accepted, NextError> {
-        let mut accepted = self.sequence.accept(logits)?;
+        let accepted = self.sequence.accept(logits);
+        let masks = self.sequence.take_mask_time();
+        done.mask_time += masks.making;
+        done.mask_wait += masks.waiting;
+        let mut accepted = accepted?;
         done.answer_tokens += u64::from(accepted.token.is_some());
         let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
         self.sender.send(std::mem::take(&mut accepted.events), decode);

@@ -1,5 +1,6 @@
 //! Choosing tokens, turning them into text, and knowing when to stop.
 
+mod constraint;
 mod event;
 mod history;
 mod logprobs;
@@ -11,6 +12,8 @@ mod sampler;
 mod sequence;
 mod stop;
 
+pub use constraint::Constraint;
+pub(crate) use constraint::{Grammars, MaskTime};
 pub use event::{Event, FinishReason, Part};
 pub use history::History;
 pub use logprobs::{TokenLogprob, TokenLogprobs};

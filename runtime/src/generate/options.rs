@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::lookup::MAX_DRAFT;
+use super::{Constraint, lookup::MAX_DRAFT};
 use crate::Error;
 
 /// How an answer is generated.
@@ -48,6 +48,8 @@ pub struct GenerationOptions {
     /// Tells log probabilities of each token, and of so many of the most likely ones in its place (20 at
     /// most). They are the model's own, before any other setting here.
     pub logprobs: Option<usize>,
+    /// What the answer must be, such as JSON of a schema.
+    pub constraint: Option<Constraint>,
     /// Ends the answer with [`Error::TimedOut`] when it has not ended so long after it was asked for,
     /// also while it waits, in images and in the prompt.
     pub timeout: Option<Duration>,
@@ -80,6 +82,7 @@ impl Default for GenerationOptions {
             ignore_eos: false,
             prompt_lookup_num_tokens: None,
             logprobs: None,
+            constraint: None,
             timeout: None,
         }
     }

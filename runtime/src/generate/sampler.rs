@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{GenerationOptions, History, penalties::Penalties};
+use super::{GenerationOptions, History, constraint::Mask, penalties::Penalties};
 use crate::Error;
 
 /// A stage of the caller's own, between the penalties and the temperature.
@@ -110,11 +110,21 @@ impl Sampler {
     /// # Errors
     /// [`NoToken`].
     pub fn choose(&mut self, logits: &[f32], history: &History) -> Result<u32, NoToken> {
+        self.choose_allowed(logits, history, None)
+    }
+
+    /// The same, where only some tokens are allowed.
+    pub(crate) fn choose_allowed(
+        &mut self,
+        logits: &[f32],
+        history: &History,
+        allowed: Option<&Mask>,
+    ) -> Result<u32, NoToken> {
         // As a sum, which compilers make wide instructions of: it is finite only if all are.
         if logits.is_empty() || !logits.iter().map(|logit| logit * 0.0).sum::<f32>().is_finite() {
             return Err(NoToken::NotFinite);
         }
-        if self.penalties.is_neutral() && self.processors.is_empty() {
+        if self.penalties.is_neutral() && self.processors.is_empty() && allowed.is_none() {
             return self.choose_from(logits);
         }
         let mut changed = std::mem::take(&mut self.changed);
@@ -125,6 +135,9 @@ impl Sampler {
             // What a caller's own stage does must not end the answers of others.
             let process = AssertUnwindSafe(|| processor.process(history, &mut changed));
             catch_unwind(process).map_err(|_| NoToken::ProcessorPanicked)?;
+        }
+        if let Some(allowed) = allowed {
+            allowed.apply(&mut changed);
         }
         let has_wrong = changed.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
         let choice = if has_wrong { Err(NoToken::NoneLeft) } else { self.choose_from(&changed) };

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use lfm2vl_graphs::Graph;
 
 use super::{
-    Event, FinishReason, GenerationOptions, History, LogitsProcessor, Sampler, TokenLogprobs,
+    Event, FinishReason, GenerationOptions, History, LogitsProcessor, MaskTime, Part, Sampler,
+    TokenLogprobs,
+    constraint::Masks,
     lookup::DraftLength,
     parts::Parts,
     sampler::NoToken,
@@ -21,6 +23,8 @@ use crate::{
 pub(crate) struct Sequence {
     history: History,
     sampler: Sampler,
+    /// The masks of its constraint.
+    masks: Option<Masks>,
     tokenizer: Arc<Tokenizer>,
     stream: TextStream<Arc<Tokenizer>>,
     stop: StopText,
@@ -58,6 +62,7 @@ impl Sequence {
         limits: SequenceLimits,
         options: &GenerationOptions,
         processors: Vec<Box<dyn LogitsProcessor>>,
+        masks: Option<Masks>,
     ) -> Result<Self, Error> {
         let sampler = Sampler::new(options)?.with_eos_token_ids(&limits.eos_token_ids);
         let sampler = processors.into_iter().fold(sampler, Sampler::with_processor);
@@ -65,6 +70,7 @@ impl Sequence {
         Ok(Sequence {
             history: History::new(tokens),
             sampler,
+            masks,
             stream: TextStream::new(Arc::clone(&tokenizer)),
             tokenizer,
             stop: StopText::new(&options.stop),
@@ -113,6 +119,11 @@ impl Sequence {
         length.draft(tokens, room)
     }
 
+    /// What the masks of its constraint have cost since this was asked last.
+    pub(crate) fn take_mask_time(&mut self) -> MaskTime {
+        self.masks.as_mut().map(Masks::take_time).unwrap_or_default()
+    }
+
     /// Takes in how many tokens of the last draft were right.
     pub(crate) fn learn(&mut self, right: usize) {
         if let Some(length) = &mut self.draft_length {
@@ -122,20 +133,25 @@ impl Sequence {
 
     /// Chooses the next token.
     pub(crate) fn accept(&mut self, logits: Logits<'_>) -> Result<Accepted, NextError> {
-        let known = logits.candidates()?;
+        // Thinking is free.
+        let is_bound = self.parts.current() != Part::Thinking;
+        let mut masks = self.masks.as_mut().filter(|_| is_bound);
+        let allowed = masks.as_mut().map(|masks| masks.next()).transpose()?.flatten();
+        let known = if allowed.is_some() { None } else { logits.candidates()? };
         let chosen = known.and_then(|known| self.sampler.choose_among(&known, &self.history));
         let (id, all) = match chosen {
             Some(id) if self.logprobs.is_none() => (id?, None),
             Some(id) => (id?, Some(logits.all()?)),
             None => {
                 let all = logits.all()?;
-                (self.sampler.choose(&all, &self.history)?, Some(all))
+                (self.sampler.choose_allowed(&all, &self.history, allowed)?, Some(all))
             }
         };
         if self.limits.eos_token_ids.contains(&id) {
             let events = self.rest()?;
             return Ok(Accepted { token: None, events, finished: Some(FinishReason::Stop) });
         }
+        let is_complete = masks.map(|masks| masks.accept(id)).transpose()?.unwrap_or(false);
         let logprobs = self.logprobs.zip(all);
         let logprobs = logprobs.map(|(top, all)| TokenLogprobs::of(&all, id, top));
         self.history.push(id);
@@ -145,6 +161,10 @@ impl Sequence {
         match accepted.events.first_mut() {
             Some(first) => (first.token_id, first.logprobs) = (event.token_id, event.logprobs),
             None => accepted.events.push(event),
+        }
+        if accepted.finished.is_none() && is_complete {
+            accepted.events.extend(self.rest()?);
+            accepted.finished = Some(FinishReason::Stop);
         }
         let is_full = self.answer().len() >= self.limits.max_new_tokens
             || self.tokens().len() >= self.limits.context;

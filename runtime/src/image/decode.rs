@@ -23,6 +23,9 @@ pub struct Limits {
     pub max_bytes: u64,
     /// Most pixels, by the image's header; 100 million by default.
     pub max_pixels: u64,
+    /// Most bytes of the decoded pixels; 400 MiB by default. Most images take 3 for a pixel, those with 16 bits
+    /// for a channel up to 8.
+    pub max_decoded_bytes: u64,
     /// Most time for fetching and decoding one image; 20 seconds by default. It is looked at
     /// whenever a decoder or a download asks for more data, and at the end. A JPEG is decoded in
     /// one go; what bounds its time are its pixels, and 50 scans at most.
@@ -40,6 +43,7 @@ impl Default for Limits {
         Limits {
             max_bytes: 64 << 20,
             max_pixels: 100_000_000,
+            max_decoded_bytes: 400 << 20,
             max_time: Duration::from_secs(20),
             allow_files: true,
             allow_private_addresses: false,
@@ -61,6 +65,13 @@ impl Limits {
         }
         match u64::from(width) * u64::from(height) > self.max_pixels {
             true => Err(ImageError::TooManyPixels { width, height, limit: self.max_pixels }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_decoded(&self, bytes: u64) -> Result<(), ImageError> {
+        match bytes > self.max_decoded_bytes {
+            true => Err(ImageError::TooManyDecodedBytes { bytes, limit: self.max_decoded_bytes }),
             false => Ok(()),
         }
     }
@@ -141,6 +152,7 @@ fn decode_format(
     let mut decoder = ImageReader::with_format(reader, format).into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
     limits.check_size(width, height)?;
+    limits.check_decoded(decoder.total_bytes())?;
     let exif = decoder.exif_metadata().map_err(broken)?;
     let xmp = decoder.xmp_metadata().map_err(broken)?;
     let orientation = orientation(exif.as_deref(), xmp.as_deref());

@@ -42,6 +42,16 @@ pub enum ImageError {
         /// The limit.
         limit: u64,
     },
+    /// Its pixels take more bytes than allowed.
+    #[error(
+        "the image takes {bytes} bytes when it is decoded, more than the limit of {limit}; shrink it, store it with 8 bits for a channel, or raise the limit"
+    )]
+    TooManyDecodedBytes {
+        /// Bytes of its pixels.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// It took longer than allowed.
     #[error("the image took longer than the limit of {limit:?}; shrink it or raise the limit")]
     TooSlow {
@@ -57,12 +67,18 @@ pub enum ImageError {
         height: u32,
     },
     /// Its view would have many times the patches that the settings allow.
-    #[error("the image is {width}x{height}, too long and thin to be shrunk; crop it")]
+    #[error(
+        "the image is {width}x{height}, too long and thin: its view would have {patches} patches, more than the limit of {limit}; crop it or raise max_view_patches"
+    )]
     TooThin {
         /// Width in pixels.
         width: u32,
         /// Height in pixels.
         height: u32,
+        /// Patches of its view.
+        patches: usize,
+        /// The limit.
+        limit: usize,
     },
     /// Not one of the formats.
     #[error("the data is not a PNG, JPEG, WebP, BMP or GIF image; convert it to one of these")]

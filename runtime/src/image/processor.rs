@@ -118,8 +118,9 @@ impl ImageProcessor {
         let whole_grid = self.grid(layout.image_size.0, layout.image_size.1);
         let tiles = if layout.is_split() { layout.rows * layout.cols } else { 0 };
         let has_whole = !layout.is_split() || layout.thumbnail;
-        if has_whole && whole_grid.patches() > MAX_EXCESS * self.settings.max_num_patches() {
-            return Err(ImageError::TooThin { width, height });
+        let (patches, limit) = (whole_grid.patches(), self.settings.view_limit());
+        if has_whole && patches > limit {
+            return Err(ImageError::TooThin { width, height, patches, limit });
         }
         let mut grids = vec![tile_grid; tiles];
         grids.extend(has_whole.then_some(whole_grid));
@@ -172,10 +173,6 @@ impl ImageProcessor {
         PatchGrid { rows: height / side, cols: width / side }
     }
 }
-
-/// A long and thin image gets more patches than `max_image_tokens` stand for, as in the reference,
-/// since each side has at least one token; beyond so many times more it is refused.
-const MAX_EXCESS: usize = 64;
 
 thread_local! {
     /// Kept by each thread: to give memory back to the system stops all threads for a moment.

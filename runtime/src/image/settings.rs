@@ -82,6 +82,10 @@ settings! {
     downsample_factor: usize = 2,
     /// An image is split when it has more pixels than `max_image_tokens` stand for, times this.
     max_pixels_tolerance: f64 = 2.0,
+    /// Most patches of a view; of those that `max_image_tokens` and `tile_size` stand for, all are allowed. An
+    /// image that is long and thin would have more, each of its sides having at least one token. The
+    /// reference has no such limit.
+    max_view_patches: usize = 4096,
     /// Whether large images are split at all.
     do_image_splitting: bool = true,
     /// Whether a small copy of a split image comes after its tiles.
@@ -154,6 +158,7 @@ impl ImageSettings {
             ("tile_size", self.tile_size),
             ("encoder_patch_size", self.encoder_patch_size),
             ("downsample_factor", self.downsample_factor),
+            ("max_view_patches", self.max_view_patches),
         ];
         for (name, size) in sizes {
             if !(1..=LARGEST_SIZE).contains(&size) {
@@ -196,6 +201,11 @@ impl ImageSettings {
     /// Side of an image token in pixels.
     pub(super) fn token_side(&self) -> usize {
         self.encoder_patch_size * self.downsample_factor
+    }
+
+    /// Most patches of a view.
+    pub(super) fn view_limit(&self) -> usize {
+        self.max_view_patches.max(self.max_num_patches())
     }
 
     /// Patches to which the reference pads every view.

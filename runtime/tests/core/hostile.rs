@@ -120,14 +120,31 @@ fn sizes_in_headers_are_checked_before_decoding() {
     }
 }
 
+/// 16 bits for a channel are twice the bytes of 8, for as many pixels.
+#[test]
+fn decoded_bytes_are_limited() {
+    let png = |color| {
+        let image = image::DynamicImage::new(100, 100, color);
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let limits = Limits { max_decoded_bytes: 40_000, ..Limits::default() };
+    assert!(decode(&png(image::ColorType::Rgb8), &limits).is_ok());
+    let error = decode(&png(image::ColorType::Rgba16), &limits).unwrap_err().to_string();
+    assert!(error.contains("80000 bytes") && error.contains("limit of 40000"), "{error}");
+}
+
 #[test]
 fn images_like_threads_are_refused() {
     let processor = ImageProcessor::new(ImageSettings::default()).unwrap();
-    for (width, height) in [(4_000_000, 1), (1, 4_000_000)] {
+    for (width, height) in [(40_000, 1), (4_000_000, 1), (1, 4_000_000)] {
         let image = image::RgbImage::new(width, height);
         let error = processor.process(&image).unwrap_err().to_string();
         assert!(error.contains("too long and thin"), "{error}");
     }
+    let wider = Overrides { max_view_patches: Some(50_000), ..Overrides::default() };
+    assert!(processor.with(&wider).unwrap().process(&image::RgbImage::new(40_000, 1)).is_ok());
     // As in the reference, if not for long.
     let processed = processor.process(&image::RgbImage::new(12_000, 1)).unwrap();
     assert!(processed.layout.tokens() > 1000);

@@ -2,6 +2,7 @@
 
 mod clients;
 mod community;
+mod constraint;
 mod conversation;
 mod engine;
 mod export_program;

@@ -1,0 +1,76 @@
+//! Grammars of a model's vocabulary.
+
+use std::{
+    sync::{Arc, OnceLock, mpsc},
+    thread,
+    time::Duration,
+};
+
+use llguidance::{Matcher, ParserFactory, toktrie::TokEnv};
+
+use super::{
+    Constraint, Masks,
+    mask::{Job, compute},
+    vocabulary::Vocabulary,
+};
+use crate::{Error, chat::Tokenizer};
+
+/// Makes grammars of constraints, and the masks of their tokens in a thread of its own. Both begin with
+/// the first constraint.
+pub(crate) struct Grammars {
+    tokenizer: Arc<Tokenizer>,
+    eos_token_ids: Vec<u32>,
+    started: OnceLock<Result<Started, String>>,
+}
+
+struct Started {
+    factory: ParserFactory,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Grammars {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>, eos_token_ids: Vec<u32>) -> Self {
+        Grammars { tokenizer, eos_token_ids, started: OnceLock::new() }
+    }
+
+    /// The masks of a constraint, from the first token on.
+    pub(crate) fn masks(&self, constraint: &Constraint) -> Result<Masks, Error> {
+        let wrong = |message: String| {
+            // Parsers draw their faults in several lines.
+            let words: Vec<&str> = message.split_whitespace().collect();
+            Error::Constraint { message: words.join(" ") }
+        };
+        constraint.check().map_err(|message| wrong(message.to_owned()))?;
+        let started = self.started.get_or_init(|| self.start());
+        let Started { factory, jobs } =
+            started.as_ref().map_err(|message| wrong(message.clone()))?;
+        let matcher = Matcher::new(factory.create_parser(constraint.grammar()));
+        if let Some(message) = matcher.get_error() {
+            return Err(wrong(message));
+        }
+        Ok(Masks::new(matcher, jobs.clone()))
+    }
+
+    fn start(&self) -> Result<Started, String> {
+        let vocabulary = Vocabulary::new(Arc::clone(&self.tokenizer), &self.eos_token_ids)?;
+        let vocabulary: TokEnv = Arc::new(vocabulary);
+        let mut factory =
+            ParserFactory::new_simple(&vocabulary).map_err(|error| error.to_string())?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        let (jobs, queue) = mpsc::channel();
+        // It ends with the last sender.
+        let thread = thread::Builder::new().name("lfm2vl-masks".into());
+        thread.spawn(move || queue.into_iter().for_each(compute)).map_err(|e| e.to_string())?;
+        Ok(Started { factory, jobs })
+    }
+}
+
+/// What masks have cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MaskTime {
+    /// Time in which masks were made.
+    pub(crate) making: Duration,
+    /// Time that steps waited for them.
+    pub(crate) waiting: Duration,
+}

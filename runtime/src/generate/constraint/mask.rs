@@ -1,0 +1,125 @@
+//! Which tokens may follow: made while the model's step runs.
+
+use std::{
+    sync::mpsc::{self, Receiver, Sender},
+    time::{Duration, Instant},
+};
+
+use llguidance::{Matcher, toktrie::SimpleVob};
+
+use super::grammars::MaskTime;
+use crate::Error;
+
+/// The tokens that may follow.
+pub(crate) struct Mask(SimpleVob);
+
+impl Mask {
+    /// Takes out of `logits` the tokens that must not follow.
+    pub(crate) fn apply(&self, logits: &mut [f32]) {
+        // A vocabulary may be padded with tokens that no text has.
+        let allowed = |id: usize| id < self.0.len() && self.0.is_allowed(id as u32);
+        for (id, logit) in logits.iter_mut().enumerate() {
+            if !allowed(id) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// A matcher whose mask is to be made, and who waits for it.
+pub(super) struct Job {
+    matcher: Matcher,
+    reply: Sender<Made>,
+}
+
+/// A mask, with the matcher that made it.
+struct Made {
+    matcher: Matcher,
+    mask: Result<SimpleVob, String>,
+    took: Duration,
+}
+
+pub(super) fn compute(Job { mut matcher, reply }: Job) {
+    let start = Instant::now();
+    let mask = matcher.compute_mask().map_err(|error| error.to_string());
+    // Whoever asked may be gone.
+    let _ = reply.send(Made { matcher, mask, took: start.elapsed() });
+}
+
+/// The masks of one answer.
+pub(crate) struct Masks {
+    jobs: Sender<Job>,
+    state: State,
+    time: MaskTime,
+}
+
+enum State {
+    /// The mask of the next token is being made.
+    Coming(Receiver<Made>),
+    /// It is there.
+    Here(Box<Matcher>, Mask),
+    /// The grammar ends here, or has failed.
+    Ended,
+}
+
+impl Masks {
+    pub(super) fn new(matcher: Matcher, jobs: Sender<Job>) -> Self {
+        let mut masks = Masks { jobs, state: State::Ended, time: MaskTime::default() };
+        masks.go_on(matcher);
+        masks
+    }
+
+    fn go_on(&mut self, matcher: Matcher) {
+        let (reply, receiver) = mpsc::channel();
+        self.state = State::Coming(receiver);
+        // Without the thread, whoever receives is told that nothing comes.
+        let _ = self.jobs.send(Job { matcher, reply });
+    }
+
+    /// The mask of the next token. Waits for it if it is not there yet.
+    pub(crate) fn next(&mut self) -> Result<Option<&Mask>, Error> {
+        if let State::Coming(receiver) = &self.state {
+            let start = Instant::now();
+            let made = receiver.recv();
+            self.time.waiting += start.elapsed();
+            self.state = State::Ended;
+            let Made { matcher, mask, took } = made.map_err(|_| failed("its thread has ended"))?;
+            self.time.making += took;
+            let mask = mask.map_err(|error| failed(&error))?;
+            self.state = State::Here(Box::new(matcher), Mask(mask));
+        }
+        Ok(match &self.state {
+            State::Here(_, mask) => Some(mask),
+            _ => None,
+        })
+    }
+
+    /// Goes on behind a token. Whether the grammar ends here, so that nothing can follow.
+    pub(crate) fn accept(&mut self, id: u32) -> Result<bool, Error> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Here(mut matcher, _) => {
+                matcher.consume_token(id).map_err(|error| failed(&error.to_string()))?;
+                if matcher.is_stopped() {
+                    return Ok(true);
+                }
+                self.go_on(*matcher);
+                Ok(false)
+            }
+            // Nobody has looked at it.
+            State::Coming(receiver) => {
+                self.state = State::Coming(receiver);
+                Ok(false)
+            }
+            State::Ended => Ok(true),
+        }
+    }
+
+    /// What they have cost since this was asked last.
+    pub(crate) fn take_time(&mut self) -> MaskTime {
+        std::mem::take(&mut self.time)
+    }
+}
+
+fn failed(message: &str) -> Error {
+    Error::Constraint { message: message.to_owned() }
+}

@@ -1,0 +1,168 @@
+//! The messages of a request, and their images.
+
+use axum::http::StatusCode;
+use lfm2vl::{
+    Conversation, Engine, PromptOptions,
+    chat::{Content, Message, Part, RenderOptions, Role},
+    image::{ImageProcessor, Overrides, ProcessedImage, RgbImage, load},
+};
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::{start::Abandoned, tools::Tools};
+use crate::{error::ApiError, settings::Settings, wire::ChatCompletionRequest};
+
+/// An image of the request: its URL, where it stands, and its settings.
+struct Image {
+    url: String,
+    param: String,
+    settings: Overrides,
+}
+
+/// The conversation that a request asks to go on with, its images loaded and processed.
+pub(super) fn conversation(
+    engine: &Engine,
+    settings: &Settings,
+    request: &mut ChatCompletionRequest,
+    tools: &Tools,
+    abandoned: &Abandoned,
+) -> Result<Conversation, ApiError> {
+    let overrides = request.image_settings.clone().unwrap_or_default().overrides();
+    let mut messages = Vec::new();
+    let mut images = Vec::new();
+    for (index, value) in std::mem::take(&mut request.messages).into_iter().enumerate() {
+        let param = format!("messages[{index}]");
+        images.extend(images_of(&value, &param, &overrides)?);
+        messages.push(message(value, &param)?);
+    }
+    if messages.is_empty() {
+        return Err(ApiError::of_param("messages", "there is no message; send one"));
+    }
+    let most = settings.max_images;
+    if images.len() > most {
+        let message = format!("the request has {} images, and {most} are allowed", images.len());
+        return Err(ApiError::of_param("messages", message));
+    }
+    let mut images = process(engine, settings, &images, abandoned)?.into_iter();
+    let mut conversation = Conversation::with_options(prompt_options(request, settings, tools));
+    for message in messages {
+        let own = images.by_ref().take(message.images()).collect();
+        conversation.push_with_processed(message, own)?;
+    }
+    Ok(conversation)
+}
+
+fn prompt_options(
+    request: &ChatCompletionRequest,
+    settings: &Settings,
+    tools: &Tools,
+) -> PromptOptions {
+    let mut render = RenderOptions {
+        tools: tools.for_template(),
+        variables: request.chat_template_kwargs.clone().unwrap_or_default(),
+        ..RenderOptions::default()
+    };
+    // These are the template's own inputs.
+    for name in ["messages", "tools", "documents", "add_generation_prompt"] {
+        render.variables.remove(name);
+    }
+    PromptOptions {
+        render,
+        special_tokens_in_text: false,
+        special_tokens_in_system: settings.special_tokens_in_system,
+    }
+}
+
+fn message(value: Value, param: &str) -> Result<Message, ApiError> {
+    let wrong = |message: String| ApiError::of_param(param, message);
+    let message: Message = serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let param = if path == "." { param.to_owned() } else { format!("{param}.{path}") };
+        ApiError::of_param(param, format!("a message is not understood: {}", error.inner()))
+    })?;
+    if let Some(Content::Parts(parts)) = &message.content {
+        for (index, part) in parts.iter().enumerate() {
+            let param = format!("{param}.content[{index}]");
+            match part {
+                Part::Text(_) | Part::ImageUrl(_) => {}
+                Part::Image => {
+                    let message = "an image has no URL; send it as a part of type 'image_url'";
+                    return Err(ApiError::of_param(param, message));
+                }
+                Part::Other(part) => {
+                    let r#type = part["type"].as_str().unwrap_or("none");
+                    let message = format!(
+                        "a part of type '{type}' is not understood; send 'text' or 'image_url'"
+                    );
+                    return Err(ApiError::of_param(param, message));
+                }
+            }
+        }
+    }
+    if message.content.is_none() && message.role != Role::Assistant {
+        return Err(wrong("the message has no content; give it some".into()));
+    }
+    Ok(message)
+}
+
+/// The images of a message as the client sent it.
+fn images_of(message: &Value, param: &str, overrides: &Overrides) -> Result<Vec<Image>, ApiError> {
+    let parts = message["content"].as_array().into_iter().flatten().enumerate();
+    let parts = parts.filter(|(_, part)| part["type"] == "image_url");
+    let image = |(index, part): (usize, &Value)| {
+        let param = format!("{param}.content[{index}].image_url");
+        let image = &part["image_url"];
+        let url = image["url"].as_str().or(image.as_str());
+        let url = url.ok_or_else(|| ApiError::of_param(&*param, "the image has no URL"))?;
+        let mut settings = overrides.clone();
+        match image["detail"].as_str() {
+            // One small view, as OpenAI has it.
+            Some("low") => settings.do_image_splitting = Some(false),
+            None | Some("auto" | "high") => {}
+            Some(other) => {
+                let message = format!("detail is '{other}'; it must be low, high or auto");
+                return Err(ApiError::of_param(param, message));
+            }
+        }
+        Ok(Image { url: url.to_owned(), param, settings })
+    };
+    parts.map(image).collect()
+}
+
+/// Loads and processes images, if they are not too many tokens.
+fn process(
+    engine: &Engine,
+    settings: &Settings,
+    images: &[Image],
+    abandoned: &Abandoned,
+) -> Result<Vec<ProcessedImage>, ApiError> {
+    let limits = lfm2vl::image::Limits { allow_files: false, ..settings.images };
+    let loaded = images.par_iter().map(|image| {
+        abandoned.check()?;
+        let processor = engine.image_processor().with(&image.settings);
+        let processor =
+            processor.map_err(|e| ApiError::of_param("image_settings", e.to_string()))?;
+        let pixels = load(&image.url, &limits);
+        let pixels = pixels.map_err(|e| ApiError::of_param(&*image.param, e.to_string()))?;
+        Ok((processor, pixels))
+    });
+    let loaded: Vec<(ImageProcessor, RgbImage)> = loaded.collect::<Result<_, ApiError>>()?;
+    let tokens = loaded.iter().map(|(processor, pixels)| {
+        processor.layout(pixels.height() as usize, pixels.width() as usize).tokens()
+    });
+    let (tokens, most) = (tokens.sum::<usize>(), settings.max_image_tokens);
+    if tokens > most {
+        let message = format!(
+            "the images have {tokens} image tokens, and {most} are allowed; send fewer or smaller ones, or set image_settings"
+        );
+        return Err(ApiError::of_param("messages", message)
+            .with_code("context_length_exceeded")
+            .with_status(StatusCode::BAD_REQUEST));
+    }
+    let processed = loaded.par_iter().zip(images).map(|((processor, pixels), image)| {
+        abandoned.check()?;
+        let processed = processor.process(pixels);
+        processed.map_err(|error| ApiError::of_param(&*image.param, error.to_string()))
+    });
+    processed.collect()
+}

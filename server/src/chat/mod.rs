@@ -1,0 +1,17 @@
+//! Chat completions: from a request to answers.
+
+mod answers;
+mod completion;
+mod deltas;
+mod grammar;
+mod handler;
+mod logprobs;
+mod messages;
+mod options;
+mod start;
+mod stream;
+mod tools;
+
+pub(crate) use completion::complete;
+pub(crate) use handler::{__path_chat_completions, chat_completions, read};
+pub(crate) use start::{Abandoned, start};
