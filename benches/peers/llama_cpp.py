@@ -27,7 +27,7 @@ import tempfile
 import time
 
 PACKAGE = "llama-cpp-python==0.3.36"
-PROGRAMS = ["llama-bench", "llama-mtmd-cli", "llama-quantize"]
+PROGRAMS = ["llama-bench", "llama-mtmd-cli", "llama-quantize", "llama-server"]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("command", choices=["setup", "convert", "bench"])
@@ -39,9 +39,11 @@ parser.add_argument("--new-tokens", type=int, default=64)
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 parser.add_argument("--cold", action="store_true", help="only load, and give the first token")
+parser.add_argument("--models", type=pathlib.Path, help="where converted files are, if not in FOLDER")
 args = parser.parse_args()
 
-source, model, vision = args.folder / "source", args.folder / "text-q4_0.gguf", args.folder / "vision-q8_0.gguf"
+source, models = args.folder / "source", args.models or args.folder
+model, vision = models / "text-q4_0.gguf", models / "vision-q8_0.gguf"
 
 
 def setup():
@@ -61,7 +63,7 @@ def setup():
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(tools)}
     cmake = tools / "bin" / "cmake"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
-    options += ["-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF"]
+    options += ["-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF"]
     # Where the compiler may use AMX, llama-bench of this version ends with a segmentation fault in it.
     no_amx = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() == "x86_64" else ""
     options += [f"-DCMAKE_C_FLAGS={no_amx}", f"-DCMAKE_CXX_FLAGS={no_amx}"]

@@ -1,6 +1,6 @@
 //! `lfm2vl serve`: the model behind OpenAI's interface.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -34,6 +34,9 @@ pub(crate) struct Arguments {
     /// Let web pages of this origin ask, such as https://example.com; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
+    /// When told to stop, say so to whoever asks for so long at least before ending.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    linger: u64,
     /// How the log is written, on the standard error. What is written is set by the variable RUST_LOG.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -56,7 +59,7 @@ pub(crate) struct LimitArguments {
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
     /// Refuse bodies of more bytes.
-    #[arg(long, value_name = "N", default_value_t = 20 << 20)]
+    #[arg(long, value_name = "N", default_value_t = 32 << 20)]
     max_body_bytes: usize,
     /// Refuse requests with more bytes of text.
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
@@ -122,7 +125,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let address = listener.local_addr()?;
         eprintln!("{} listens on http://{address}", service.model_name());
         let stop = stop_signal()?;
-        serve(listener, service, stop).await;
+        serve(listener, service, stop, Duration::from_secs(arguments.linger)).await;
         Ok(())
     })
 }
@@ -139,6 +142,7 @@ fn read_keys(path: &PathBuf) -> Result<Vec<String>> {
 fn log_to_stderr(format: LogFormat) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),

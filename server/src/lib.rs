@@ -1,6 +1,8 @@
 //! LFM2-VL models behind OpenAI's chat completions interface, as `lfm2vl serve` serves them.
 //!
 //! ```no_run
+//! use std::time::Duration;
+//!
 //! use lfm2vl::Engine;
 //! use lfm2vl_server::{Service, Settings, serve};
 //!
@@ -8,7 +10,7 @@
 //! let engine = Engine::builder("lfm2-vl-450m").slots(8).share_prefixes(true).build()?;
 //! let service = Service::new(engine, Settings::default())?;
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-//! serve(listener, service, std::future::pending()).await;
+//! serve(listener, service, std::future::pending(), Duration::ZERO).await;
 //! # Ok(())
 //! # }
 //! ```

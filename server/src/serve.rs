@@ -15,17 +15,31 @@ use crate::service::Service;
 /// Time in which the head of a request has to come, also the next one on an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until `stop` ends; then no more is taken, and this returns when all answers have ended.
-pub async fn serve(listener: TcpListener, service: Service, stop: impl Future<Output = ()>) {
+/// Serves until `stop` ends. From then on new requests are told that the server is stopping, which `/readyz` says as
+/// well, and this returns when all answers have ended, but not before `linger` has passed: whoever spreads requests
+/// over several servers has so long to notice.
+pub async fn serve(
+    listener: TcpListener,
+    service: Service,
+    stop: impl Future<Output = ()>,
+    linger: Duration,
+) {
     let router = TowerToHyperService::new(service.router());
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let connections = GracefulShutdown::new();
-    let mut stop = pin!(stop);
+    let stopped = async {
+        stop.await;
+        service.stop();
+        tracing::info!("stopping when all answers have ended");
+        tokio::time::sleep(linger).await;
+        service.answers_ended().await;
+    };
+    let mut stopped = pin!(stopped);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stop => break,
+            () = &mut stopped => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -47,7 +61,6 @@ pub async fn serve(listener: TcpListener, service: Service, stop: impl Future<Ou
         });
     }
     drop(listener);
-    service.stop();
-    tracing::info!("stopping when all answers have ended");
+    // What is left are the last bytes of answers, and connections without a request.
     connections.shutdown().await;
 }

@@ -135,6 +135,13 @@ impl Service {
         permit.map_err(|_| ApiError::busy(self.settings().max_requests))
     }
 
+    /// Waits until no request is being answered.
+    pub(crate) async fn answers_ended(&self) {
+        let all = u32::try_from(self.settings().max_requests).unwrap_or(u32::MAX);
+        // It is never closed.
+        let _ = self.shared.admission.acquire_many(all).await;
+    }
+
     /// Waits until images may be decoded and processed: so many at a time as there are cores, since each takes
     /// memory while it is.
     pub(crate) async fn preparing(&self) -> Result<OwnedSemaphorePermit, ApiError> {

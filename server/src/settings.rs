@@ -16,7 +16,7 @@ pub struct Settings {
     /// Requests that are answered or wait, before others are refused with 429. Each may hold a body, its images and
     /// their patches: some 35 MB for a large photo.
     pub max_requests: usize,
-    /// Bytes of a request's body; 20 MiB by default.
+    /// Bytes of a request's body; 32 MiB by default, which is an image of 20 MB as base64 and more.
     pub max_body_bytes: usize,
     /// Answers of one request (`n`); 8 by default.
     pub max_choices: usize,
@@ -43,7 +43,7 @@ impl Default for Settings {
             api_keys: Vec::new(),
             cors_origins: Vec::new(),
             max_requests: 40,
-            max_body_bytes: 20 << 20,
+            max_body_bytes: 32 << 20,
             max_choices: 8,
             max_images: 16,
             max_image_tokens: 16_384,

@@ -137,6 +137,21 @@ pub fn python(script: &str) -> Command {
     command
 }
 
+/// A script beside the packages that `cargo xtask test` installs: Node looks for them there.
+pub fn node(script: &str) -> Option<Command> {
+    let Some(packages) = std::env::var_os("LFM2VL_NODE") else {
+        eprintln!(
+            "not tested: Node is not set up; `cargo xtask test` does that where npm is there"
+        );
+        return None;
+    };
+    let beside = Path::new(&packages).join(Path::new(script).file_name().unwrap_or_default());
+    std::fs::copy(root().join(script), &beside).expect("the script can be copied");
+    let mut command = Command::new("node");
+    command.arg(beside);
+    Some(command)
+}
+
 /// The folder with the released LFM2.5-VL tokenizer and template, in cargo's own copy of the crate
 /// `lfm`.
 pub fn released_files() -> PathBuf {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_images;
+mod bench_server;
 mod demo;
 mod gpu_check;
 mod install;
@@ -66,6 +67,8 @@ enum Task {
         #[arg(long, default_value_t = 15)]
         repeat: usize,
     },
+    /// Put load on `lfm2vl serve` beside llama.cpp's server, if that is built, and print both.
+    BenchServer(bench_server::Arguments),
     /// Make a folder that checks and times the model on a machine with an NVIDIA GPU (Linux), where it
     /// needs python3 only.
     GpuCheck {
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
         Task::Test => test::run(),
         Task::Bench { repeat, only } => bench::run(repeat, &only),
         Task::BenchImages { repeat } => bench_images::run(repeat),
+        Task::BenchServer(arguments) => bench_server::run(&arguments),
         Task::GpuCheck { out } => gpu_check::run(&out),
         Task::Wheel { out } => wheel::run(&out).map(|wheel| println!("{}", wheel.display())),
         Task::MakeCheckpoint { config, out, seed } => make_checkpoint::run(&config, &out, seed),

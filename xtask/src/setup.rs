@@ -26,6 +26,20 @@ const PYTHON_PACKAGES: [&str; 6] = [
     "safetensors==0.8.0",
 ];
 
+/// Clients of the server, and what checks it.
+const CLIENT_PACKAGES: [&str; 7] = [
+    "openai==0",
+    "llm==0",
+    "jsonschema[format-nongpl]==0",
+    "prometheus-client==0",
+    "openapi-spec-validator==0",
+    "kubernetes-validate==1.37.0",
+    "pillow==0",
+];
+const KSERVE: &str = "kserve==0.21.0";
+const RAY_PACKAGES: [&str; 4] =
+    ["ray[data]==2.60.0", "pyarrow==26.0.1", "pandas==3.1.1", "numpy==2.4.6"];
+
 /// The execution providers in libraries of their own that `cargo xtask setup --provider` installs: name
 /// and Python package.
 const PLUGINS: [(&str, &str); 4] = [
@@ -189,6 +203,19 @@ fn extract_library(wheel: &Path, folder: &Path) -> Result<()> {
 /// The folder `.python` with what the Python tests import, filled on the first call.
 pub(crate) fn python_packages() -> Result<PathBuf> {
     install(".python", &PYTHON_PACKAGES.map(str::to_owned))
+}
+
+/// The folder `.clients` with what the tests of the server import, filled on the first call.
+pub(crate) fn client_packages() -> Result<PathBuf> {
+    let packages = install(".clients", &CLIENT_PACKAGES.map(str::to_owned))?;
+    // Only read as a file, so without the dozens of packages that it imports.
+    let kserve = self::packages(".clients-kserve", KSERVE)?;
+    Ok(std::env::join_paths([packages, kserve])?.into())
+}
+
+/// The folder `.ray` with what the example of Ray imports, filled on the first call.
+pub(crate) fn ray_packages() -> Result<PathBuf> {
+    install(".ray", &RAY_PACKAGES.map(str::to_owned))
 }
 
 /// The folder `.javascript` with what the tests in Node import, filled on the first call; nothing

@@ -19,6 +19,8 @@ pub(crate) fn run() -> Result<()> {
         {
             tests.env(variable, setup::plugin(name)?);
         }
+        tests.env("LFM2VL_CLIENTS", setup::client_packages()?);
+        tests.env("LFM2VL_RAY", setup::ray_packages()?);
         tests.env("LFM2VL_WHEEL", wheel::installed()?);
         tests.env("LFM2VL_OLDEST_ORT", setup::old_onnxruntime("oldest")?);
         tests.env("LFM2VL_OLDER_ORT", setup::old_onnxruntime("older")?);

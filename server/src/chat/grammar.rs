@@ -20,6 +20,9 @@ pub(super) enum Text<'a> {
     Json(&'a Value),
 }
 
+/// Most calls of one list: a small model may not find its end.
+const MOST_CALLS: usize = 16;
+
 /// The grammar of an answer.
 pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
     let start = match text {
@@ -28,8 +31,8 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
         Text::Json(schema) => format!("calls | {}", json_of(schema)),
     };
     let list = match calls.is_parallel {
-        true => "\"[\" call (\", \" call)* \"]\"",
-        false => "\"[\" call \"]\"",
+        true => format!("\"[\" call (\", \" call){{0,{}}} \"]\"", MOST_CALLS - 1),
+        false => "\"[\" call \"]\"".to_owned(),
     };
     let mut grammar = format!(
         "start: {start}\ncalls: <|tool_call_start|> {list} <|tool_call_end|>\nTEXT: /(?s:.+)/\n"

@@ -124,21 +124,6 @@ fn onnxruntime_genai() {
     assert_eq!(tokens(&mut own), question.ours(&folder, Precision::Q4));
 }
 
-/// A script beside the packages that `cargo xtask test` installs: Node looks for them there.
-fn node(script: &str) -> Option<Command> {
-    let Some(packages) = env::var_os("LFM2VL_NODE") else {
-        eprintln!(
-            "not tested: Node is not set up; `cargo xtask test` does that where npm is there"
-        );
-        return None;
-    };
-    let beside = Path::new(&packages).join(Path::new(script).file_name().unwrap());
-    fs::copy(root().join(script), &beside).unwrap();
-    let mut command = Command::new("node");
-    command.arg(beside);
-    Some(command)
-}
-
 /// The script of the folder's README: text and tokens, tiles and all.
 #[test]
 fn transformers_js() {

@@ -14,4 +14,5 @@ mod providers;
 mod released_prompts;
 mod run_program;
 mod samples;
+mod server;
 mod together;

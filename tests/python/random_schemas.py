@@ -1,0 +1,396 @@
+"""Asks a server for answers to random JSON Schemas, and checks each answer by its schema.
+
+    python3 random_schemas.py BASE_URL [--count 200] [--seed N] [--only N]
+
+All schemas are bounded, so that an answer ends. Every fourth one is also the schema of a function's arguments.
+Prints one line of JSON: how many were asked, valid and refused, and the median time per token. Fails unless
+all are valid; each one that is not goes to the standard error, and --only N asks for schema N alone.
+Needs jsonschema[format].
+"""
+
+import argparse
+import calendar
+import collections
+import concurrent.futures
+import decimal
+import http.client
+import json
+import random
+import re
+import statistics
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from jsonschema import Draft202012Validator
+
+CONCURRENCY, MAX_TOKENS, TOOLS_EVERY = 8, 3072, 4
+FORMATS = Draft202012Validator.FORMAT_CHECKER
+# With the most characters where the format itself has no bound.
+FORMAT_LENGTHS = {
+    "date": None,
+    "uuid": None,
+    "ipv4": None,
+    "ipv6": None,
+    "date-time": 30,
+    "time": 20,
+    "duration": 10,
+    "email": 16,
+    "hostname": 12,
+    "uri": 16,
+}
+# Numbers are compared digit by digit: multiples of 0.01 have no exact binary form.
+decimal.getcontext().prec = 4000
+
+
+@FORMATS.checks("date")
+def is_date(value):
+    """As RFC 3339 has it, year 0 included."""
+    found = isinstance(value, str) and re.fullmatch(r"([0-9]{4})-([0-9]{2})-([0-9]{2})", value)
+    if not found:
+        return not isinstance(value, str)
+    year, month, day = map(int, found.groups())
+    days = [31, 29 if calendar.isleap(year) else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+    return 1 <= month <= 12 and 1 <= day <= days[month - 1]
+
+
+class Maker:
+    """Makes one random schema."""
+
+    def __init__(self, random):
+        self.random, self.definitions = random, {}
+
+    def chance(self, probability):
+        return self.random.random() < probability
+
+    def some(self, least, most, make):
+        return [make() for _ in range(self.random.randint(least, most))]
+
+    def whole(self):
+        schema = self.object(3) if self.chance(0.8) else self.schema(3)
+        if self.chance(0.1):
+            schema = {"$ref": self.define(schema)}
+        if self.definitions:
+            schema["$defs"] = self.definitions
+        if self.chance(0.2):
+            schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+        return schema
+
+    def schema(self, depth):
+        simple = [self.string, self.format, self.pattern, self.integer, self.number, self.choice, self.simple]
+        nested = [self.object, self.array, self.tuple, self.any_of, self.several_types, self.all_of, self.reference]
+        nested += [self.recursive]
+        make = self.random.choice(nested) if depth > 0 and self.chance(0.6) else self.random.choice(simple)
+        schema = make(depth - 1)
+        for name in ["title", "description", "$comment"]:
+            if self.chance(0.05):
+                schema[name] = self.text()
+        return schema
+
+    def define(self, schema):
+        """Where `schema` is from now on: a reference to it."""
+        name = f"{self.random.choice(['part', 'a b', 'x/y~z', 'Größe', 'a%20b'])}{len(self.definitions)}"
+        self.definitions[name] = schema
+        if self.chance(0.2):
+            schema["$anchor"] = f"anchor{len(self.definitions)}"
+            return f"#anchor{len(self.definitions)}"
+        return "#/$defs/" + urllib.parse.quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
+
+    # Texts.
+
+    def text(self):
+        return "".join(self.random.choices("abc XYZ019_-.,:;!?'\"\\/{}[]()<>|#%&äß漢🦊\n\t\u0001\u007f\u2028", k=self.random.randint(0, 8)))
+
+    def string(self, _):
+        most = self.random.randint(0, 12)
+        schema = {"type": "string", "maxLength": most}
+        if self.chance(0.5):
+            schema["minLength"] = self.random.randint(0, most)
+        return schema
+
+    def format(self, _):
+        name, most = self.random.choice(list(FORMAT_LENGTHS.items()))
+        return {"type": "string", "format": name} | ({"maxLength": most} if most else {})
+
+    def pattern(self, _):
+        atom = lambda: self.random.choice(["a", "[a-f]", "[0-9]", "\\d", "\\w", "[^a-z\\s]", ".", "\\.", "-", "é", "\\s"])
+        piece = lambda: atom() + self.random.choice(["", "", "?", "{2}", "{0,2}", "{1,3}"])
+        words = lambda: "(" + "|".join("".join(self.some(1, 3, piece)) for _ in range(2)) + ")"
+        regex = "".join(self.some(1, 4, lambda: words() if self.chance(0.2) else piece()))
+        if self.chance(0.7):
+            return {"type": "string", "pattern": f"^{regex}$"}
+        # Anywhere in the text, which then needs another bound.
+        begin, end = self.random.choice([("", ""), ("^", ""), ("", "$")])
+        return {"type": "string", "pattern": begin + regex + end, "maxLength": 40}
+
+    # Numbers.
+
+    def integer(self, _):
+        schema = {"type": "integer"}
+        multiple = self.random.choice([1, 1, 1, 2, 3, 7, 12, 100, 250])
+        if multiple > 1:
+            schema["multipleOf"] = multiple
+        least = self.random.randint(-10 ** self.random.randint(0, 6), 10 ** self.random.randint(0, 6))
+        # There are always two multiples between the two bounds.
+        return schema | self.bounds(least, least + multiple * self.random.randint(3, 1000))
+
+    def number(self, _):
+        schema = {"type": "number"}
+        digits = self.random.randint(0, 3)
+        step = self.random.choice([None, None, None, 0.5, 0.25, 0.1, 0.01, 0.125, 2.5, 3])
+        if step is not None:
+            schema["multipleOf"] = step
+        least = round(self.random.uniform(-1, 1) * 10 ** self.random.randint(0, 5), digits)
+        width = round(self.random.uniform(1, 100) * 3 * (step or 1) + 10**-digits, digits)
+        return schema | self.bounds(least, round(least + width, digits))
+
+    def bounds(self, least, most):
+        bounds = {}
+        for value, names in [(least, ["minimum", "exclusiveMinimum"]), (most, ["maximum", "exclusiveMaximum"])]:
+            if self.chance(0.8):
+                bounds[self.random.choice(names)] = value
+        return bounds
+
+    # Values.
+
+    def value(self, depth=2):
+        def large():
+            return self.random.choice([2**31, 2**53 - 1, 2**53 + 1, -(2**63), 2**64 - 1])
+
+        makers = [
+            lambda: None,
+            lambda: self.chance(0.5),
+            lambda: self.random.randint(-1000, 1000),
+            lambda: round(self.random.uniform(-100, 100), 3),
+            lambda: self.random.choice([0.0, -0.0, 1.0, 1e-7, 1e21, 1.5e300, -2.5e-300]),
+            large,
+            self.text,
+            self.text,
+        ]
+        if depth > 0:
+            makers.append(lambda: self.some(0, 3, lambda: self.value(depth - 1)))
+            makers.append(lambda: {self.text(): self.value(depth - 1) for _ in range(self.random.randint(0, 3))})
+        return self.random.choice(makers)()
+
+    def choice(self, _):
+        if self.chance(0.3):
+            return {"const": self.value()}
+        values = self.some(1, 5, self.value)
+        schema = {"enum": values}
+        if self.chance(0.4):
+            # Values of other types are none then.
+            types = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+            kind = types.get(type(values[0]))
+            schema |= {"type": kind} if kind else {}
+        return schema
+
+    def simple(self, _):
+        return {"type": self.random.choice(["boolean", "null", "integer", "number"])}
+
+    # What has other schemas in it.
+
+    def name(self):
+        plain = ["a", "b_c", "city", "Name", "x1", "count", "type", "enum", "items"]
+        odd = ["two words", "it's", 'quo"ted', "ключ", "a.b", "$ref", "", "line\nbreak", "class", "None"]
+        return self.random.choice(plain if self.chance(0.85) else odd)
+
+    def object(self, depth):
+        names = list(dict.fromkeys(self.some(0, 4, self.name)))
+        schema = {"type": "object", "properties": {name: self.schema(depth) for name in names}}
+        required = [name for name in names if self.chance(0.6)]
+        if required or self.chance(0.5):
+            schema["required"] = required
+        schema["additionalProperties"] = False
+        optional = len(names) - len(required)
+        if not optional and self.chance(0.3):
+            schema["patternProperties"] = {f"^{self.random.choice(['k[0-9]', '[A-Z]{1,2}_'])}$": self.schema(min(depth, 1))}
+            schema["maxProperties"] = len(names) + self.random.randint(0, 3)
+            schema["minProperties"] = self.random.randint(0, min(len(names) + 1, schema["maxProperties"]))
+        elif optional and self.chance(0.1):
+            # The only ones that are supported beside optional properties.
+            bound, most = self.random.choice([("minProperties", len(required) + 1), ("maxProperties", len(required) + 1)])
+            schema[bound] = most
+        elif self.chance(0.05):
+            schema["properties"]["never"] = False
+        items = list(schema.items())
+        self.random.shuffle(items)
+        return dict(items)
+
+    def array(self, depth):
+        most = self.random.randint(0, 3)
+        schema = {"type": "array", "items": self.schema(depth), "maxItems": most}
+        return schema | ({"minItems": self.random.randint(0, most)} if self.chance(0.5) else {})
+
+    def tuple(self, depth):
+        first = self.some(1, 3, lambda: self.schema(depth))
+        schema = {"type": "array", "prefixItems": first, "items": False}
+        if self.chance(0.3):
+            schema |= {"items": self.schema(depth), "maxItems": len(first) + 1}
+        return schema | ({"minItems": self.random.randint(0, len(first))} if self.chance(0.7) else {})
+
+    def any_of(self, depth):
+        if self.chance(0.2):
+            return {"oneOf": [self.string(0), self.integer(0), {"type": "null"}]}
+        return {"anyOf": self.some(2, 3, lambda: self.schema(depth))}
+
+    def several_types(self, depth):
+        kinds = {
+            "null": lambda: {},
+            "boolean": lambda: {},
+            "string": lambda: self.string(0),
+            "integer": lambda: self.integer(0),
+            "array": lambda: self.array(depth),
+            "object": lambda: self.object(depth),
+        }
+        chosen = self.random.sample(list(kinds), self.random.randint(2, 3))
+        merged = {key: value for kind in chosen for key, value in kinds[kind]().items()}
+        return merged | {"type": chosen}
+
+    def all_of(self, depth):
+        if self.chance(0.5):
+            return {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 40}, {"multipleOf": 2}, {"multipleOf": 3}]}
+        parts = [self.object(depth) for _ in range(2)]
+        for index, part in enumerate(parts):
+            # No part may forbid what the other one has.
+            part["properties"] = {f"{name}{index}": value for name, value in part["properties"].items()}
+            part["required"] = [f"{name}{index}" for name in part.get("required", [])]
+            for key in ["additionalProperties", "patternProperties", "minProperties", "maxProperties"]:
+                part.pop(key, None)
+        parts[0]["properties"] |= {name: True for name in parts[1]["properties"]}
+        parts[0]["additionalProperties"] = False
+        return {"allOf": parts}
+
+    def reference(self, depth):
+        return {"$ref": self.define(self.schema(depth))}
+
+    def recursive(self, depth):
+        """A list that goes on as the model likes, or one whose length is bounded by one definition for each place."""
+        if self.chance(0.5):
+            schema = {"type": "object", "required": ["value", "next"], "additionalProperties": False}
+            reference = self.define(schema)
+            schema["properties"] = {
+                "value": self.schema(0),
+                "next": self.random.choice([
+                    {"anyOf": [{"type": "null"}, {"$ref": reference}]},
+                    {"type": "array", "items": {"$ref": reference}, "maxItems": 1},
+                ]),
+            }
+            return {"$ref": reference}
+        inner = self.schema(0)
+        for _ in range(self.random.randint(1, 4)):
+            inner = {"$ref": self.define({"type": "array", "items": inner, "minItems": 1, "maxItems": 1})}
+        return inner
+
+
+def number(text):
+    try:
+        return decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        # The exponent has twenty digits.
+        return decimal.Decimal(0)
+
+
+def read(text):
+    return json.loads(text, parse_float=number)
+
+
+def ask(base, body):
+    """Status and answer."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{base}/v1/chat/completions", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def body_of(schema, seed, as_tool):
+    body = {
+        "messages": [{"role": "user", "content": "Write something."}],
+        "temperature": 1.5,
+        "seed": seed,
+        "max_completion_tokens": MAX_TOKENS,
+    }
+    if not as_tool:
+        return body | {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}}
+    tool = {"type": "function", "function": {"name": "use", "parameters": schema}}
+    return body | {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "use"}}}
+
+
+def texts_of(choice, as_tool):
+    """What has to keep to the schema."""
+    if not as_tool:
+        return [choice["message"]["content"]]
+    functions = [call["function"] for call in choice["message"].get("tool_calls", [])]
+    assert functions and all(function["name"] == "use" for function in functions), "it does not call the function"
+    return [function["arguments"] for function in functions]
+
+
+def check(base, schema, number, as_tool):
+    """What came of a schema: valid, refused, or a fault; the cause; and the seconds per token."""
+    start = time.monotonic()
+    try:
+        status, answer = ask(base, body_of(schema, number, as_tool))
+    except (OSError, http.client.HTTPException) as error:
+        return "unanswered", repr(error), None
+    seconds = time.monotonic() - start
+    if status != 200:
+        return "refused" if status == 400 else "failed", f"{status}: {answer['error']['message']}", None
+    per_token = seconds / max(1, answer["usage"]["completion_tokens"])
+    choice = answer["choices"][0]
+    if choice["finish_reason"] != ("tool_calls" if as_tool else "stop"):
+        shown = json.dumps(choice["message"], ensure_ascii=False)
+        return "unfinished", f"finish_reason is {choice['finish_reason']}: {shown[:300]}", per_token
+    validator = Draft202012Validator(read(json.dumps(schema)), format_checker=FORMATS)
+    try:
+        for text in texts_of(choice, as_tool):
+            faults = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(read(text))]
+            if faults:
+                return "invalid", f"{faults[0]}, in {text}", per_token
+    except (AssertionError, ValueError) as error:
+        return "invalid", f"{error}, in {json.dumps(choice['message'], ensure_ascii=False)}", per_token
+    return "valid", None, per_token
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base_url")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    arguments = parser.parse_args()
+    unknown = FORMAT_LENGTHS.keys() - FORMATS.checkers.keys()
+    assert not unknown, f"jsonschema does not check {unknown}; install jsonschema[format]"
+
+    jobs = []
+    for number in range(arguments.count) if arguments.only is None else [arguments.only]:
+        schema = Maker(random.Random(f"{arguments.seed}/{number}")).whole()
+        Draft202012Validator.check_schema(schema)
+        jobs.append((schema, number, False))
+        if number % TOOLS_EVERY == 0 and (schema.get("type") == "object" or arguments.only is not None):
+            jobs.append((schema, number, True))
+    with concurrent.futures.ThreadPoolExecutor(CONCURRENCY) as pool:
+        results = list(pool.map(lambda job: check(arguments.base_url, *job), jobs))
+    counts = collections.Counter(outcome for outcome, _, _ in results)
+    for (schema, number, as_tool), (outcome, cause, _) in zip(jobs, results):
+        if outcome != "valid":
+            form = "as a tool" if as_tool else "as a format"
+            print(f"schema {number} {form}: {outcome}: {cause}\n  {json.dumps(schema)}", file=sys.stderr)
+    times = [per_token for _, _, per_token in results if per_token is not None]
+    print(json.dumps({
+        "asked": len(jobs),
+        "as_tools": sum(as_tool for _, _, as_tool in jobs),
+        "valid": counts["valid"],
+        "refused": counts["refused"],
+        "other": {outcome: n for outcome, n in counts.items() if outcome not in ("valid", "refused")},
+        "median_ms_per_token": round(statistics.median(times) * 1000, 2) if times else None,
+    }))
+    return counts["valid"] != len(jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
