@@ -1,8 +1,8 @@
 // A person's visit to the server's page, in Chromium.
 //
-//     node page.mjs BASE_URL CHROMIUM_PATH IMAGE_FILE [SCREENSHOT.png]
+//     node page.mjs BASE_URL IMAGE_FILE [SCREENSHOT.png]
 //
-// IMAGE_FILE must be large enough to be split into tiles. Prints what was seen as one line of JSON.
+// Chromium is that of the package @sparticuz/chromium, or the one that the variable CHROMIUM names. IMAGE_FILE must be large enough to be split into tiles. Prints what was seen as one line of JSON.
 // SCREENSHOT is the conversation as a desktop shows it.
 
 import { readFileSync } from 'node:fs';
@@ -13,7 +13,7 @@ const PHONE = { width: 390, height: 844, deviceScaleFactor: 2, isMobile: true, h
 // With other values of `isMobile` and `hasTouch` the page would be loaded again.
 const DESKTOP = { ...PHONE, width: 1100, height: 800, deviceScaleFactor: 1 };
 
-const [address, chromium, image, screenshot] = process.argv.slice(2);
+const [address, image, screenshot] = process.argv.slice(2);
 const problems = [];
 
 function check(condition, problem) {
@@ -143,8 +143,16 @@ async function visit(page) {
     return { model, tiles, answer, stats, stopped };
 }
 
+/** The package's own Chromium, with the libraries that it needs, which it unpacks where it believes to be. */
+async function packagedChromium() {
+    process.env.AWS_EXECUTION_ENV ??= 'AWS_Lambda_nodejs22.x';
+    const { default: chromium } = await import('@sparticuz/chromium');
+    return chromium.executablePath();
+}
+
 const args = ['--no-sandbox']; // so that it starts in a container, as root
-const browser = await puppeteer.launch({ executablePath: chromium, args });
+const executablePath = process.env.CHROMIUM ?? await packagedChromium();
+const browser = await puppeteer.launch({ executablePath, args });
 try {
     const page = await browser.newPage();
     watch(page);

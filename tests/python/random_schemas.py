@@ -2,10 +2,10 @@
 
     python3 random_schemas.py BASE_URL [--count 200] [--seed N] [--only N]
 
-All schemas are bounded, so that an answer ends. Every fourth one is also the schema of a function's arguments.
-Prints one line of JSON: how many were asked, valid and refused, and the median time per token. Fails unless
-all are valid; each one that is not goes to the standard error, and --only N asks for schema N alone.
-Needs jsonschema[format].
+All schemas are bounded, so that an answer ends. Every fourth one of an object is also that of a function's
+arguments. Prints one line of JSON: how many were asked, valid and refused, and the median time per token. Fails
+unless all are valid, but that schemas with integers beyond 2^53 may be refused. What is not valid goes to the
+standard error, and --only N asks for schema N alone. Needs jsonschema[format].
 """
 
 import argparse
@@ -19,11 +19,13 @@ import random
 import re
 import statistics
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
+import jsonschema
 from jsonschema import Draft202012Validator
 
 CONCURRENCY, MAX_TOKENS, TOOLS_EVERY = 8, 3072, 4
@@ -42,7 +44,8 @@ FORMAT_LENGTHS = {
     "uri": 16,
 }
 # Numbers are compared digit by digit: multiples of 0.01 have no exact binary form.
-decimal.getcontext().prec = 4000
+decimal.DefaultContext.prec = 20_000
+decimal.setcontext(decimal.DefaultContext.copy())
 
 
 @FORMATS.checks("date")
@@ -56,11 +59,23 @@ def is_date(value):
     return 1 <= month <= 12 and 1 <= day <= days[month - 1]
 
 
+def is_integer(_, value):
+    """Also one that is written with a fraction or an exponent."""
+    is_whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
+    return is_whole or (isinstance(value, int) and not isinstance(value, bool))
+
+
+TYPES = Draft202012Validator.TYPE_CHECKER.redefine("integer", is_integer)
+Validator = jsonschema.validators.extend(Draft202012Validator, type_checker=TYPES)
+
+
 class Maker:
     """Makes one random schema."""
 
     def __init__(self, random):
         self.random, self.definitions = random, {}
+        # Whether it has integers that are no double, which may be refused, but not rounded.
+        self.has_large = False
 
     def chance(self, probability):
         return self.random.random() < probability
@@ -133,8 +148,8 @@ class Maker:
         if multiple > 1:
             schema["multipleOf"] = multiple
         least = self.random.randint(-10 ** self.random.randint(0, 6), 10 ** self.random.randint(0, 6))
-        # There are always two multiples between the two bounds.
-        return schema | self.bounds(least, least + multiple * self.random.randint(3, 1000))
+        # There are always two multiples between the bounds; without one of these, few digits would be the last.
+        return schema | self.bounds(least, least + multiple * self.random.randint(3, 1000), 1 if multiple > 1 else 0.8)
 
     def number(self, _):
         schema = {"type": "number"}
@@ -144,12 +159,12 @@ class Maker:
             schema["multipleOf"] = step
         least = round(self.random.uniform(-1, 1) * 10 ** self.random.randint(0, 5), digits)
         width = round(self.random.uniform(1, 100) * 3 * (step or 1) + 10**-digits, digits)
-        return schema | self.bounds(least, round(least + width, digits))
+        return schema | self.bounds(least, round(least + width, digits), 1 if step else 0.8)
 
-    def bounds(self, least, most):
+    def bounds(self, least, most, probability):
         bounds = {}
         for value, names in [(least, ["minimum", "exclusiveMinimum"]), (most, ["maximum", "exclusiveMaximum"])]:
-            if self.chance(0.8):
+            if self.chance(probability):
                 bounds[self.random.choice(names)] = value
         return bounds
 
@@ -157,7 +172,9 @@ class Maker:
 
     def value(self, depth=2):
         def large():
-            return self.random.choice([2**31, 2**53 - 1, 2**53 + 1, -(2**63), 2**64 - 1])
+            value = self.random.choice([2**31, 2**53 - 1, 2**53 + 1, -(2**63), 2**64 - 1])
+            self.has_large |= abs(value) > 2**53
+            return value
 
         makers = [
             lambda: None,
@@ -285,15 +302,25 @@ class Maker:
 
 
 def number(text):
-    try:
-        return decimal.Decimal(text)
-    except decimal.InvalidOperation:
-        # The exponent has twenty digits.
-        return decimal.Decimal(0)
+    """A number to compare; one beyond all bounds stays so, but with an exponent that can be calculated with."""
+    digits, _, exponent = text.lower().partition("e")
+    return decimal.Decimal(digits).scaleb(max(-1000, min(int(exponent or 0), 1000)))
 
 
-def read(text):
-    return json.loads(text, parse_float=number)
+def read(text, pairs=dict):
+    return json.loads(text, parse_float=number, object_pairs_hook=pairs)
+
+
+def has_duplicates(text):
+    """Whether an object has a name twice, which no grammar can rule out."""
+    found = []
+
+    def pairs(members):
+        found.append(len(dict(members)) < len(members))
+        return dict(members)
+
+    read(text, pairs)
+    return any(found)
 
 
 def ask(base, body):
@@ -308,52 +335,77 @@ def ask(base, body):
             return error.code, json.load(error)
 
 
-def body_of(schema, seed, as_tool):
-    body = {
-        "messages": [{"role": "user", "content": "Write something."}],
-        "temperature": 1.5,
-        "seed": seed,
-        "max_completion_tokens": MAX_TOKENS,
-    }
-    if not as_tool:
-        return body | {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}}
-    tool = {"type": "function", "function": {"name": "use", "parameters": schema}}
-    return body | {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "use"}}}
+class Job:
+    """A schema, asked for in one of two ways, and what came of it."""
 
+    def __init__(self, seed, index, as_tool):
+        maker = Maker(random.Random(f"{seed}/{index}"))
+        self.index, self.as_tool, self.schema, self.has_large = index, as_tool, maker.whole(), maker.has_large
+        self.validator = Validator(read(json.dumps(self.schema)), format_checker=FORMATS)
+        Draft202012Validator.check_schema(self.schema)
+        self.outcome, self.cause, self.duplicates, self.seconds_per_token = "not asked", None, False, None
 
-def texts_of(choice, as_tool):
-    """What has to keep to the schema."""
-    if not as_tool:
-        return [choice["message"]["content"]]
-    functions = [call["function"] for call in choice["message"].get("tool_calls", [])]
-    assert functions and all(function["name"] == "use" for function in functions), "it does not call the function"
-    return [function["arguments"] for function in functions]
+    def body(self):
+        body = {
+            "messages": [{"role": "user", "content": "Write something."}],
+            "temperature": 1.5,
+            # A small model writes digits for ever, which nothing in a schema can bound.
+            "frequency_penalty": 2,
+            "seed": self.index,
+            "max_completion_tokens": MAX_TOKENS,
+        }
+        if not self.as_tool:
+            return body | {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": self.schema}}}
+        tool = {"type": "function", "function": {"name": "use", "parameters": self.schema}}
+        # There may be 16 calls then.
+        parallel = len(json.dumps(self.schema)) < 500
+        choice = {"type": "function", "function": {"name": "use"}}
+        return body | {"tools": [tool], "tool_choice": choice, "parallel_tool_calls": parallel}
 
+    def run(self, base, gone):
+        if gone.is_set():
+            return
+        start = time.monotonic()
+        try:
+            status, answer = ask(base, self.body())
+        except (OSError, http.client.HTTPException) as error:
+            # All others would fail as well.
+            gone.set()
+            self.outcome, self.cause = "unanswered", repr(error)
+            return
+        if status != 200:
+            self.outcome = "refused" if status == 400 else "failed"
+            self.cause = f"{status}: {answer['error']['message']}"
+            return
+        self.seconds_per_token = (time.monotonic() - start) / max(1, answer["usage"]["completion_tokens"])
+        choice = answer["choices"][0]
+        self.outcome, self.cause = "valid", None
+        if choice["finish_reason"] != ("tool_calls" if self.as_tool else "stop"):
+            shown = json.dumps(choice["message"], ensure_ascii=False)
+            self.outcome, self.cause = "unfinished", f"finish_reason is {choice['finish_reason']}: {shown[-400:]}"
+            return
+        for text in self.texts(choice["message"]):
+            try:
+                fault = next((f"{e.json_path}: {e.message}" for e in self.validator.iter_errors(read(text))), None)
+                self.duplicates |= has_duplicates(text)
+            except ValueError as error:
+                fault = error
+            if fault:
+                self.outcome, self.cause = "invalid", f"{fault}, in {text}"
 
-def check(base, schema, number, as_tool):
-    """What came of a schema: valid, refused, or a fault; the cause; and the seconds per token."""
-    start = time.monotonic()
-    try:
-        status, answer = ask(base, body_of(schema, number, as_tool))
-    except (OSError, http.client.HTTPException) as error:
-        return "unanswered", repr(error), None
-    seconds = time.monotonic() - start
-    if status != 200:
-        return "refused" if status == 400 else "failed", f"{status}: {answer['error']['message']}", None
-    per_token = seconds / max(1, answer["usage"]["completion_tokens"])
-    choice = answer["choices"][0]
-    if choice["finish_reason"] != ("tool_calls" if as_tool else "stop"):
-        shown = json.dumps(choice["message"], ensure_ascii=False)
-        return "unfinished", f"finish_reason is {choice['finish_reason']}: {shown[:300]}", per_token
-    validator = Draft202012Validator(read(json.dumps(schema)), format_checker=FORMATS)
-    try:
-        for text in texts_of(choice, as_tool):
-            faults = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(read(text))]
-            if faults:
-                return "invalid", f"{faults[0]}, in {text}", per_token
-    except (AssertionError, ValueError) as error:
-        return "invalid", f"{error}, in {json.dumps(choice['message'], ensure_ascii=False)}", per_token
-    return "valid", None, per_token
+    def texts(self, message):
+        """What has to keep to the schema."""
+        if not self.as_tool:
+            return [message["content"]]
+        functions = [call["function"] for call in message["tool_calls"]]
+        return [function["arguments"] if function["name"] == "use" else "" for function in functions]
+
+    def is_fine(self):
+        return self.outcome == "valid" or (self.outcome == "refused" and self.has_large)
+
+    def __str__(self):
+        form = "as a tool" if self.as_tool else "as a format"
+        return f"schema {self.index} {form}: {self.outcome}: {self.cause}\n  {json.dumps(self.schema)}"
 
 
 def main():
@@ -366,31 +418,30 @@ def main():
     unknown = FORMAT_LENGTHS.keys() - FORMATS.checkers.keys()
     assert not unknown, f"jsonschema does not check {unknown}; install jsonschema[format]"
 
-    jobs = []
-    for number in range(arguments.count) if arguments.only is None else [arguments.only]:
-        schema = Maker(random.Random(f"{arguments.seed}/{number}")).whole()
-        Draft202012Validator.check_schema(schema)
-        jobs.append((schema, number, False))
-        if number % TOOLS_EVERY == 0 and (schema.get("type") == "object" or arguments.only is not None):
-            jobs.append((schema, number, True))
+    indices = range(arguments.count) if arguments.only is None else [arguments.only]
+    jobs = [Job(arguments.seed, index, False) for index in indices]
+    objects = [job for job in jobs if job.schema.get("type") == "object"]
+    jobs += [Job(arguments.seed, job.index, True) for job in objects[::TOOLS_EVERY]]
+    gone = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(CONCURRENCY) as pool:
-        results = list(pool.map(lambda job: check(arguments.base_url, *job), jobs))
-    counts = collections.Counter(outcome for outcome, _, _ in results)
-    for (schema, number, as_tool), (outcome, cause, _) in zip(jobs, results):
-        if outcome != "valid":
-            form = "as a tool" if as_tool else "as a format"
-            print(f"schema {number} {form}: {outcome}: {cause}\n  {json.dumps(schema)}", file=sys.stderr)
-    times = [per_token for _, _, per_token in results if per_token is not None]
+        list(pool.map(lambda job: job.run(arguments.base_url, gone), jobs))
+    for job in jobs:
+        if job.outcome not in ("valid", "not asked"):
+            print(job, file=sys.stderr)
+    counts = collections.Counter(job.outcome for job in jobs)
+    times = [job.seconds_per_token for job in jobs if job.seconds_per_token is not None]
     print(json.dumps({
         "asked": len(jobs),
-        "as_tools": sum(as_tool for _, _, as_tool in jobs),
-        "valid": counts["valid"],
-        "refused": counts["refused"],
-        "other": {outcome: n for outcome, n in counts.items() if outcome not in ("valid", "refused")},
+        "as_tools": sum(job.as_tool for job in jobs),
+        "valid": counts.pop("valid", 0),
+        "refused": counts.pop("refused", 0),
+        **counts,
+        "with_duplicate_names": sum(job.duplicates for job in jobs),
         "median_ms_per_token": round(statistics.median(times) * 1000, 2) if times else None,
     }))
-    return counts["valid"] != len(jobs)
+    return not all(job.is_fine() for job in jobs)
 
 
 if __name__ == "__main__":
+    sys.set_int_max_str_digits(0)
     sys.exit(main())

@@ -19,40 +19,53 @@ struct Image {
     settings: Overrides,
 }
 
-/// The conversation that a request asks to go on with, its images loaded and processed.
-pub(super) fn conversation(
-    engine: &Engine,
-    settings: &Settings,
-    request: &mut ChatCompletionRequest,
-    tools: &Tools,
-    abandoned: &Abandoned,
-) -> Result<Conversation, ApiError> {
-    let overrides = request.image_settings.clone().unwrap_or_default().overrides();
-    let mut messages = Vec::new();
-    let mut images = Vec::new();
-    for (index, value) in std::mem::take(&mut request.messages).into_iter().enumerate() {
-        let param = format!("messages[{index}]");
-        images.extend(images_of(&value, &param, &overrides)?);
-        messages.push(message(value, &param)?);
-    }
-    if messages.is_empty() {
-        return Err(ApiError::of_param("messages", "there is no message; send one"));
-    }
-    let most = settings.max_images;
-    if images.len() > most {
-        let message = format!("the request has {} images, and {most} are allowed", images.len());
-        return Err(ApiError::of_param("messages", message));
-    }
-    let mut images = process(engine, settings, &images, abandoned)?.into_iter();
-    let mut conversation = Conversation::with_options(prompt_options(request, settings, tools));
-    for message in messages {
-        let own = images.by_ref().take(message.images()).collect();
-        conversation.push_with_processed(message, own)?;
-    }
-    Ok(conversation)
+/// The messages of a request, and their images in order.
+pub(super) struct Messages {
+    messages: Vec<Message>,
+    images: Vec<Image>,
 }
 
-fn prompt_options(
+impl Messages {
+    /// Those of a request.
+    pub(super) fn new(request: &mut ChatCompletionRequest) -> Result<Self, ApiError> {
+        let overrides = request.image_settings.clone().unwrap_or_default().overrides();
+        let (mut messages, mut images) = (Vec::new(), Vec::new());
+        for (index, value) in std::mem::take(&mut request.messages).into_iter().enumerate() {
+            let param = format!("messages[{index}]");
+            images.extend(images_of(&value, &param, &overrides)?);
+            messages.push(message(value, &param)?);
+        }
+        match messages.is_empty() {
+            true => Err(ApiError::of_param("messages", "there is no message; send one")),
+            false => Ok(Messages { messages, images }),
+        }
+    }
+
+    /// The conversation that is to go on, its images loaded and processed.
+    pub(super) fn conversation(
+        self,
+        engine: &Engine,
+        settings: &Settings,
+        options: PromptOptions,
+        abandoned: &Abandoned,
+    ) -> Result<Conversation, ApiError> {
+        let (count, most) = (self.images.len(), settings.max_images);
+        if count > most {
+            let message = format!("the request has {count} images, and {most} are allowed");
+            return Err(ApiError::of_param("messages", message));
+        }
+        let mut images = process(engine, settings, &self.images, abandoned)?.into_iter();
+        let mut conversation = Conversation::with_options(options);
+        for message in self.messages {
+            let own = images.by_ref().take(message.images()).collect();
+            conversation.push_with_processed(message, own)?;
+        }
+        Ok(conversation)
+    }
+}
+
+/// How the prompt of a request is made.
+pub(super) fn prompt_options(
     request: &ChatCompletionRequest,
     settings: &Settings,
     tools: &Tools,

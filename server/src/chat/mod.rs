@@ -14,4 +14,5 @@ mod tools;
 
 pub(crate) use completion::complete;
 pub(crate) use handler::{__path_chat_completions, chat_completions, read};
+pub use start::check_request;
 pub(crate) use start::{Abandoned, start};

@@ -52,7 +52,7 @@ pub(super) fn options(
         }
     };
     let mut suppress_tokens = model.suppress_tokens.clone();
-    suppress_tokens.extend(tools.suppressed_token(engine));
+    suppress_tokens.extend(tools.suppressed_token(engine.processor().tokenizer())?);
     let options = GenerationOptions {
         max_new_tokens: wanted.unwrap_or(most),
         // A temperature that cannot be divided by takes the most likely token, too.

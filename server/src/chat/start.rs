@@ -9,10 +9,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::http::StatusCode;
 use lfm2vl::Answer;
 
-use super::{messages, options, tools::Tools};
+use super::{
+    handler::read,
+    messages::{Messages, prompt_options},
+    options,
+    tools::Tools,
+};
 use crate::{
     error::ApiError,
     service::Service,
@@ -64,16 +68,18 @@ pub(crate) fn start(
     abandoned: &Abandoned,
 ) -> Result<Started, ApiError> {
     let (engine, settings) = (service.engine(), service.settings());
-    check(service, &request)?;
+    check_fields(&request)?;
+    check_model(service, &request)?;
     let choices = request.n.unwrap_or(1);
     if choices == 0 || choices > settings.max_choices {
         let message = format!("n must be from 1 to {}", settings.max_choices);
         return Err(ApiError::of_param("n", message));
     }
-    let tools = Tools::new(engine, &mut request)?;
+    let tools = Tools::new(&mut request)?;
     let options = options::options(engine, settings, &mut request, &tools)?;
-    let mut conversation =
-        messages::conversation(engine, settings, &mut request, &tools, abandoned)?;
+    let prompt = prompt_options(&request, settings, &tools);
+    let messages = Messages::new(&mut request)?;
+    let mut conversation = messages.conversation(engine, settings, prompt, abandoned)?;
     abandoned.check()?;
     let has_format = options.constraint.is_some();
     let mut answers = Vec::new();
@@ -103,21 +109,39 @@ pub(crate) fn start(
     })
 }
 
+/// Checks a request's body as far as that needs no model: its JSON, its fields, messages and tools.
+///
+/// # Errors
+/// OpenAI's error object as text, as the client would get it.
+pub fn check_request(body: &[u8]) -> Result<(), String> {
+    let check = || {
+        let mut request = read(body)?;
+        check_fields(&request)?;
+        Tools::new(&mut request)?.grammar(None)?;
+        Messages::new(&mut request).map(drop)
+    };
+    check().map_err(|error: ApiError| serde_json::json!(error.body()).to_string())
+}
+
 /// What can be told before anything is done.
-fn check(service: &Service, request: &ChatCompletionRequest) -> Result<(), ApiError> {
+fn check_fields(request: &ChatCompletionRequest) -> Result<(), ApiError> {
     if let Some(name) = request.unknown.keys().find(|name| !UNUSED.contains(&name.as_str())) {
         let message = format!("'{name}' is not supported; leave it out");
         return Err(ApiError::of_param(&**name, message).with_code("unsupported_parameter"));
     }
-    let name = service.model_name();
-    if request.model.as_ref().is_some_and(|wanted| wanted != name) {
-        let message = format!("there is no such model; ask for '{name}'");
-        return Err(ApiError::not_found(message).with_param("model").with_code("model_not_found"));
-    }
     let is_text = |modalities: &Vec<String>| modalities.iter().all(|m| m == "text");
     if !request.modalities.as_ref().is_none_or(is_text) {
         let message = "the model writes text only; leave modalities out";
-        return Err(ApiError::of_param("modalities", message).with_status(StatusCode::BAD_REQUEST));
+        return Err(ApiError::of_param("modalities", message));
     }
     Ok(())
+}
+
+fn check_model(service: &Service, request: &ChatCompletionRequest) -> Result<(), ApiError> {
+    let name = service.model_name();
+    if request.model.as_ref().is_none_or(|wanted| wanted == name) {
+        return Ok(());
+    }
+    let message = format!("there is no such model; ask for '{name}'");
+    Err(ApiError::not_found(message).with_param("model").with_code("model_not_found"))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lfm2vl::{Constraint, Engine};
+use lfm2vl::{Constraint, chat::Tokenizer};
 use serde_json::{Value, json};
 
 use super::grammar;
@@ -27,10 +27,7 @@ pub(super) struct Tools {
 
 impl Tools {
     /// The tools of a request, and what it says of their use.
-    pub(super) fn new(
-        engine: &Engine,
-        request: &mut ChatCompletionRequest,
-    ) -> Result<Self, ApiError> {
+    pub(super) fn new(request: &mut ChatCompletionRequest) -> Result<Self, ApiError> {
         let tools = request.tools.take().unwrap_or_default();
         check(&tools)?;
         let names: BTreeSet<String> = tools.iter().map(|t| t.function.name.clone()).collect();
@@ -38,10 +35,6 @@ impl Tools {
             None => (names.clone(), false),
             Some(choice) => chosen(choice, &names)?,
         };
-        let has_token = engine.processor().tokenizer().token_id(CALL).is_ok();
-        if !callable.is_empty() && !has_token {
-            return Err(ApiError::of_param("tools", "this model cannot call functions"));
-        }
         let is_parallel = request.parallel_tool_calls.unwrap_or(true);
         Ok(Tools { tools, callable, is_required, is_parallel })
     }
@@ -67,9 +60,12 @@ impl Tools {
     }
 
     /// The token that begins a call, where there must be none.
-    pub(super) fn suppressed_token(&self, engine: &Engine) -> Option<u32> {
-        let token = || engine.processor().tokenizer().token_id(CALL).ok();
-        self.callable.is_empty().then(token).flatten()
+    pub(super) fn suppressed_token(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, ApiError> {
+        let token = tokenizer.token_id(CALL).ok();
+        if self.is_callable() && token.is_none() {
+            return Err(ApiError::of_param("tools", "this model cannot call functions"));
+        }
+        Ok(token.filter(|_| !self.is_callable()))
     }
 
     /// The grammar of an answer that may call functions, and whose text has another form; `None` where no

@@ -148,7 +148,7 @@ fn the_page() {
     let server = Server::start(&[]);
     let photo = samples().join("number-tiled.png");
     assert!(photo.is_file());
-    saw(script.arg(&server.url).arg(env::var_os("LFM2VL_CHROMIUM").unwrap_or_default()).arg(photo));
+    saw(script.arg(&server.url).arg(photo));
 }
 
 #[test]
