@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    chat::{Abandoned, complete, read, start},
+    chat::{complete, prepare},
     error::{ApiError, ErrorBody},
     service::Service,
 };
@@ -49,18 +49,10 @@ impl Service {
     }
 
     async fn answer(&self, body: &Value) -> Result<Value, ApiError> {
-        let request = read(body.to_string().as_bytes())?;
-        if request.stream.unwrap_or(false) {
+        if body["stream"] == true {
             return Err(ApiError::of_param("stream", "a batch has no streams; leave it out"));
         }
-        let service = self.clone();
-        let permit = self.preparing().await?;
-        let started = tokio::task::spawn_blocking(move || {
-            let started = start(&service, request, &Abandoned::default());
-            drop(permit);
-            started
-        });
-        let started = started.await.map_err(|error| ApiError::internal(&error))??;
+        let started = prepare(self, body.to_string().into()).await?;
         let completion = complete(self, started).await?;
         serde_json::to_value(completion).map_err(|error| ApiError::internal(&error))
     }

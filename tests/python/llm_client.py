@@ -15,11 +15,11 @@ import sys
 import tempfile
 import urllib.request
 
-FUNCTION = '''
+FUNCTION = """
 def weather(city: str) -> str:
     "How the weather is in a city."
     return "clear"
-'''
+"""
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -51,7 +51,8 @@ def main(base_url, samples, folder):
 
     def streams():
         lines = fetched(base_url.removesuffix("/v1") + "/metrics").splitlines()
-        return next(int(l.split()[1]) for l in lines if l.startswith("lfm2vl_time_to_first_token_seconds_count "))
+        name = "lfm2vl_time_to_first_token_seconds_count "
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
     questions = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
     emoji = next(question for question in questions if "🙂" in question["answer"])

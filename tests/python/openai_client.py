@@ -136,8 +136,8 @@ def conversation():
         assert answer([*messages, form, *text(second["prompt"])]).usage.prompt_tokens_details == again
     assert min(used.cached_tokens, again.cached_tokens) > used.image_tokens > 0, f"{used}, {again}"
     roles = [{"role": "developer", "content": "Be brief.", "name": "maker"}, {**STRANGE[0], "name": "somebody"}]
-    refused = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
-    assert answer([*roles, refused, *text("Hello")]).choices[0].finish_reason == "stop"
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    assert answer([*roles, refusal, *text("Hello")]).choices[0].finish_reason == "stop"
     return {"cached": used.cached_tokens, "cached_again": again.cached_tokens}
 
 
@@ -380,7 +380,9 @@ def refused(kind, param, code=None, messages=None, **more):
 
 
 def errors():
-    wrong = lambda param, *code, **more: refused(BadRequestError, param, *code, **more)
+    def wrong(param, *code, **more):
+        return refused(BadRequestError, param, *code, **more)
+
     cases = [refused(NotFoundError, "model", "model_not_found", model="nobody")]
     for param, value in (
         ("temperature", 3),
@@ -399,7 +401,7 @@ def errors():
     ):
         cases.append(wrong(param, **{param: value}))
     cases.append(wrong("top_logprobs", logprobs=True, top_logprobs=21))
-    cases.append(wrong("logit_bias", logit_bias={"1000000000": 1}))
+    cases.append(wrong("logit_bias.1000000000", logit_bias={"1000000000": 1}))
     cases.append(wrong("nonsense", "unsupported_parameter", extra_body={"nonsense": 1}))
     # The second one is known only when it is made.
     for regex in ("(", "(a{1000}){1000}"):
@@ -457,8 +459,8 @@ def leaving():
             pass
     with given_up(4):
         stream = CHAT.create(**endless, stream=True)
-        for _, _ in zip(range(20), stream):
-            pass
+        for _ in range(20):
+            next(stream)
         active = figures()["active"]
         assert active == 4, f"{active} are active"
         stream.close()

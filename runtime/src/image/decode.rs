@@ -82,6 +82,12 @@ impl Limits {
 /// # Errors
 /// [`ImageError`] that names the file.
 pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
+    let content = read_file(path, limits)?;
+    decode(&content, limits).map_err(|error| error.of(path.display()))
+}
+
+/// The bytes of an image file.
+pub(super) fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     let read_error = |error| ImageError::Read { path: path.to_owned(), error };
     let in_file = |error: ImageError| error.of(path.display());
     let metadata = fs::metadata(path).map_err(read_error)?;
@@ -93,7 +99,7 @@ pub fn open(path: &Path, limits: &Limits) -> Result<RgbImage, ImageError> {
     File::open(path)
         .and_then(|file| file.take(limits.max_bytes).read_to_end(&mut content))
         .map_err(read_error)?;
-    decode(&content, limits).map_err(in_file)
+    Ok(content)
 }
 
 /// Decodes a PNG, JPEG, WebP, BMP or GIF (its first frame), turns it as its EXIF orientation

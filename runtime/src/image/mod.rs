@@ -30,4 +30,4 @@ pub use patches::{PaddedViews, View};
 pub use pixels::{PixelFormat, from_array, from_dynamic, from_pixels};
 pub use processor::{ImageProcessor, ProcessedImage};
 pub use settings::{ImageSettings, Overrides, Resample};
-pub use source::{load, load_all};
+pub use source::{load, load_all, read};

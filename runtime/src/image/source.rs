@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{
     ImageError, Limits,
     deadline::Deadline,
-    decode::{decode_before, open},
+    decode::{decode_before, read_file},
 };
 
 /// Loads the image that `source` names: a URL that starts with `http://` or `https://` (with the
@@ -19,16 +19,21 @@ use super::{
 /// [`ImageError`] when it cannot be found or fetched, or as [`decode`](super::decode).
 pub fn load(source: &str, limits: &Limits) -> Result<RgbImage, ImageError> {
     let deadline = Deadline::after(limits.max_time);
-    let scheme = source.split_once(':').map_or("", |(scheme, _)| scheme);
-    match scheme.to_ascii_lowercase().as_str() {
-        "data" => decode_before(&from_data_uri(source, limits)?, limits, deadline),
-        "http" | "https" => {
-            let bytes = fetch(source, limits, deadline)?;
-            decode_before(&bytes, limits, deadline).map_err(|error| error.of(source))
-        }
-        _ if !limits.allow_files => Err(ImageError::NoFiles),
-        _ => open(Path::new(source), limits),
-    }
+    let bytes = read_before(source, limits, deadline)?;
+    let name = if scheme(source) == "data" { None } else { Some(source) };
+    decode_before(&bytes, limits, deadline).map_err(|error| match name {
+        Some(name) => error.of(name),
+        None => error,
+    })
+}
+
+/// The bytes of the image that `source` names, as [`load`] finds them, before they are decoded: whoever serves
+/// many may wait for the network in one thread, and decode in another.
+///
+/// # Errors
+/// [`ImageError`] when it cannot be found or fetched.
+pub fn read(source: &str, limits: &Limits) -> Result<Vec<u8>, ImageError> {
+    read_before(source, limits, Deadline::after(limits.max_time))
 }
 
 /// Loads several images in parallel, each as [`load`].
@@ -40,6 +45,19 @@ pub fn load_all<S: AsRef<str> + Sync>(
     limits: &Limits,
 ) -> Result<Vec<RgbImage>, ImageError> {
     sources.par_iter().map(|source| load(source.as_ref(), limits)).collect()
+}
+
+fn scheme(source: &str) -> String {
+    source.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase()
+}
+
+fn read_before(source: &str, limits: &Limits, deadline: Deadline) -> Result<Vec<u8>, ImageError> {
+    match scheme(source).as_str() {
+        "data" => from_data_uri(source, limits),
+        "http" | "https" => fetch(source, limits, deadline),
+        _ if !limits.allow_files => Err(ImageError::NoFiles),
+        _ => read_file(Path::new(source), limits),
+    }
 }
 
 /// The bytes of a data URI.

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+use super::{completion::complete, start::prepare, stream::events};
+use crate::{
+    admission::Admitted,
+    error::{ApiError, ErrorBody},
+    service::Service,
+    wire::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest},
+};
 use axum::{
     Json,
     body::{Body, Bytes, to_bytes},
@@ -11,19 +18,6 @@ use axum::{
         IntoResponse, Response,
         sse::{KeepAlive, Sse},
     },
-};
-use tracing::Span;
-
-use super::{
-    completion::complete,
-    start::{Abandoned, Started, start},
-    stream::events,
-};
-use crate::{
-    admission::Admitted,
-    error::{ApiError, ErrorBody},
-    service::Service,
-    wire::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest},
 };
 
 /// Answers a conversation.
@@ -50,8 +44,8 @@ pub(crate) async fn chat_completions(
     mut admitted: Admitted,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request = read(&received(body, service.settings().max_body_bytes).await?)?;
-    let started = prepare(&service, request).await?;
+    let body = received(body, service.settings().max_body_bytes).await?;
+    let started = prepare(&service, body).await?;
     if started.is_stream {
         let events = events(service, started, admitted);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
@@ -79,34 +73,4 @@ async fn received(body: Body, limit: usize) -> Result<Bytes, ApiError> {
             false => ApiError::invalid(format!("the body cannot be read ({error})")),
         }
     })
-}
-
-/// The request in a body.
-pub(crate) fn read(body: &[u8]) -> Result<ChatCompletionRequest, ApiError> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let request = serde_path_to_error::deserialize(&mut json);
-    let request = request.map_err(|error| {
-        let path = error.path().to_string();
-        let message = format!("the request is not understood: {}", error.inner());
-        match path.as_str() {
-            "." | "?" => ApiError::invalid(message),
-            _ => ApiError::of_param(path, message),
-        }
-    })?;
-    json.end().map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))?;
-    Ok(request)
-}
-
-/// Starts the answers in a thread that may be kept busy; no longer than the client waits.
-async fn prepare(service: &Service, request: ChatCompletionRequest) -> Result<Started, ApiError> {
-    let abandoned = Abandoned::default();
-    let _guard = abandoned.guard();
-    let permit = service.preparing().await?;
-    let (service, span) = (service.clone(), Span::current());
-    let started = tokio::task::spawn_blocking(move || {
-        let started = span.in_scope(|| start(&service, request, &abandoned));
-        drop(permit);
-        started
-    });
-    started.await.map_err(|error| ApiError::internal(&error))?
 }

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use lfm2vl::{
     Conversation, Engine, PromptOptions,
     chat::{Content, Message, Part, RenderOptions, Role},
-    image::{ImageProcessor, Overrides, ProcessedImage, RgbImage, load},
+    image::{ImageProcessor, Limits, Overrides, ProcessedImage, RgbImage, decode},
 };
 use rayon::prelude::*;
 use serde_json::Value;
@@ -12,11 +12,17 @@ use serde_json::Value;
 use super::{start::Abandoned, tools::Tools};
 use crate::{error::ApiError, settings::Settings, wire::ChatCompletionRequest};
 
-/// An image of the request: its URL, where it stands, and its settings.
+/// An image of the request: where it stands, and its settings.
 struct Image {
-    url: String,
+    source: Source,
     param: String,
     settings: Overrides,
+}
+
+enum Source {
+    Url(String),
+    /// What it leads to, as it is stored.
+    Bytes(Vec<u8>),
 }
 
 /// The messages of a request, and their images in order.
@@ -41,7 +47,30 @@ impl Messages {
         }
     }
 
-    /// The conversation that is to go on, its images loaded and processed.
+    /// Gets the images, which may be a matter of the network.
+    pub(super) fn read_images(
+        &mut self,
+        settings: &Settings,
+        abandoned: &Abandoned,
+    ) -> Result<(), ApiError> {
+        let (count, most) = (self.images.len(), settings.max_images);
+        if count > most {
+            let message = format!("the request has {count} images, and {most} are allowed");
+            return Err(ApiError::of_param("messages", message));
+        }
+        let limits = Limits { allow_files: false, ..settings.images };
+        for image in &mut self.images {
+            abandoned.check()?;
+            if let Source::Url(url) = &image.source {
+                let bytes = lfm2vl::image::read(url, &limits);
+                let bytes = bytes.map_err(|e| ApiError::of_param(&*image.param, e.to_string()))?;
+                image.source = Source::Bytes(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The conversation that is to go on, its images decoded and processed.
     pub(super) fn conversation(
         self,
         engine: &Engine,
@@ -49,11 +78,6 @@ impl Messages {
         options: PromptOptions,
         abandoned: &Abandoned,
     ) -> Result<Conversation, ApiError> {
-        let (count, most) = (self.images.len(), settings.max_images);
-        if count > most {
-            let message = format!("the request has {count} images, and {most} are allowed");
-            return Err(ApiError::of_param("messages", message));
-        }
         let mut images = process(engine, settings, &self.images, abandoned)?.into_iter();
         let mut conversation = Conversation::with_options(options);
         for message in self.messages {
@@ -137,25 +161,28 @@ fn images_of(message: &Value, param: &str, overrides: &Overrides) -> Result<Vec<
                 return Err(ApiError::of_param(param, message));
             }
         }
-        Ok(Image { url: url.to_owned(), param, settings })
+        Ok(Image { source: Source::Url(url.to_owned()), param, settings })
     };
     parts.map(image).collect()
 }
 
-/// Loads and processes images, if they are not too many tokens.
+/// Decodes and processes images, if they are not too many tokens.
 fn process(
     engine: &Engine,
     settings: &Settings,
     images: &[Image],
     abandoned: &Abandoned,
 ) -> Result<Vec<ProcessedImage>, ApiError> {
-    let limits = lfm2vl::image::Limits { allow_files: false, ..settings.images };
     let loaded = images.par_iter().map(|image| {
         abandoned.check()?;
         let processor = engine.image_processor().with(&image.settings);
         let processor =
             processor.map_err(|e| ApiError::of_param("image_settings", e.to_string()))?;
-        let pixels = load(&image.url, &limits);
+        let bytes = match &image.source {
+            Source::Bytes(bytes) => bytes.as_slice(),
+            Source::Url(_) => &[],
+        };
+        let pixels = decode(bytes, &settings.images);
         let pixels = pixels.map_err(|e| ApiError::of_param(&*image.param, e.to_string()))?;
         Ok((processor, pixels))
     });

@@ -13,6 +13,6 @@ mod stream;
 mod tools;
 
 pub(crate) use completion::complete;
-pub(crate) use handler::{__path_chat_completions, chat_completions, read};
+pub(crate) use handler::{__path_chat_completions, chat_completions};
 pub use start::check_request;
-pub(crate) use start::{Abandoned, start};
+pub(crate) use start::prepare;

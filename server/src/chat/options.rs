@@ -11,7 +11,7 @@ use crate::{
     wire::{ChatCompletionRequest, ResponseFormat, Stop},
 };
 
-/// The options of a request. What it does not say is as the model recommends.
+/// The options of a request, but its deadline. What it does not say is as the model recommends.
 pub(super) fn options(
     engine: &Engine,
     settings: &Settings,
@@ -72,7 +72,6 @@ pub(super) fn options(
         ignore_eos: request.ignore_eos.unwrap_or(false),
         logprobs: top,
         constraint: constraint(request, tools)?,
-        timeout: Some(settings.timeout),
         ..model
     };
     Ok(options.validated()?)

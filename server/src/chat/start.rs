@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lfm2vl::Answer;
+use axum::body::Bytes;
+use lfm2vl::{Answer, GenerationOptions};
+use tracing::Span;
 
 use super::{
-    handler::read,
     messages::{Messages, prompt_options},
     options,
     tools::Tools,
@@ -61,13 +62,57 @@ pub(crate) struct Started {
     pub(crate) is_stream: bool,
 }
 
-/// Starts the answers to a request.
-pub(crate) fn start(
+/// A request that is understood, with its images as they came.
+struct Gathered {
+    request: ChatCompletionRequest,
+    tools: Tools,
+    options: GenerationOptions,
+    messages: Messages,
+    choices: usize,
+}
+
+/// Starts the answers to the request in a body, no longer than its client waits. What takes time is done in threads
+/// that may be kept busy; what takes memory besides, in no more of them than there are cores.
+pub(crate) async fn prepare(service: &Service, body: Bytes) -> Result<Started, ApiError> {
+    let timeout = service.settings().timeout;
+    let prepared = tokio::time::timeout(timeout, prepare_in_time(service, body, Instant::now()));
+    prepared.await.unwrap_or_else(|_| Err(lfm2vl::Error::TimedOut(timeout).into()))
+}
+
+async fn prepare_in_time(
     service: &Service,
-    mut request: ChatCompletionRequest,
-    abandoned: &Abandoned,
+    body: Bytes,
+    start: Instant,
 ) -> Result<Started, ApiError> {
+    let abandoned = Abandoned::default();
+    let _guard = abandoned.guard();
+    let gathered = in_thread(service, &abandoned, move |service, abandoned| {
+        gather(&service, &body, &abandoned)
+    });
+    let gathered = gathered.await?;
+    let permit = service.preparing().await?;
+    in_thread(service, &abandoned, move |service, abandoned| {
+        let started = answers(&service, gathered, &abandoned, start);
+        drop(permit);
+        started
+    })
+    .await
+}
+
+async fn in_thread<T: Send + 'static>(
+    service: &Service,
+    abandoned: &Abandoned,
+    run: impl FnOnce(Service, Abandoned) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let (service, abandoned, span) = (service.clone(), abandoned.clone(), Span::current());
+    let ran = tokio::task::spawn_blocking(move || span.in_scope(|| run(service, abandoned))).await;
+    ran.map_err(|error| ApiError::internal(&error))?
+}
+
+/// Understands a request, and gets its images.
+fn gather(service: &Service, body: &[u8], abandoned: &Abandoned) -> Result<Gathered, ApiError> {
     let (engine, settings) = (service.engine(), service.settings());
+    let mut request = read(body)?;
     check_fields(&request)?;
     check_model(service, &request)?;
     let choices = request.n.unwrap_or(1);
@@ -77,22 +122,37 @@ pub(crate) fn start(
     }
     let tools = Tools::new(&mut request)?;
     let options = options::options(engine, settings, &mut request, &tools)?;
+    let mut messages = Messages::new(&mut request)?;
+    messages.read_images(settings, abandoned)?;
+    Ok(Gathered { request, tools, options, messages, choices })
+}
+
+/// Processes the images, and starts the answers.
+fn answers(
+    service: &Service,
+    gathered: Gathered,
+    abandoned: &Abandoned,
+    start: Instant,
+) -> Result<Started, ApiError> {
+    let (engine, settings) = (service.engine(), service.settings());
+    let Gathered { request, tools, options, messages, choices } = gathered;
     let prompt = prompt_options(&request, settings, &tools);
-    let messages = Messages::new(&mut request)?;
     let mut conversation = messages.conversation(engine, settings, prompt, abandoned)?;
     abandoned.check()?;
-    let has_format = options.constraint.is_some();
     let mut answers = Vec::new();
     for choice in 0..choices {
-        let mut options = options.clone();
-        options.seed = options.seed.map(|seed| seed.wrapping_add(choice as u64));
+        let options = GenerationOptions {
+            seed: options.seed.map(|seed| seed.wrapping_add(choice as u64)),
+            timeout: Some(settings.timeout.saturating_sub(start.elapsed())),
+            ..options.clone()
+        };
         let answer = match choice {
             0 => engine.generate(&mut conversation, &options),
             // Another conversation, with the same images.
             _ => engine.generate(&mut conversation.clone(), &options),
         };
         answers.push(answer.map_err(|error| match error {
-            lfm2vl::Error::Constraint { .. } if has_format => {
+            lfm2vl::Error::Constraint { .. } => {
                 let param = if tools.is_callable() { "tools" } else { "response_format" };
                 ApiError::from(error).with_param(param)
             }
@@ -107,6 +167,22 @@ pub(crate) fn start(
         include_usage: request.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         is_stream: request.stream.unwrap_or(false),
     })
+}
+
+/// The request in a body.
+fn read(body: &[u8]) -> Result<ChatCompletionRequest, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let request = serde_path_to_error::deserialize(&mut json);
+    let request = request.map_err(|error| {
+        let path = error.path().to_string();
+        let message = format!("the request is not understood: {}", error.inner());
+        match path.as_str() {
+            "." | "?" => ApiError::invalid(message),
+            _ => ApiError::of_param(path, message),
+        }
+    })?;
+    json.end().map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))?;
+    Ok(request)
 }
 
 /// Checks a request's body as far as that needs no model: its JSON, its fields, messages and tools.
