@@ -39,7 +39,10 @@ pub(crate) async fn check_key(
     next: Next,
 ) -> Response {
     let header = request.headers().get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
-    let key = header.strip_prefix(b"Bearer ").unwrap_or_default();
+    let key = match header.split_at_checked(b"Bearer ".len()) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"Bearer ") => key,
+        _ => &[],
+    };
     match service.keys().allow(key) {
         true => next.run(request).await,
         false => ApiError::unauthorized().into_response(),

@@ -2,7 +2,10 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderName, HeaderValue, StatusCode,
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+    },
     response::{IntoResponse, Response},
 };
 use lfm2vl::{Error, ErrorKind};
@@ -138,6 +141,7 @@ impl From<Error> for ApiError {
 fn param_of(setting: &'static str) -> &'static str {
     match setting {
         "max_new_tokens" => "max_completion_tokens",
+        "logprobs" => "top_logprobs",
         other => other,
     }
 }
@@ -145,8 +149,20 @@ fn param_of(setting: &'static str) -> &'static str {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            // Clients would let the server do the same work again, in vain.
+            StatusCode::GATEWAY_TIMEOUT => {
+                let name = HeaderName::from_static("x-should-retry");
+                headers.insert(name, HeaderValue::from_static("false"));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

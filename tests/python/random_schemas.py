@@ -140,7 +140,7 @@ class Maker:
             return {"type": "string", "pattern": f"^{regex}$"}
         # Anywhere in the text, which then needs another bound.
         begin, end = self.random.choice([("", ""), ("^", ""), ("", "$")])
-        return {"type": "string", "pattern": begin + regex + end, "maxLength": 40}
+        return {"type": "string", "pattern": begin + regex + end, "maxLength": 16}
 
     # Numbers.
 

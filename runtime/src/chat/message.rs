@@ -229,14 +229,22 @@ impl Message {
     }
 }
 
-/// Arguments that are a text, as OpenAI has them, as the object that this is.
+/// Arguments that are a text, as OpenAI has them, as the object that this is; and an empty one where there are
+/// none.
 fn read_arguments(call: &mut Value) -> Result<(), ChatError> {
     let function = match call.get("function") {
         Some(Value::Object(_)) => &mut call["function"],
         _ => call,
     };
-    let Some(Value::String(text)) = function.get("arguments") else { return Ok(()) };
-    let arguments = match text.trim() {
+    let text = match function.get("arguments") {
+        None | Some(Value::Null) => "",
+        Some(Value::String(text)) => text.trim(),
+        Some(_) => return Ok(()),
+    };
+    if !function.is_object() {
+        return Ok(());
+    }
+    let arguments = match text {
         "" => Ok(Map::new()),
         text => serde_json::from_str::<Map<String, Value>>(text),
     };

@@ -21,12 +21,17 @@ pub(super) struct Choice {
     deltas: Deltas,
     calls: usize,
     reasoning_tokens: usize,
-    has_role: bool,
 }
 
 impl Choice {
     pub(super) fn new(index: usize) -> Self {
         Choice { index, ..Choice::default() }
+    }
+
+    /// The beginning: who speaks.
+    pub(super) fn begin(&self) -> ChunkChoice {
+        let content = Some(String::new());
+        self.with_delta(Delta { role: Some("assistant"), content, ..Delta::default() }, None)
     }
 
     /// What an event gives: nothing, where its text is held back.
@@ -77,10 +82,7 @@ impl Choice {
         self.with_delta(delta, logprobs)
     }
 
-    fn with_delta(&mut self, delta: Delta, logprobs: Option<Logprobs>) -> ChunkChoice {
-        let role = (!self.has_role).then_some("assistant");
-        self.has_role = true;
-        let delta = Delta { role, ..delta };
+    fn with_delta(&self, delta: Delta, logprobs: Option<Logprobs>) -> ChunkChoice {
         ChunkChoice { index: self.index, delta, logprobs, finish_reason: None }
     }
 

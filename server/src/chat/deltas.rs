@@ -79,9 +79,10 @@ impl Deltas {
         (!given.is_empty()).then_some(Piece::Reasoning(given))
     }
 
-    /// Text, without the blanks at its beginning.
+    /// Text, without the blanks between it and thinking.
     fn say(&mut self, text: &str) -> Option<Piece> {
-        let text = if self.has_content { text } else { text.trim_start() };
+        let follows_thinking = self.has_thought && !self.has_content;
+        let text = if follows_thinking { text.trim_start() } else { text };
         self.has_content |= !text.is_empty();
         (!text.is_empty()).then(|| Piece::Content(text.to_owned()))
     }
@@ -192,6 +193,11 @@ mod tests {
         ]);
         assert_eq!(content, "Look: There.");
         assert_eq!(calls, ["f{\"a\":1}", "g{\"b\":{\"c\":null}}", "h{}"]);
+    }
+
+    #[test]
+    fn text_keeps_its_blanks() {
+        assert_eq!(all(&[(Part::Text, "\n"), (Part::Text, " red ")]).1, "\n red ");
     }
 
     #[test]

@@ -41,7 +41,10 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(grammar, "call: {}", rules.join(" | "));
     // A list is of one kind, so one schema decides for all.
-    let arguments = calls.functions.iter().map(|(_, schema)| Arguments::of(schema));
+    let arguments = calls.functions.iter().map(|(name, schema)| {
+        let is_name = !name.starts_with(|c: char| c.is_ascii_digit());
+        is_name.then(|| Arguments::of(schema)).flatten()
+    });
     let arguments: Option<Vec<Arguments<'_>>> = arguments.collect();
     for (index, (name, schema)) in calls.functions.iter().enumerate() {
         match &arguments {

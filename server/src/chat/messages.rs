@@ -4,10 +4,10 @@ use axum::http::StatusCode;
 use lfm2vl::{
     Conversation, Engine, PromptOptions,
     chat::{Content, Message, Part, RenderOptions, Role},
-    image::{ImageProcessor, Limits, Overrides, ProcessedImage, RgbImage, decode},
+    image::{ImageError, ImageProcessor, Limits, Overrides, ProcessedImage, RgbImage, decode},
 };
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{start::Abandoned, tools::Tools};
 use crate::{error::ApiError, settings::Settings, wire::ChatCompletionRequest};
@@ -63,7 +63,7 @@ impl Messages {
             abandoned.check()?;
             if let Source::Url(url) = &image.source {
                 let bytes = lfm2vl::image::read(url, &limits);
-                let bytes = bytes.map_err(|e| ApiError::of_param(&*image.param, e.to_string()))?;
+                let bytes = bytes.map_err(|e| ApiError::of_param(&*image.param, cause(&e)))?;
                 image.source = Source::Bytes(bytes);
             }
         }
@@ -110,7 +110,13 @@ pub(super) fn prompt_options(
     }
 }
 
-fn message(value: Value, param: &str) -> Result<Message, ApiError> {
+fn message(mut value: Value, param: &str) -> Result<Message, ApiError> {
+    // What another model refused to say is what was said.
+    for part in value["content"].as_array_mut().into_iter().flatten() {
+        if part["type"] == "refusal" && part["refusal"].is_string() {
+            *part = json!({"type": "text", "text": part["refusal"]});
+        }
+    }
     let wrong = |message: String| ApiError::of_param(param, message);
     let message: Message = serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
@@ -155,15 +161,27 @@ fn images_of(message: &Value, param: &str, overrides: &Overrides) -> Result<Vec<
         match image["detail"].as_str() {
             // One small view, as OpenAI has it.
             Some("low") => settings.do_image_splitting = Some(false),
-            None | Some("auto" | "high") => {}
+            None | Some("auto" | "high" | "original") => {}
             Some(other) => {
-                let message = format!("detail is '{other}'; it must be low, high or auto");
+                let message =
+                    format!("detail is '{other}'; it must be low, high, original or auto");
                 return Err(ApiError::of_param(param, message));
             }
         }
         Ok(Image { source: Source::Url(url.to_owned()), param, settings })
     };
     parts.map(image).collect()
+}
+
+/// What the client is told of an image that could not be had: not where names lead inside of our network.
+fn cause(error: &ImageError) -> String {
+    match error {
+        ImageError::PrivateAddress { .. } => {
+            "the image's address is not public; send a data URI".into()
+        }
+        ImageError::Named { error, .. } => cause(error),
+        other => other.to_string(),
+    }
 }
 
 /// Decodes and processes images, if they are not too many tokens.

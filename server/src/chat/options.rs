@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lfm2vl::{Constraint, Engine, GenerationOptions};
+use lfm2vl::{Constraint, Engine, GenerationOptions, chat::Tokenizer};
 
 use super::tools::Tools;
 use crate::{
@@ -19,11 +19,14 @@ pub(super) fn options(
     tools: &Tools,
 ) -> Result<GenerationOptions, ApiError> {
     let model = engine.generation_options()?;
-    let wanted = request.max_completion_tokens.or(request.max_tokens);
+    let tokenizer = engine.processor().tokenizer();
     let most = settings.max_tokens.unwrap_or_else(|| engine.context());
-    if wanted.is_some_and(|wanted| wanted > most) {
-        let message = format!("at most {most} tokens of an answer are allowed");
-        return Err(ApiError::of_param("max_completion_tokens", message));
+    let (name, wanted) = match request.max_completion_tokens {
+        None => ("max_tokens", request.max_tokens),
+        wanted => ("max_completion_tokens", wanted),
+    };
+    if wanted.is_some_and(|wanted| !(1..=most).contains(&wanted)) {
+        return Err(ApiError::of_param(name, format!("{name} must be from 1 to {most}")));
     }
     let top_k = match request.top_k {
         None => model.top_k,
@@ -52,7 +55,7 @@ pub(super) fn options(
         }
     };
     let mut suppress_tokens = model.suppress_tokens.clone();
-    suppress_tokens.extend(tools.suppressed_token(engine.processor().tokenizer())?);
+    suppress_tokens.extend(tools.suppressed_token(tokenizer)?);
     let options = GenerationOptions {
         max_new_tokens: wanted.unwrap_or(most),
         // A temperature that cannot be divided by takes the most likely token, too.
@@ -65,7 +68,7 @@ pub(super) fn options(
         repetition_penalty: request.repetition_penalty.unwrap_or(model.repetition_penalty),
         presence_penalty: request.presence_penalty.unwrap_or(0.0),
         frequency_penalty: request.frequency_penalty.unwrap_or(0.0),
-        logit_bias: logit_bias(request)?,
+        logit_bias: logit_bias(request, tokenizer)?,
         suppress_tokens,
         seed: request.seed.map(i64::cast_unsigned),
         stop: [model.stop.clone(), stop].concat(),
@@ -80,13 +83,16 @@ pub(super) fn options(
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 1024;
 
-fn logit_bias(request: &ChatCompletionRequest) -> Result<BTreeMap<u32, f32>, ApiError> {
+fn logit_bias(
+    request: &ChatCompletionRequest,
+    tokenizer: &Tokenizer,
+) -> Result<BTreeMap<u32, f32>, ApiError> {
     let biases = request.logit_bias.iter().flatten().map(|(token, &bias)| {
-        let id: Option<u32> = token.parse().ok();
+        let id: Option<u32> = token.parse().ok().filter(|&id| tokenizer.token(id).is_some());
         match id.filter(|_| (-100.0..=100.0).contains(&bias)) {
             Some(id) => Ok((id, bias)),
             None => {
-                let message = "logit_bias must give token ids numbers from -100 to 100";
+                let message = "logit_bias must give tokens of the model numbers from -100 to 100";
                 Err(ApiError::of_param(format!("logit_bias.{token}"), message))
             }
         }
@@ -115,7 +121,11 @@ fn constraint(
             let message = "response_format and structured_outputs exclude each other; send one";
             return Err(ApiError::of_param("structured_outputs", message));
         }
-        (format, outputs) => format.or(outputs.map(Constraint::from)),
+        (format, None) => format,
+        (None, Some(outputs)) => Some(outputs.constraint().ok_or_else(|| {
+            let message = "give exactly one of json, regex, grammar and choice";
+            ApiError::of_param("structured_outputs", message)
+        })?),
     };
     match tools.grammar(format.as_ref())? {
         Some(grammar) => Ok(Some(Constraint::Lark(grammar))),

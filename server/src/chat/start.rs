@@ -69,6 +69,8 @@ struct Gathered {
     options: GenerationOptions,
     messages: Messages,
     choices: usize,
+    /// The field that asks for a form of the answer.
+    form: &'static str,
 }
 
 /// Starts the answers to the request in a body, no longer than its client waits. What takes time is done in threads
@@ -121,10 +123,19 @@ fn gather(service: &Service, body: &[u8], abandoned: &Abandoned) -> Result<Gathe
         return Err(ApiError::of_param("n", message));
     }
     let tools = Tools::new(&mut request)?;
+    let form = match &request.structured_outputs {
+        _ if tools.is_callable() => "tools",
+        Some(_) => "structured_outputs",
+        None => "response_format",
+    };
+    let images = request.image_settings.clone().unwrap_or_default().overrides();
+    if let Err(error) = engine.image_processor().with(&images) {
+        return Err(ApiError::of_param("image_settings", error.to_string()));
+    }
     let options = options::options(engine, settings, &mut request, &tools)?;
     let mut messages = Messages::new(&mut request)?;
     messages.read_images(settings, abandoned)?;
-    Ok(Gathered { request, tools, options, messages, choices })
+    Ok(Gathered { request, tools, options, messages, choices, form })
 }
 
 /// Processes the images, and starts the answers.
@@ -135,7 +146,7 @@ fn answers(
     start: Instant,
 ) -> Result<Started, ApiError> {
     let (engine, settings) = (service.engine(), service.settings());
-    let Gathered { request, tools, options, messages, choices } = gathered;
+    let Gathered { request, tools, options, messages, choices, form } = gathered;
     let prompt = prompt_options(&request, settings, &tools);
     let mut conversation = messages.conversation(engine, settings, prompt, abandoned)?;
     abandoned.check()?;
@@ -152,10 +163,7 @@ fn answers(
             _ => engine.generate(&mut conversation.clone(), &options),
         };
         answers.push(answer.map_err(|error| match error {
-            lfm2vl::Error::Constraint { .. } => {
-                let param = if tools.is_callable() { "tools" } else { "response_format" };
-                ApiError::from(error).with_param(param)
-            }
+            lfm2vl::Error::Constraint { .. } => ApiError::from(error).with_param(form),
             other => other.into(),
         })?);
     }
@@ -201,7 +209,8 @@ pub fn check_request(body: &[u8]) -> Result<(), String> {
 
 /// What can be told before anything is done.
 fn check_fields(request: &ChatCompletionRequest) -> Result<(), ApiError> {
-    if let Some(name) = request.unknown.keys().find(|name| !UNUSED.contains(&name.as_str())) {
+    let mut unknown = request.unknown.iter().filter(|(_, value)| !value.is_null());
+    if let Some((name, _)) = unknown.find(|(name, _)| !UNUSED.contains(&name.as_str())) {
         let message = format!("'{name}' is not supported; leave it out");
         return Err(ApiError::of_param(&**name, message).with_code("unsupported_parameter"));
     }

@@ -1,5 +1,7 @@
 //! Answers as server-sent events.
 
+use std::collections::VecDeque;
+
 use axum::response::sse;
 use futures_core::Stream;
 use futures_util::{
@@ -33,6 +35,8 @@ pub(super) fn events(
         choices: Vec::new(),
         usage: include_usage.then_some(None),
     };
+    // Clients count on them to begin in order.
+    let begin = (0..answers.len()).map(|index| Choice::new(index).begin()).collect();
     let answers = answers.into_iter().enumerate();
     let answers = answers.map(|(index, answer)| Box::pin(steps(service.clone(), index, answer)));
     let running = Running {
@@ -40,7 +44,8 @@ pub(super) fn events(
         chunk,
         usage: Usage::default(),
         admitted,
-        next: Next::Step,
+        begin,
+        next: Next::Begin,
     };
     stream::unfold(running, |mut running| async {
         let event = running.event().await?;
@@ -56,6 +61,7 @@ enum Step {
 
 /// Where a stream goes on.
 enum Next {
+    Begin,
     Step,
     Usage,
     Done,
@@ -68,6 +74,7 @@ struct Running<S> {
     chunk: ChatCompletionChunk,
     usage: Usage,
     admitted: Admitted,
+    begin: VecDeque<ChunkChoice>,
     next: Next,
 }
 
@@ -75,8 +82,15 @@ impl<S: Stream<Item = Result<Step, ApiError>> + Unpin> Running<S> {
     async fn event(&mut self) -> Option<Result<sse::Event, axum::Error>> {
         loop {
             match self.next {
+                Next::Begin => match self.begin.pop_front() {
+                    Some(choice) => return Some(self.chunk(vec![choice])),
+                    None => self.next = Next::Step,
+                },
                 Next::Step => match self.answers.next().await {
-                    Some(Ok(Step::Chunks(choices))) => return Some(self.chunk(choices)),
+                    Some(Ok(Step::Chunks(choices))) => {
+                        self.admitted.wrote();
+                        return Some(self.chunk(choices));
+                    }
                     Some(Ok(Step::End(choices, usage))) => {
                         self.usage.add_choice(&usage);
                         return Some(self.chunk(choices));
@@ -105,8 +119,7 @@ impl<S: Stream<Item = Result<Step, ApiError>> + Unpin> Running<S> {
         }
     }
 
-    fn chunk(&mut self, choices: Vec<ChunkChoice>) -> Result<sse::Event, axum::Error> {
-        self.admitted.wrote();
+    fn chunk(&self, choices: Vec<ChunkChoice>) -> Result<sse::Event, axum::Error> {
         sse::Event::default().json_data(ChatCompletionChunk { choices, ..self.chunk.clone() })
     }
 }

@@ -31,11 +31,13 @@ impl Tools {
         let tools = request.tools.take().unwrap_or_default();
         check(&tools)?;
         let names: BTreeSet<String> = tools.iter().map(|t| t.function.name.clone()).collect();
+        // Whoever names a function wants one call of it.
+        let is_named = matches!(request.tool_choice, Some(ToolChoice::Function { .. }));
         let (callable, is_required) = match request.tool_choice.take() {
             None => (names.clone(), false),
             Some(choice) => chosen(choice, &names)?,
         };
-        let is_parallel = request.parallel_tool_calls.unwrap_or(true);
+        let is_parallel = request.parallel_tool_calls.unwrap_or(true) && !is_named;
         Ok(Tools { tools, callable, is_required, is_parallel })
     }
 
@@ -108,13 +110,12 @@ fn check(tools: &[FunctionTool]) -> Result<(), ApiError> {
         };
         let name = &tool.function.name;
         let belongs = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         if tool.r#type != "function" {
             return wrong("type", "only tools of type 'function' are supported");
         }
         if !begins || name.len() > 64 || !name.chars().all(belongs) {
-            let message =
-                "a name begins with a letter or _ and has at most 64 letters, digits, _, - and .";
+            let message = "a name begins with a letter, a digit or _ and has at most 64 letters, digits, _, - and .";
             return wrong("function.name", message);
         }
         if !names.insert(name) {

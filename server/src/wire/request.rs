@@ -171,28 +171,32 @@ pub(crate) struct JsonSchemaFormat {
     pub(crate) schema: Option<Value>,
 }
 
-/// A form of the answer: one of these.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum StructuredOutputs {
+/// A form of the answer: exactly one of these.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StructuredOutputs {
     /// JSON of this schema.
-    Json(Map<String, Value>),
+    #[schema(value_type = Option<Object>)]
+    pub(crate) json: Option<Value>,
     /// Text that this regular expression matches.
-    Regex(String),
+    pub(crate) regex: Option<String>,
     /// Text of this Lark grammar.
-    Grammar(String),
+    pub(crate) grammar: Option<String>,
     /// One of these texts.
-    Choice(Vec<String>),
+    pub(crate) choice: Option<Vec<String>>,
 }
 
-impl From<StructuredOutputs> for Constraint {
-    fn from(outputs: StructuredOutputs) -> Self {
-        match outputs {
-            StructuredOutputs::Json(schema) => Constraint::JsonSchema(schema.into()),
-            StructuredOutputs::Regex(regex) => Constraint::Regex(regex),
-            StructuredOutputs::Grammar(grammar) => Constraint::Lark(grammar),
-            StructuredOutputs::Choice(choices) => Constraint::Choice(choices),
-        }
+impl StructuredOutputs {
+    /// What is asked for; `None` where that is not one thing.
+    pub(crate) fn constraint(self) -> Option<Constraint> {
+        let forms = [
+            self.json.map(Constraint::JsonSchema),
+            self.regex.map(Constraint::Regex),
+            self.grammar.map(Constraint::Lark),
+            self.choice.map(Constraint::Choice),
+        ];
+        let mut forms = forms.into_iter().flatten();
+        forms.next().filter(|_| forms.next().is_none())
     }
 }
 

@@ -10,7 +10,7 @@ use llguidance::{Matcher, ParserFactory, toktrie::TokEnv};
 
 use super::{
     Constraint, Masks,
-    mask::{Job, compute},
+    mask::{Job, compute, failed},
     vocabulary::Vocabulary,
 };
 use crate::{Error, chat::Tokenizer};
@@ -35,20 +35,14 @@ impl Grammars {
 
     /// The masks of a constraint, from the first token on.
     pub(crate) fn masks(&self, constraint: &Constraint) -> Result<Masks, Error> {
-        let wrong = |message: String| {
-            // Parsers draw their faults in several lines.
-            let words: Vec<&str> = message.split_whitespace().collect();
-            Error::Constraint { message: words.join(" ") }
-        };
-        constraint.check().map_err(|message| wrong(message.to_owned()))?;
+        constraint.check().map_err(|cause| failed(&cause))?;
         let started = self.started.get_or_init(|| self.start());
-        let Started { factory, jobs } =
-            started.as_ref().map_err(|message| wrong(message.clone()))?;
+        let Started { factory, jobs } = started.as_ref().map_err(|cause| failed(&cause))?;
         let matcher = Matcher::new(factory.create_parser(constraint.grammar()));
-        if let Some(message) = matcher.get_error() {
-            return Err(wrong(message));
+        match matcher.get_error() {
+            Some(cause) => Err(failed(&cause)),
+            None => Masks::new(matcher, jobs.clone()),
         }
-        Ok(Masks::new(matcher, jobs.clone()))
     }
 
     fn start(&self) -> Result<Started, String> {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use llguidance::{Matcher, toktrie::SimpleVob};
+use llguidance::{Matcher, api::StopReason, toktrie::SimpleVob};
 
 use super::grammars::MaskTime;
 use crate::Error;
@@ -46,6 +46,26 @@ pub(super) fn compute(Job { mut matcher, reply }: Job) {
     let _ = reply.send(Made { matcher, mask, took: start.elapsed() });
 }
 
+/// The mask of the first token; an error where there is none.
+fn first_mask(matcher: &mut Matcher) -> Result<SimpleVob, Error> {
+    let mask = matcher.compute_mask();
+    match (mask, matcher.stop_reason()) {
+        (Ok(mask), StopReason::NotStopped) => Ok(mask),
+        (_, StopReason::NoExtension | StopReason::NoExtensionBias) => {
+            Err(failed(&"there is no text that keeps to it"))
+        }
+        (Err(error), _) => Err(failed(&error)),
+        (Ok(_), _) => Err(failed(&"it allows the empty text only")),
+    }
+}
+
+/// What is wrong with a constraint. Parsers draw their faults in several lines.
+pub(super) fn failed(cause: &dyn std::fmt::Display) -> Error {
+    let cause = cause.to_string().replace("<non-verbose/>", "");
+    let words: Vec<&str> = cause.split_whitespace().collect();
+    Error::Constraint { message: words.join(" ") }
+}
+
 /// The masks of one answer.
 pub(crate) struct Masks {
     jobs: Sender<Job>,
@@ -63,10 +83,20 @@ enum State {
 }
 
 impl Masks {
-    pub(super) fn new(matcher: Matcher, jobs: Sender<Job>) -> Self {
-        let mut masks = Masks { jobs, state: State::Ended, time: MaskTime::default() };
-        masks.go_on(matcher);
-        masks
+    /// The masks of an answer. The first two are made here, the second one for any first token: so that whoever
+    /// asks is told at once what is wrong.
+    pub(super) fn new(mut matcher: Matcher, jobs: Sender<Job>) -> Result<Self, Error> {
+        let start = Instant::now();
+        let mask = first_mask(&mut matcher)?;
+        if let Some(first) = mask.first_bit_set() {
+            let mut probe = matcher.deep_clone();
+            probe.consume_token(first as u32).map_err(|error| failed(&error))?;
+            if !probe.is_stopped() {
+                probe.compute_mask().map_err(|error| failed(&error))?;
+            }
+        }
+        let time = MaskTime { making: start.elapsed(), ..MaskTime::default() };
+        Ok(Masks { jobs, state: State::Here(Box::new(matcher), Mask(mask)), time })
     }
 
     fn go_on(&mut self, matcher: Matcher) {
@@ -83,7 +113,7 @@ impl Masks {
             let made = receiver.recv();
             self.time.waiting += start.elapsed();
             self.state = State::Ended;
-            let Made { matcher, mask, took } = made.map_err(|_| failed("its thread has ended"))?;
+            let Made { matcher, mask, took } = made.map_err(|_| failed(&"its thread has ended"))?;
             self.time.making += took;
             let mask = mask.map_err(|error| failed(&error))?;
             self.state = State::Here(Box::new(matcher), Mask(mask));
@@ -98,7 +128,7 @@ impl Masks {
     pub(crate) fn accept(&mut self, id: u32) -> Result<bool, Error> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Here(mut matcher, _) => {
-                matcher.consume_token(id).map_err(|error| failed(&error.to_string()))?;
+                matcher.consume_token(id).map_err(|error| failed(&error))?;
                 if matcher.is_stopped() {
                     return Ok(true);
                 }
@@ -118,8 +148,4 @@ impl Masks {
     pub(crate) fn take_time(&mut self) -> MaskTime {
         std::mem::take(&mut self.time)
     }
-}
-
-fn failed(message: &str) -> Error {
-    Error::Constraint { message: message.to_owned() }
 }
