@@ -105,7 +105,7 @@ def schemas(rng):
         "long value": {"const": "a" * many * 10},
         "many properties": {"type": "object", "properties": dict.fromkeys(names, null), "additionalProperties": False},
         "many required": {"type": "object", "properties": dict.fromkeys(names, null), "required": names},
-        "many patterns": {"type": "object", "patternProperties": {f"^{n}$": null for n in names[:200]}},
+        "many patterns": {"type": "object", "patternProperties": {f"^{n}$": null for n in names[:1000]}},
         "many in order": {"type": "array", "prefixItems": [null] * many},
         "many at least": {"type": "array", "items": null, "minItems": many},
         "many at most": {"type": "array", "items": {"type": "array", "maxItems": many, "items": null}, "maxItems": many},
@@ -193,6 +193,7 @@ def grammars(rng):
         "",
         '{"grammars": []}',
         "start: A & ~A\nA: /a/",
+        "start: A\nA: " + " & ".join(f"/.*a.{{{i}}}b.*/" for i in range(2, min(many, 40))),
     ]
 
 
@@ -465,22 +466,22 @@ class Maker:
             lambda: Request("a changed head", mutate(rng, head, 4) + body, False, True),
             lambda: Request("a cut head", head[: rng.randrange(len(head))], False, True),
             lambda: Request("a body that ends early", head + body[:early], False, True),
-            lambda: Request("a body that is too long", head + body + b"a" * 1000, False, True),
-            lambda: Request("two lengths", head.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n") + body, False, True),
-            lambda: Request("length and chunks", head.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n") + body, False, True),
-            lambda: Request("an odd length", re.sub(rb"Length: \d+", b"Length: " + rng.choice([b"-1", b"1e3", b"99999999999999999999", b"", b"0x10"]), head) + body, False, True),
+            lambda: Request("a body that is too long", head + body + b"a" * 1000, False),
+            lambda: Request("two lengths", head.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n") + body, False),
+            lambda: Request("length and chunks", head.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n") + body, False),
+            lambda: Request("an odd length", re.sub(rb"Length: \d+", b"Length: " + rng.choice([b"-1", b"1e3", b"99999999999999999999", b"", b"0x10"]), head) + body, False),
             lambda: Request("a large length", re.sub(rb"Length: \d+", b"Length: 9999999999", head) + body, False, True),
-            lambda: Request("many headers", head.replace(b"\r\n\r\n", b"\r\n" + b"a: b\r\n" * 5000 + b"\r\n") + body, False, True),
-            lambda: Request("a long header", head.replace(b"\r\n\r\n", b"\r\na: " + b"b" * 1_000_000 + b"\r\n\r\n") + body, False, True),
-            lambda: Request("a long path", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", False, True),
-            lambda: Request("old HTTP", head.replace(b"HTTP/1.1", rng.choice([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/3"])) + body, False, True),
+            lambda: Request("many headers", head.replace(b"\r\n\r\n", b"\r\n" + b"a: b\r\n" * 5000 + b"\r\n") + body, False),
+            lambda: Request("a long header", head.replace(b"\r\n\r\n", b"\r\na: " + b"b" * 1_000_000 + b"\r\n\r\n") + body, False),
+            lambda: Request("a long path", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", False),
+            lambda: Request("old HTTP", head.replace(b"HTTP/1.1", rng.choice([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/3"])) + body, False),
             lambda: Request("new HTTP", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", False, True),
             lambda: Request("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500), False, True),
             lambda: Request("noise", rng.randbytes(rng.choice([1, 100, 10_000])), False, True),
             lambda: Request("nothing", b"", False, True),
             lambda: Request("several at once", (f"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".encode() * 20) + b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
             lambda: Request("waits for 100", head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") + body),
-            lambda: Request("an odd expectation", head.replace(b"\r\n\r\n", b"\r\nExpect: a miracle\r\n\r\n") + body, False, True),
+            lambda: Request("an odd expectation", head.replace(b"\r\n\r\n", b"\r\nExpect: a miracle\r\n\r\n") + body, False),
             lambda: Request("an odd key", head.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer \xff\xfe\r\nx-request-id: " + b"a" * 5000 + b"\r\n\r\n") + body),
         ])()  # fmt: skip
 
@@ -524,7 +525,9 @@ def exchange(address, request):
             connection.sendall(request.data)
             if request.ends:
                 connection.shutdown(socket.SHUT_WR)
-        except (BrokenPipeError, ConnectionResetError):
+        except TimeoutError:
+            raise
+        except OSError:
             pass
         try:
             while piece := connection.recv(1 << 20):
@@ -607,8 +610,11 @@ class Run:
         with concurrent.futures.ThreadPoolExecutor(CONCURRENCY) as pool:
             list(pool.map(self.send, indices))
         # What was dropped has some time to go.
-        time.sleep(1)
-        return self.memory()
+        seen = []
+        for _ in range(20):
+            time.sleep(0.25)
+            seen.append(self.memory())
+        return None if None in seen else min(seen)
 
     def memory(self):
         """Resident megabytes of the server."""

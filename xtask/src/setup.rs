@@ -27,14 +27,13 @@ const PYTHON_PACKAGES: [&str; 6] = [
 ];
 
 /// Clients of the server, and what checks it.
-const CLIENT_PACKAGES: [&str; 7] = [
-    "openai==0",
-    "llm==0",
-    "jsonschema[format-nongpl]==0",
-    "prometheus-client==0",
-    "openapi-spec-validator==0",
+const CLIENT_PACKAGES: [&str; 6] = [
+    "openai==3.57.0",
+    "llm==0.36",
+    "jsonschema[format]==4.26.0",
+    "prometheus-client==0.26.0",
+    "openapi-spec-validator==0.9.0",
     "kubernetes-validate==1.37.0",
-    "pillow==0",
 ];
 const KSERVE: &str = "kserve==0.21.0";
 const RAY_PACKAGES: [&str; 4] =

@@ -8,7 +8,7 @@ use std::{
 
 use lfm2vl_graphs::{Activations, Precision, Recipe};
 use lfm2vl_tests::{
-    export_from, program, python, released_files, root, succeed, testdata,
+    export_from, node, program, python, released_files, root, succeed, testdata,
     tiny_shapes_in_all_precisions,
 };
 use serde_json::Value;

@@ -15,6 +15,8 @@ pub(super) struct Question {
     /// Width and height of its photo in pixels; none without one.
     pub(super) photo: Option<(u32, u32)>,
     pub(super) new_tokens: usize,
+    /// Whether the answer is JSON of a schema.
+    pub(super) has_schema: bool,
 }
 
 /// What came of a request.
@@ -42,7 +44,29 @@ impl Question {
             json!({"type": "image_url", "image_url": {"url": uri}})
         });
         let content: Vec<Value> = photo.into_iter().chain([text]).collect();
+        let schema = json!({
+            "type": "array",
+            "minItems": 100,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "kind": {"enum": ["circle", "square", "triangle"]},
+                    "sides": {"type": "integer", "minimum": 0},
+                    "where": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}}]},
+                },
+                "required": ["name", "kind", "sides", "where"],
+                "additionalProperties": false,
+            },
+        });
+        let format = match self.has_schema {
+            true => {
+                json!({"type": "json_schema", "json_schema": {"name": "shapes", "schema": schema}})
+            }
+            false => json!({"type": "text"}),
+        };
         json!({
+            "response_format": format,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.new_tokens,
             "temperature": 0,

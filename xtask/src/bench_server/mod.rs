@@ -83,6 +83,18 @@ impl Server {
         Ok(server)
     }
 
+    /// Steps of decoding, and seconds in them, in masks, and waiting for masks.
+    fn figures(&self) -> Result<[f64; 4]> {
+        let text =
+            ureq::get(format!("{}/metrics", self.url)).call()?.body_mut().read_to_string()?;
+        let names = ["decode_steps", "decode_seconds", "mask_seconds", "mask_wait_seconds"];
+        let figure = |name: &str| {
+            let name = format!("lfm2vl_{name}_total ");
+            text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+        };
+        Ok(names.map(|name| figure(name).unwrap_or(f64::NAN)))
+    }
+
     /// A line of `/proc/PID/status` in megabytes; 0 where there is none.
     fn memory(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
@@ -127,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for (what, photo) in QUESTIONS {
-        let question = Question { photo, new_tokens: arguments.new_tokens };
+        let question = Question { photo, new_tokens: arguments.new_tokens, has_schema: false };
         let mut rounds: Vec<Vec<Figures>> = contenders.iter().map(|_| Vec::new()).collect();
         for _ in 0..arguments.repeat {
             for (contender, rounds) in contenders.iter().zip(&mut rounds) {
@@ -144,6 +156,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             println!("| {what} | {} | {} |", contender.name, columns.join(" | "));
         }
     }
+    masks(&contenders[0], arguments)?;
     if arguments.overload > 0 {
         overload(&contenders[0], Duration::from_secs(arguments.overload), arguments.new_tokens)?;
     }
@@ -217,6 +230,32 @@ fn round(contender: &Contender, question: Question, arguments: &Arguments) -> Re
     })
 }
 
+/// What a schema costs: a client alone, and all of them.
+fn masks(contender: &Contender, arguments: &Arguments) -> Result<()> {
+    println!("\nanswers that keep to a JSON Schema:");
+    let server = Server::start(&contender.command)?;
+    let question = Question { photo: None, new_tokens: 256, has_schema: true };
+    question.ask(&server.url, next_number())?;
+    for clients in [1, arguments.clients] {
+        let before = server.figures()?;
+        thread::scope(|scope| {
+            let client = || question.ask(&server.url, next_number()).map(drop);
+            let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+            clients.into_iter().try_for_each(|client| client.join().expect("a client ends"))
+        })?;
+        let spent = server.figures()?;
+        let [steps, decode, making, waiting] = [0, 1, 2, 3].map(|i| spent[i] - before[i]);
+        println!(
+            "{clients} at a time: masks take {:.0} us a step beside it; steps of {:.1} ms wait {:.0} us for them, {:.2} % of their time",
+            1e6 * making / steps,
+            1e3 * decode / steps,
+            1e6 * waiting / steps,
+            100.0 * waiting / decode
+        );
+    }
+    Ok(())
+}
+
 /// The 50th and the 99th percentile in milliseconds.
 fn percentiles(times: impl Iterator<Item = Duration>) -> [f64; 2] {
     let mut times: Vec<Duration> = times.collect();
@@ -230,11 +269,11 @@ fn percentiles(times: impl Iterator<Item = Duration>) -> [f64; 2] {
 /// Asks four times as much as there is room for, and compares a single stream before and after.
 fn overload(contender: &Contender, long: Duration, new_tokens: usize) -> Result<()> {
     let server = Server::start(&contender.command)?;
-    let photo = Question { photo: Some((512, 512)), new_tokens };
+    let photo = Question { photo: Some((512, 512)), new_tokens, has_schema: false };
     let alone = |what: &str| -> Result<()> {
         let mut rates = Vec::new();
         for _ in 0..5 {
-            let question = Question { photo: None, new_tokens: 128 };
+            let question = Question { photo: None, new_tokens: 128, has_schema: false };
             if let Outcome::Answered(times) = question.ask(&server.url, next_number())? {
                 let decode = times.took - times.first_token;
                 rates.push((times.tokens - 1) as f64 / decode.as_secs_f64());
