@@ -2,17 +2,17 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     chat::{complete, prepare},
-    error::{ApiError, ErrorBody},
+    error::ApiError,
     service::Service,
 };
 
 /// A line of a batch.
 #[derive(Deserialize)]
 struct Line {
-    custom_id: Option<String>,
     method: Option<String>,
     url: Option<String>,
     body: Value,
@@ -28,24 +28,22 @@ impl Service {
     ///
     /// Waits for the answer; as many threads may do so as there are slots, and more.
     pub async fn answer_line(&self, line: &str, number: usize) -> (Value, bool) {
-        let (id, answer) = match parse(line) {
-            Ok((id, body)) => (id, self.answer(&body).await),
-            Err(error) => (None, Err(error)),
+        let parsed: Result<Value, ApiError> = serde_json::from_str(line)
+            .map_err(|error| ApiError::invalid(format!("the line is no JSON: {error}")));
+        let id = parsed.as_ref().ok().and_then(|line| line.get("custom_id")?.as_str());
+        let id = id.map_or_else(|| format!("line-{number}"), str::to_owned);
+        let answer = match parsed.and_then(body) {
+            Ok(body) => self.answer(&body).await,
+            Err(error) => Err(error),
         };
         let is_fine = answer.is_ok();
-        let id = id.unwrap_or_else(|| format!("line-{number}"));
         let (status, body) = match answer {
             Ok(body) => (200, body),
-            Err(error) => {
-                let ErrorBody { error: detail } = error.body();
-                (error.status.as_u16(), json!({"error": detail}))
-            }
+            Err(error) => (error.status.as_u16(), json!(error.body())),
         };
-        let response = json!({"status_code": status, "request_id": id, "body": body});
-        (
-            json!({"id": format!("batch_req_{number}"), "custom_id": id, "response": response, "error": null}),
-            is_fine,
-        )
+        let response = json!({"status_code": status, "request_id": line_id(line), "body": body});
+        let answer = json!({"id": format!("batch_req_{number}"), "custom_id": id, "response": response, "error": null});
+        (answer, is_fine)
     }
 
     async fn answer(&self, body: &Value) -> Result<Value, ApiError> {
@@ -58,20 +56,24 @@ impl Service {
     }
 }
 
-/// The id and the body of a line.
-fn parse(line: &str) -> Result<(Option<String>, Value), ApiError> {
-    let wrong =
-        |error: serde_json::Error| ApiError::invalid(format!("the line is no JSON: {error}"));
-    let value: Value = serde_json::from_str(line).map_err(wrong)?;
-    if value.get("messages").is_some() {
-        return Ok((None, value));
+/// What a line of a batch is known by in its answer, as `response.request_id`: the same for the same text.
+pub fn line_id(line: &str) -> String {
+    let hash = Sha256::digest(line.trim());
+    let digits: String = hash.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    format!("req_{digits}")
+}
+
+/// The request of a line.
+fn body(line: Value) -> Result<Value, ApiError> {
+    if line.get("messages").is_some() {
+        return Ok(line);
     }
-    let line: Line = serde_json::from_value(value).map_err(|error| {
+    let line: Line = serde_json::from_value(line).map_err(|error| {
         ApiError::invalid(format!("the line is neither a request nor one of a batch: {error}"))
     })?;
     if line.method.is_some_and(|method| method != "POST") || line.url.is_some_and(|url| url != URL)
     {
         return Err(ApiError::of_param("url", format!("only POST {URL} is answered")));
     }
-    Ok((line.custom_id, line.body))
+    Ok(line.body)
 }

@@ -37,6 +37,7 @@ mod service;
 mod settings;
 mod wire;
 
+pub use batch::line_id;
 pub use chat::check_request;
 pub use serve::serve;
 pub use service::{Service, ServiceError};

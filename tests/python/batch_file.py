@@ -126,12 +126,11 @@ def check_answers(answers, wanted):
         check(set(answer) == {"id", "custom_id", "response", "error"}, f"{what}: fields {sorted(answer)}")
         known = custom_id(line, number)
         check(answer["custom_id"] == known, f"{what}: the answer is that of {answer['custom_id']!r}, not of {known!r}")
-        response = answer["response"]
-        check(response["status_code"] == status, f"{what}: status {response['status_code']} and not {status}: {response['body']}")
-        if response["status_code"] != 200:
-            error = response["body"]["error"]
-            check(set(error) == {"message", "type", "param", "code"}, f"{what}: an error with {sorted(error)}")
-            check(words is not None and words in json.dumps(error), f"{what}: the error does not tell of {words!r}: {error}")
+        found, body = answer["response"]["status_code"], answer["response"]["body"]
+        check(found == status, f"{what}: status {found} and not {status}: {body}")
+        if found != 200:
+            check(set(body["error"]) == {"message", "type", "param", "code"}, f"{what}: fields of an error: {body}")
+            check(words is not None and words in json.dumps(body), f"{what}: it does not tell of {words!r}: {body}")
 
 
 def main():
@@ -166,7 +165,8 @@ def main():
         check(status == 0, f"exit status {status} when it goes on: {said}")
         again = [json.loads(line) for line in output.read_text().splitlines()]
         check_answers(again, wanted)
-        different = [number for number, pair in enumerate(zip(answers, again), start=1) if without(pair[0]) != without(pair[1])]
+        pairs = enumerate(zip(answers, again), start=1)
+        different = [number for number, (one, other) in pairs if without(one) != without(other)]
         check(not different, f"lines {different} have other answers than when nothing was killed")
 
         finished = output.read_bytes()
@@ -186,7 +186,7 @@ def main():
             batch.refuses("a file of something else", source, words),
             batch.refuses("answers to other requests", other, some),
         ]
-    print(json.dumps({
+    report = {
         "lines": LINES,
         "wrong": refused,
         "killed_after": killed,
@@ -194,7 +194,8 @@ def main():
         "refusals": reasons,
         "seconds": round(time.monotonic() - start, 1),
         "faults": len(faults),
-    }))
+    }
+    print(json.dumps(report))
     return bool(faults)
 
 

@@ -183,7 +183,7 @@ async def main():
     status = await ask(address)
     answered_in = round(time.monotonic() - start, 2)
     closed_after, after = await wait_until(FREE, has_few_sockets)
-    print(json.dumps({
+    report = {
         "left": dict(moments),
         "free_after_s": free_after,
         "figures": seen,
@@ -191,7 +191,8 @@ async def main():
         "answered_in_s": answered_in,
         "sockets": [before, after],
         "closed_after_s": closed_after,
-    }))
+    }
+    print(json.dumps(report))
     return free_after is None or closed_after is None or status.split()[1] != "200" or answered_in > AT_ONCE
 
 

@@ -6,7 +6,7 @@ All schemas are bounded, so that an answer ends. Every fourth one of an object i
 arguments. Prints one line of JSON: how many were asked, valid and refused, and the median time per token. Fails
 unless all are valid, but that schemas with integers beyond 2^53 may be refused, and answers to recursive ones may
 reach the most tokens. What is wrong goes to the standard error, and --only N asks for schema N alone.
-Needs jsonschema[format].
+Needs jsonschema[format-nongpl].
 """
 
 import argparse
@@ -70,6 +70,11 @@ TYPES = Draft202012Validator.TYPE_CHECKER.redefine("integer", is_integer)
 Validator = jsonschema.validators.extend(Draft202012Validator, type_checker=TYPES)
 
 
+def quoted(name):
+    """A name as a part of a reference."""
+    return urllib.parse.quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
+
+
 class Maker:
     """Makes one random schema."""
 
@@ -89,6 +94,12 @@ class Maker:
         schema = self.object(3) if self.chance(0.8) else self.schema(3)
         if self.chance(0.1):
             schema = {"$ref": self.define(schema)}
+        elif self.chance(0.1) and schema.get("required") and not schema.keys() & {"minProperties", "maxProperties"}:
+            # References to places that are no definitions.
+            name = schema["required"][0]
+            schema["properties"]["again"] = {"$ref": f"#/properties/{quoted(name)}"}
+            schema["properties"]["inner"] = {"anyOf": [{"type": "null"}, {"$ref": "#"}]}
+            self.is_endless = True
         if self.definitions:
             schema["$defs"] = self.definitions
         if self.chance(0.2):
@@ -113,12 +124,13 @@ class Maker:
         if self.chance(0.2):
             schema["$anchor"] = f"anchor{len(self.definitions)}"
             return f"#anchor{len(self.definitions)}"
-        return "#/$defs/" + urllib.parse.quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
+        return f"#/$defs/{quoted(name)}"
 
     # Texts.
 
     def text(self):
-        return "".join(self.random.choices("abc XYZ019_-.,:;!?'\"\\/{}[]()<>|#%&äß漢🦊\n\t\u0001\u007f\u2028", k=self.random.randint(0, 8)))
+        letters = "abc XYZ019_-.,:;!?'\"\\/{}[]()<>|#%&äß漢🦊\n\t\u0001\u007f\u2028"
+        return "".join(self.random.choices(letters, k=self.random.randint(0, 8)))
 
     def string(self, _):
         most = self.random.randint(0, 12)
@@ -132,8 +144,8 @@ class Maker:
         return {"type": "string", "format": name} | ({"maxLength": most} if most else {})
 
     def pattern(self, _):
-        atom = lambda: self.random.choice(["a", "[a-f]", "[0-9]", "\\d", "\\w", "[^a-z\\s]", ".", "\\.", "-", "é", "\\s"])
-        piece = lambda: atom() + self.random.choice(["", "", "?", "{2}", "{0,2}", "{1,3}"])
+        atoms = ["a", "[a-f]", "[0-9]", "\\d", "\\w", "[^a-z\\s]", ".", "\\.", "-", "é", "\\s"]
+        piece = lambda: self.random.choice(atoms) + self.random.choice(["", "", "?", "{2}", "{0,2}", "{1,3}"])
         words = lambda: "(" + "|".join("".join(self.some(1, 3, piece)) for _ in range(2)) + ")"
         regex = "".join(self.some(1, 4, lambda: words() if self.chance(0.2) else piece()))
         if self.chance(0.7):
@@ -149,7 +161,7 @@ class Maker:
         multiple = self.random.choice([1, 1, 1, 2, 3, 7, 12, 100, 250])
         if multiple > 1:
             schema["multipleOf"] = multiple
-        least = self.random.randint(-10 ** self.random.randint(0, 6), 10 ** self.random.randint(0, 6))
+        least = self.random.randint(-(10 ** self.random.randint(0, 6)), 10 ** self.random.randint(0, 6))
         # There are always two multiples between the bounds; without one of these, few digits would be the last.
         return schema | self.bounds(least, least + multiple * self.random.randint(3, 1000), 1 if multiple > 1 else 0.8)
 
@@ -224,13 +236,13 @@ class Maker:
         schema["additionalProperties"] = False
         optional = len(names) - len(required)
         if not optional and self.chance(0.3):
-            schema["patternProperties"] = {f"^{self.random.choice(['k[0-9]', '[A-Z]{1,2}_'])}$": self.schema(min(depth, 1))}
+            pattern = self.random.choice(["^k[0-9]$", "^[A-Z]{1,2}_$"])
+            schema["patternProperties"] = {pattern: self.schema(min(depth, 1))}
             schema["maxProperties"] = len(names) + self.random.randint(0, 3)
             schema["minProperties"] = self.random.randint(0, min(len(names) + 1, schema["maxProperties"]))
         elif optional and self.chance(0.1):
             # The only ones that are supported beside optional properties.
-            bound, most = self.random.choice([("minProperties", len(required) + 1), ("maxProperties", len(required) + 1)])
-            schema[bound] = most
+            schema[self.random.choice(["minProperties", "maxProperties"])] = len(required) + 1
         elif self.chance(0.05):
             schema["properties"]["never"] = False
         items = list(schema.items())
@@ -290,13 +302,9 @@ class Maker:
             self.is_endless = True
             schema = {"type": "object", "required": ["value", "next"], "additionalProperties": False}
             reference = self.define(schema)
-            schema["properties"] = {
-                "value": self.schema(0),
-                "next": self.random.choice([
-                    {"anyOf": [{"type": "null"}, {"$ref": reference}]},
-                    {"type": "array", "items": {"$ref": reference}, "maxItems": 1},
-                ]),
-            }
+            or_null = {"anyOf": [{"type": "null"}, {"$ref": reference}]}
+            in_array = {"type": "array", "items": {"$ref": reference}, "maxItems": 1}
+            schema["properties"] = {"value": self.schema(0), "next": self.random.choice([or_null, in_array])}
             return {"$ref": reference}
         inner = self.schema(0)
         for _ in range(self.random.randint(1, 4)):
@@ -359,7 +367,8 @@ class Job:
             "max_completion_tokens": MAX_TOKENS,
         }
         if not self.as_tool:
-            return body | {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": self.schema}}}
+            form = {"type": "json_schema", "json_schema": {"name": "it", "schema": self.schema}}
+            return body | {"response_format": form}
         tool = {"type": "function", "function": {"name": "use", "parameters": self.schema}}
         # There may be 16 calls then.
         parallel = len(json.dumps(self.schema)) < 500
@@ -421,7 +430,7 @@ def main():
     parser.add_argument("--only", type=int)
     arguments = parser.parse_args()
     unknown = FORMAT_LENGTHS.keys() - FORMATS.checkers.keys()
-    assert not unknown, f"jsonschema does not check {unknown}; install jsonschema[format]"
+    assert not unknown, f"jsonschema does not check {unknown}; install jsonschema[format-nongpl]"
 
     indices = range(arguments.count) if arguments.only is None else [arguments.only]
     jobs = [Job(arguments.seed, index, False) for index in indices]
@@ -435,7 +444,7 @@ def main():
             print(job, file=sys.stderr)
     counts = collections.Counter(job.outcome for job in jobs)
     times = [job.seconds_per_token for job in jobs if job.seconds_per_token is not None]
-    print(json.dumps({
+    report = {
         "asked": len(jobs),
         "as_tools": sum(job.as_tool for job in jobs),
         "valid": counts.pop("valid", 0),
@@ -443,7 +452,8 @@ def main():
         **counts,
         "with_duplicate_names": sum(job.duplicates for job in jobs),
         "median_ms_per_token": round(statistics.median(times) * 1000, 2) if times else None,
-    }))
+    }
+    print(json.dumps(report))
     return not all(job.is_fine() for job in jobs)
 
 

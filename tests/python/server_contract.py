@@ -4,9 +4,10 @@
 
 All routes are asked for all that they can be made to answer with. Fields that a schema does not know are faults,
 as are statuses and content types that the document has not. KEY is one of the server's keys, if it has some.
-Prints a line of JSON: the statuses that were seen of each route, and how many faults; each fault is a sentence
-before it. Needs jsonschema[format], openapi-spec-validator and prometheus-client, and uses promtool, which
-Debian has in the package prometheus, where it is there.
+Prints a sentence for each fault, and a line of JSON: the statuses that were seen of each route, the fields of
+requests that are taken and not described, and how many faults there are. Needs jsonschema[format-nongpl],
+openapi-spec-validator and prometheus-client, and uses promtool, which Debian has in the package prometheus, where
+it is there.
 """
 
 import argparse
@@ -32,9 +33,75 @@ CHAT = "/v1/chat/completions"
 # More than a server takes at a time by default.
 MANY = 128
 
+MESSAGES = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+]
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}", "detail": "low"}}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, "b"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": PARAMETERS}}]
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+CALLED = [
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c", "content": "Nothing."},
+]
+LOOK = {"type": "function", "function": {"name": "look"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": TOOLS}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": PARAMETERS}}
+# What requests may have.
+RIGHT = [
+    {},
+    {"logprobs": True, "top_logprobs": 3},
+    {"logprobs": True, "n": 2},
+    {"n": 2, "temperature": 1, "top_p": 0.9, "top_k": 5, "min_p": 0.01, "logit_bias": {"5": -1.5}, "stop": "a"},
+    {"tools": TOOLS},
+    {"tools": TOOLS, "tool_choice": "required", "max_completion_tokens": 200, "parallel_tool_calls": False},
+    {"tools": TOOLS, "tool_choice": LOOK, "max_completion_tokens": 200, "logprobs": True},
+    {"tools": TOOLS, "tool_choice": ALLOWED},
+    {"tools": TOOLS, "tool_choice": "none", "stop": ["a", "b"]},
+    {"tools": TOOLS, "messages": MESSAGES + CALLED},
+    {"response_format": SCHEMA, "max_completion_tokens": 30},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "text"}},
+    {"structured_outputs": {"choice": ["yes", "no"]}},
+    {"structured_outputs": {"regex": "[a-z]+"}},
+    {"structured_outputs": {"grammar": 'start: "a"'}},
+    {"structured_outputs": {"json": {"type": "null"}}},
+    {"messages": [{"role": "user", "content": [IMAGE]}], "image_settings": {"max_image_tokens": 64}},
+    {"presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.2, "modalities": ["text"]},
+    {"chat_template_kwargs": {"enable_thinking": True}, "ignore_eos": True, "user": "me", "metadata": {"a": "b"}},
+    {"store": False, "service_tier": "auto", "safety_identifier": "a", "prompt_cache_key": "b"},
+    {"temperature": None, "stop": None, "tools": None, "response_format": None, "seed": None},
+]
+# What is refused.
+WRONG = [
+    {"messages": []},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,a"}}]}]},
+    {"messages": [{"role": "user", "content": "a " * 100_000}]},
+    {"temperature": 3},
+    {"temperature": "1"},
+    {"n": 0},
+    {"top_logprobs": 2},
+    {"logit_bias": {"a": 1}},
+    {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+    {"tool_choice": "required"},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}},
+    {"image_settings": {"no": 1}},
+    {"unknown": 1},
+    {"max_completion_tokens": 10**9},
+    {"modalities": ["audio"]},
+]
+
 # Prometheus' own rules, as promtool has them.
 UNITS = {"seconds", "bytes", "meters", "grams", "joules", "kelvin", "volts", "amperes", "celsius", "ratio", "percent"}
-OTHER_UNITS = "milliseconds|microseconds|nanoseconds|minutes|hours|days|kilobytes|megabytes|gigabytes|bits|kibibytes|mebibytes"
+OTHER_UNITS = "milliseconds|microseconds|nanoseconds|minutes|hours|days|kilobytes|megabytes|gigabytes|bits|mebibytes"
 SHORT_UNITS = "s|ms|us|ns|sec|b|kb|mb|gb|tb|pb|m|h|d"
 TYPES = "counter|gauge|histogram|summary|untyped"
 SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{(.*)\})? (\S+)$")
@@ -44,17 +111,18 @@ LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,|$)'
 class Contract:
     def __init__(self, base_url, key):
         self.url, self.key = urllib.parse.urlsplit(base_url), key
-        self.faults, self.seen = [], collections.defaultdict(set)
+        self.faults, self.seen, self.undocumented = [], collections.defaultdict(set), set()
 
     def fault(self, text):
         if text not in self.faults:
             self.faults.append(text)
             print(text, flush=True)
 
-    def fetch(self, method, path, body=None, key=None, headers=None):
+    def fetch(self, method, path, body=None, authorization=None):
         """Status, headers and body."""
-        key = self.key if key is None else key
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}) | (headers or {})
+        headers = {"Content-Type": "application/json"}
+        if authorization or self.key:
+            headers["Authorization"] = authorization or f"Bearer {self.key}"
         connection = http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=120)
         try:
             data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -84,7 +152,8 @@ class Contract:
                 self.fault(f"{count} operations have the id {name}")
         strict = copy.deepcopy(self.document)
         closed(strict["components"])
-        resources = [(name, Resource(document, DRAFT202012)) for name, document in [("strict:", strict), ("as-is:", self.document)]]
+        documents = {"strict:": strict, "as-is:": self.document}
+        resources = [(name, Resource(document, DRAFT202012)) for name, document in documents.items()]
         self.registry = Registry().with_resources(resources)
 
     def validator(self, schema, strict=True):
@@ -107,7 +176,7 @@ class Contract:
         what = f"{method} {route} {status}"
         self.seen[f"{method} {route}"].add(status)
         if expect and status != expect:
-            self.fault(f"{method} {path} {json.dumps(body)[:200] if body else ''}: status {status} and not {expect}: {data[:200]}")
+            self.fault(f"{method} {path} {str(body or '')[:200]}: status {status} and not {expect}: {data[:200]}")
         for needs, name in [(405, "Allow"), (401, "WWW-Authenticate"), (429, "Retry-After")]:
             if status == needs and not headers.get(name):
                 self.fault(f"{what}: it has no header {name}")
@@ -120,6 +189,7 @@ class Contract:
         if isinstance(body, dict) and status < 400:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             self.check_schema(f"request of {method} {route}", schema, body, strict=False)
+            self.undocumented |= unknown_fields(self.validator(schema), body)
         response = operation["responses"].get(str(status))
         if response is None:
             self.fault(f"{what}: the document has no such status of it")
@@ -171,47 +241,15 @@ class Contract:
         self.check_chat(model)
         self.check_many()
         if self.key:
-            for key in ["wrong", ""]:
-                self.ask("POST", CHAT, body={"messages": []}, expect=401, key=key, headers={} if key else {"Authorization": "none"})
-            for path, route in [("/v1/models", None), ("/v1/models/a", "/v1/models/{model}"), ("/v1/image_layout?width=1&height=1", None)]:
-                self.ask("GET", path, route, expect=401, key="wrong")
+            for authorization in ["Bearer wrong", "Bearer ", "Basic YTpi"]:
+                self.ask("POST", CHAT, body={"messages": []}, expect=401, authorization=authorization)
+            self.ask("GET", "/v1/models", expect=401, authorization="Bearer wrong")
+            self.ask("GET", "/v1/models/a", "/v1/models/{model}", expect=401, authorization="Bearer wrong")
+            self.ask("GET", "/v1/image_layout?width=1&height=1", expect=401, authorization="Bearer wrong")
 
     def check_chat(self, model):
-        messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
-        pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-        image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": pixel, "detail": "low"}}]}
-        parameters = {"type": "object", "properties": {"a": {"enum": [1, "b"]}}, "required": ["a"]}
-        function = {"name": "look", "description": "Looks.", "parameters": parameters, "strict": True}
-        tools = [{"type": "function", "function": function}]
-        schema = {"name": "it", "strict": True, "schema": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}}
-        base = {"model": model, "messages": messages, "max_completion_tokens": 4, "seed": 1}
-        bodies = [
-            {},
-            {"logprobs": True, "top_logprobs": 3},
-            {"logprobs": True, "n": 2},
-            {"n": 2, "temperature": 1, "top_p": 0.9, "top_k": 5, "min_p": 0.01, "logit_bias": {"5": -1.5}, "stop": "a"},
-            {"tools": tools},
-            {"tools": tools, "tool_choice": "required", "max_completion_tokens": 200, "parallel_tool_calls": False},
-            {"tools": tools, "tool_choice": {"type": "function", "function": {"name": "look"}}, "max_completion_tokens": 200, "logprobs": True},
-            {"tools": tools, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}}},
-            {"tools": tools, "tool_choice": "none", "stop": ["a", "b"]},
-            {"response_format": {"type": "json_schema", "json_schema": schema}, "max_completion_tokens": 30},
-            {"response_format": {"type": "json_object"}},
-            {"response_format": {"type": "text"}},
-            {"structured_outputs": {"choice": ["yes", "no"]}},
-            {"structured_outputs": {"regex": "[a-z]+"}},
-            {"structured_outputs": {"grammar": 'start: "a"'}},
-            {"structured_outputs": {"json": {"type": "null"}}},
-            {"messages": [image], "image_settings": {"max_image_tokens": 64, "use_thumbnail": False}},
-            {"messages": messages + [
-                {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}]},
-                {"role": "tool", "tool_call_id": "c", "content": "Nothing."},
-            ], "tools": tools},
-            {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "a", "prompt_cache_key": "b"},
-            {"presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.2, "modalities": ["text"], "ignore_eos": True},
-            {"chat_template_kwargs": {"enable_thinking": True}, "temperature": None, "stop": None, "tools": None, "response_format": None},
-        ]  # fmt: skip
-        for more in bodies:
+        base = {"model": model, "messages": MESSAGES, "max_completion_tokens": 4, "seed": 1}
+        for more in RIGHT:
             body = base | more
             self.ask("POST", CHAT, body=body, expect=200)
             self.ask("POST", CHAT, body=body | {"stream": True}, expect=200)
@@ -219,24 +257,7 @@ class Contract:
         # Its first token is made when the status is out already.
         endless = {"structured_outputs": {"grammar": "start: start"}}
         self.ask("POST", CHAT, body=base | endless | {"stream": True})
-        for wrong in [
-            {"messages": []},
-            {"messages": [{"role": "user"}]},
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,a"}}]}]},
-            {"messages": [{"role": "user", "content": "a " * 100_000}]},
-            {"temperature": 3},
-            {"temperature": "1"},
-            {"n": 0},
-            {"top_logprobs": 2},
-            {"logit_bias": {"a": 1}},
-            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
-            {"tool_choice": "required"},
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}},
-            {"image_settings": {"no": 1}},
-            {"unknown": 1},
-            {"max_completion_tokens": 10**9},
-            {"modalities": ["audio"]},
-        ]:
+        for wrong in WRONG:
             self.ask("POST", CHAT, body=base | wrong, expect=400)
         for data in [b"", b"{", b"[]", b"\xff", b'{"messages": [{"role": "user", "content": "a"}]} x']:
             self.ask("POST", CHAT, body=data, expect=400)
@@ -262,10 +283,25 @@ class Contract:
         for fault in faults_of_metrics(text):
             self.fault(f"/metrics: {fault}")
         if promtool := shutil.which("promtool"):
-            done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+            command = [promtool, "check", "metrics"]
+            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
             for line in (done.stdout + done.stderr).splitlines():
                 self.fault(f"/metrics: promtool: {line}")
-        return {sample.name + str(sorted(sample.labels.items())): sample.value for family in families for sample in family.samples if family.type == "counter"}
+        counters = [sample for family in families if family.type == "counter" for sample in family.samples]
+        return {f"{sample.name}{sorted(sample.labels.items())}": sample.value for sample in counters}
+
+
+def unknown_fields(validator, value):
+    """The fields of a value that a closed schema has not."""
+    found = set()
+    errors = list(validator.iter_errors(value))
+    while errors:
+        error = errors.pop()
+        errors += error.context or []
+        if error.validator == "additionalProperties":
+            found |= {f"{error.json_path}.{name}" for name in error.instance if name not in error.schema["properties"]}
+    # Another one of several forms has a field with fields in it.
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def closed(schema):
@@ -385,12 +421,14 @@ def main():
     for name, value in before.items():
         if after.get(name, -1) < value:
             contract.fault(f"/metrics: the counter {name} went from {value} to {after.get(name)}")
-    print(json.dumps({
+    report = {
         "seen": {route: sorted(statuses) for route, statuses in sorted(contract.seen.items())},
-        "series": after and len(after),
+        "undocumented_request_fields": sorted(contract.undocumented),
+        "counters": len(after),
         "promtool": shutil.which("promtool") is not None,
         "faults": len(contract.faults),
-    }))
+    }
+    print(json.dumps(report))
     return bool(contract.faults)
 
 

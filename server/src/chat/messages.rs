@@ -112,7 +112,8 @@ pub(super) fn prompt_options(
 
 fn message(mut value: Value, param: &str) -> Result<Message, ApiError> {
     // What another model refused to say is what was said.
-    for part in value["content"].as_array_mut().into_iter().flatten() {
+    let parts = value.get_mut("content").and_then(Value::as_array_mut);
+    for part in parts.into_iter().flatten() {
         if part["type"] == "refusal" && part["refusal"].is_string() {
             *part = json!({"type": "text", "text": part["refusal"]});
         }

@@ -9,7 +9,7 @@ use std::{
 use llguidance::{Matcher, ParserFactory, toktrie::TokEnv};
 
 use super::{
-    Constraint, Masks,
+    Constraint, Masks, limits,
     mask::{Job, compute, failed},
     vocabulary::Vocabulary,
 };
@@ -36,6 +36,7 @@ impl Grammars {
     /// The masks of a constraint, from the first token on.
     pub(crate) fn masks(&self, constraint: &Constraint) -> Result<Masks, Error> {
         constraint.check().map_err(|cause| failed(&cause))?;
+        limits::check(constraint).map_err(|cause| failed(&cause))?;
         let started = self.started.get_or_init(|| self.start());
         let Started { factory, jobs } = started.as_ref().map_err(|cause| failed(&cause))?;
         let matcher = Matcher::new(factory.create_parser(constraint.grammar()));

@@ -1,6 +1,7 @@
 //! Answers that keep to a form: a JSON Schema, a regular expression, a grammar or a list of choices.
 
 mod grammars;
+mod limits;
 mod mask;
 mod vocabulary;
 
@@ -26,6 +27,10 @@ pub(crate) use mask::{Mask, Masks};
 ///     ..GenerationOptions::default()
 /// };
 /// ```
+///
+/// There are limits of what a constraint may cost to be made: 64 KiB, 4 KiB of a regular expression, 16 `patternProperties` of an
+/// object, three
+/// digits of `multipleOf`, and llguidance's own.
 ///
 /// An answer that ends because it is [too long](crate::FinishReason::Length) may be incomplete.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +65,7 @@ impl Constraint {
             Constraint::Choice(choices) if choices.iter().any(String::is_empty) => {
                 Err("a choice has no text")
             }
+            Constraint::JsonSchema(Value::Bool(false)) => Err("the schema allows nothing"),
             Constraint::JsonSchema(schema) if !schema.is_object() && !schema.is_boolean() => {
                 Err("a JSON Schema is an object")
             }
@@ -78,7 +84,9 @@ impl Constraint {
                 // Strings of Lark are those of JSON.
                 let choices: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", choices.join(" | ")))
+                // One terminal: rules may not have so many alternatives.
+                let choices = choices.join(" | ");
+                TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {choices}"))
             }
         }
     }
@@ -88,7 +96,6 @@ impl Constraint {
 fn on_one_line(schema: &Value) -> Value {
     let mut schema = match schema {
         Value::Object(schema) => schema.clone(),
-        Value::Bool(false) => return json!({"not": {}}),
         _ => serde_json::Map::new(),
     };
     let style =

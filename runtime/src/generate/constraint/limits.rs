@@ -1,0 +1,136 @@
+//! What a constraint may cost to be made into a grammar. llguidance bounds most of it by fuel; what is here grows
+//! faster than that sees.
+
+use serde_json::{Map, Value};
+
+use super::Constraint;
+
+/// Bytes of a constraint's text.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Bytes of a regular expression: what it costs grows with their square.
+const LONGEST_REGEX: usize = 4 << 10;
+
+/// Patterns of names in one object: each is compared with each.
+const MOST_PATTERN_PROPERTIES: usize = 16;
+
+/// Digits of `multipleOf` without the zeros around them, as a number, and the product of those that hold for
+/// one value: an automaton has as many states.
+const LARGEST_MULTIPLE: u64 = 1000;
+
+/// Checks what can be told before a grammar is made.
+pub(super) fn check(constraint: &Constraint) -> Result<(), String> {
+    let bytes = match constraint {
+        Constraint::JsonSchema(schema) => schema.to_string().len(),
+        Constraint::Regex(text) | Constraint::Lark(text) => text.len(),
+        Constraint::Choice(choices) => choices.iter().map(String::len).sum(),
+    };
+    if bytes > MOST_BYTES {
+        return Err(format!("it has {bytes} bytes, more than the limit of {MOST_BYTES}"));
+    }
+    match constraint {
+        Constraint::JsonSchema(schema) => check_schema(schema),
+        Constraint::Regex(regex) => check_regex(regex),
+        Constraint::Lark(grammar) => check_lark(grammar),
+        Constraint::Choice(_) => Ok(()),
+    }
+}
+
+fn check_regex(regex: &str) -> Result<(), String> {
+    match regex.len() > LONGEST_REGEX {
+        true => Err(format!(
+            "a regular expression has {} bytes, more than the limit of {LONGEST_REGEX}",
+            regex.len()
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Checks the schemas in a grammar, and its lines that may have a regular expression.
+fn check_lark(grammar: &str) -> Result<(), String> {
+    let mut parts = grammar.split("%json");
+    let mut rest = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let mut values = serde_json::Deserializer::from_str(part).into_iter::<Value>();
+        if let Some(Ok(schema)) = values.next() {
+            check_schema(&schema)?;
+            rest.push_str(&part[values.byte_offset()..]);
+        } else {
+            rest.push_str(part);
+        }
+    }
+    rest.lines().filter(|line| line.contains('/')).try_for_each(check_regex)
+}
+
+fn check_schema(schema: &Value) -> Result<(), String> {
+    match schema {
+        Value::Array(items) => items.iter().try_for_each(check_schema),
+        Value::Object(keys) => {
+            let patterns = keys.get("patternProperties").and_then(Value::as_object);
+            let of_names = patterns.into_iter().flatten().map(|(name, _)| name.as_str());
+            let of_text = keys.get("pattern").and_then(Value::as_str);
+            of_names.chain(of_text).try_for_each(check_regex)?;
+            let patterns = patterns.map_or(0, Map::len);
+            if patterns > MOST_PATTERN_PROPERTIES {
+                return Err(format!(
+                    "patternProperties has {patterns} patterns, more than the limit of {MOST_PATTERN_PROPERTIES}"
+                ));
+            }
+            if multiple(keys) > LARGEST_MULTIPLE {
+                return Err(format!(
+                    "multipleOf has too many digits: without zeros around them, {LARGEST_MULTIPLE} is the limit"
+                ));
+            }
+            keys.values().try_for_each(check_schema)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The product of all `multipleOf` that hold for one value, as far as that can be told without following
+/// references.
+fn multiple(schema: &Map<String, Value>) -> u64 {
+    let own = schema.get("multipleOf").map_or(1, significand);
+    let all_of = schema.get("allOf").and_then(Value::as_array).into_iter().flatten();
+    let all_of = all_of.filter_map(Value::as_object).map(multiple);
+    all_of.fold(own, u64::saturating_mul)
+}
+
+/// The digits of a number without the zeros around them: 25 of 0.0025 and of 2500.
+fn significand(number: &Value) -> u64 {
+    let text = number.to_string();
+    let digits = text.split(['e', 'E']).next().unwrap_or_default().replace(['.', '-'], "");
+    let digits = digits.trim_start_matches('0').trim_end_matches('0');
+    if digits.is_empty() { 1 } else { digits.parse().unwrap_or(u64::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_would_cost_too_much_is_refused() {
+        let schema = |schema: Value| check(&Constraint::JsonSchema(schema));
+        assert!(schema(json!({"multipleOf": 0.025})).is_ok());
+        assert!(schema(json!({"multipleOf": 65537})).is_err());
+        assert!(schema(json!({"multipleOf": 1e-300})).is_ok());
+        assert!(
+            schema(json!({"properties": {"a": {"multipleOf": 97}, "b": {"multipleOf": 89}}}))
+                .is_ok()
+        );
+        assert!(schema(json!({"allOf": [{"multipleOf": 97}, {"multipleOf": 89}]})).is_err());
+        let patterns: Map<String, Value> = (0..17).map(|i| (format!("^{i}$"), json!({}))).collect();
+        assert!(schema(json!({"items": {"patternProperties": patterns}})).is_err());
+        let long = "x".repeat(MOST_BYTES + 1);
+        assert!(check(&Constraint::Regex(long.clone())).is_err());
+        assert!(check(&Constraint::Choice(vec![long])).is_err());
+        let regex = "a?".repeat(LONGEST_REGEX);
+        assert!(check(&Constraint::Lark(format!("start: /{regex}/"))).is_err());
+        assert!(schema(json!({"pattern": regex})).is_err());
+        assert!(check(&Constraint::Regex(regex)).is_err());
+        let lark = "start: \"a\" %json {\"multipleOf\": 65537} \"b\"";
+        assert!(check(&Constraint::Lark(lark.into())).is_err());
+    }
+}
