@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lfm2vl_server::Service;
+use lfm2vl_server::{Service, line_id};
 use serde_json::Value;
 use tokio::runtime;
 
@@ -42,12 +42,16 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let total = lines(&arguments.input)?.count();
-    let (mut output, done) = Output::open(&arguments.output, &arguments.input)?;
+    let (mut output, answered) = Output::open(&arguments.output, &arguments.input)?;
+    let done = answered.len();
+    let same = lines(&arguments.input)?.zip(&answered).map(|(line, id)| Ok(line_id(&line?) == *id));
+    let same = same.collect::<Result<Vec<bool>>>()?;
     ensure!(
-        done <= total,
-        "{} has {done} answers to {total} requests; it belongs to another input, so give another file",
+        done <= total && same.iter().all(|same| *same),
+        "{} has answers to other requests; it belongs to another input, so give another file",
         arguments.output.display()
     );
+    output.go_on()?;
     if done == total {
         eprintln!("all {total} requests have answers already");
         return Ok(());
@@ -97,11 +101,14 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<String>>> {
 struct Output {
     file: File,
     path: PathBuf,
+    /// Where its whole lines end.
+    end: u64,
 }
 
 impl Output {
-    /// Opens the file, new or with the answers of a run that was stopped. Gives how many these are.
-    fn open(path: &Path, input: &Path) -> Result<(Self, usize)> {
+    /// Opens the file, new or with the answers of a run that was stopped. Gives what the requests of these are
+    /// known by.
+    fn open(path: &Path, input: &Path) -> Result<(Self, Vec<String>)> {
         if let (Ok(output), Ok(input)) = (path.canonicalize(), input.canonicalize())
             && output == input
         {
@@ -112,7 +119,7 @@ impl Output {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.with_context(cannot)?;
         let mut reader = BufReader::new(&mut file);
-        let (mut done, mut end) = (0, 0);
+        let (mut done, mut end) = (Vec::new(), 0);
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -121,21 +128,25 @@ impl Output {
             if length == 0 || !line.ends_with(b"\n") {
                 break;
             }
-            let is_answer =
-                serde_json::from_slice(&line).is_ok_and(|v: Value| v.get("response").is_some());
-            ensure!(
-                is_answer,
-                "line {} of {} is no answer; give another file for the answers",
-                done + 1,
-                path.display()
-            );
-            done += 1;
+            let answer: Option<Value> = serde_json::from_slice(&line).ok();
+            let id = answer.and_then(|a| a["response"]["request_id"].as_str().map(str::to_owned));
+            let number = done.len() + 1;
+            done.push(id.with_context(|| {
+                let path = path.display();
+                format!("line {number} of {path} is no answer; give another file for the answers")
+            })?);
             end += length as u64;
         }
         drop(reader);
-        file.set_len(end).with_context(cannot)?;
-        file.seek(SeekFrom::End(0)).with_context(cannot)?;
-        Ok((Output { file, path: path.to_owned() }, done))
+        Ok((Output { file, path: path.to_owned(), end }, done))
+    }
+
+    /// Goes on behind the last whole line.
+    fn go_on(&mut self) -> Result<()> {
+        let end = self.end;
+        let cut = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+        cut.map(drop)
+            .with_context(|| format!("cannot write {}; check the path", self.path.display()))
     }
 
     fn write(&mut self, answer: &Value) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 
 use crate::{
@@ -33,13 +33,14 @@ pub(crate) async fn models(State(service): State<Service>) -> Json<ModelList> {
 )]
 pub(crate) async fn model(
     State(service): State<Service>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    if name != service.model_name() {
-        let message = format!("there is no such model; ask for '{}'", service.model_name());
-        return Err(ApiError::not_found(message).with_param("model").with_code("model_not_found"));
+    // One that is no UTF-8 is no model's either.
+    if name.is_ok_and(|Path(name)| name == service.model_name()) {
+        return Ok(Json(of(&service)));
     }
-    Ok(Json(of(&service)))
+    let message = format!("there is no such model; ask for '{}'", service.model_name());
+    Err(ApiError::not_found(message).with_param("model").with_code("model_not_found"))
 }
 
 fn of(service: &Service) -> Model {
