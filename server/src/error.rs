@@ -42,7 +42,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, r#type: &'static str, message: String) -> Self {
-        let detail = ErrorDetail { message, r#type, param: None, code: None };
+        let detail = ErrorDetail { message: short(message), r#type, param: None, code: None };
         ApiError { status, detail, retry_after: None }
     }
 
@@ -93,7 +93,7 @@ impl ApiError {
     }
 
     pub(crate) fn with_param(mut self, param: impl Into<String>) -> Self {
-        self.detail.param = Some(param.into());
+        self.detail.param = Some(short(param.into()));
         self
     }
 
@@ -135,6 +135,17 @@ impl From<Error> for ApiError {
             _ => Self::internal(&error),
         }
     }
+}
+
+/// Characters that are told at most of what a client has sent.
+const LONGEST: usize = 500;
+
+fn short(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
 }
 
 /// The request's field behind a setting of the engine.

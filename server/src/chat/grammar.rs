@@ -93,8 +93,10 @@ const PLAIN: [&str; 9] = [
 
 impl<'a> Arguments<'a> {
     fn of(schema: &'a Value) -> Option<Self> {
+        let refers_elsewhere = refers_elsewhere(schema);
         let schema = schema.as_object()?;
-        let is_plain = schema.keys().all(|key| PLAIN.contains(&key.as_str()))
+        let is_plain = !refers_elsewhere
+            && schema.keys().all(|key| PLAIN.contains(&key.as_str()))
             && schema.get("additionalProperties").is_none_or(Value::is_boolean);
         let properties = match schema.get("properties") {
             None => None,
@@ -141,6 +143,20 @@ impl<'a> Arguments<'a> {
                 let _ = writeln!(grammar, "first_{function}_{index}: {argument} {next}{later}");
             }
         }
+    }
+}
+
+/// Whether a schema has references to other parts of it than definitions, which a part alone has not.
+fn refers_elsewhere(schema: &Value) -> bool {
+    match schema {
+        Value::Array(items) => items.iter().any(refers_elsewhere),
+        Value::Object(keys) => keys.iter().any(|(key, value)| match value {
+            Value::String(to) if key == "$ref" => {
+                !to.starts_with("#/$defs/") && !to.starts_with("#/definitions/")
+            }
+            value => refers_elsewhere(value),
+        }),
+        _ => false,
     }
 }
 

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::{Error, chat::Tokenizer};
 
+/// Stack of the threads in which grammars and masks are made. What is not used of it takes no memory.
+const STACK_BYTES: usize = 256 << 20;
+
 /// Makes grammars of constraints, and the masks of their tokens in a thread of its own. Both begin with
 /// the first constraint.
 pub(crate) struct Grammars {
@@ -39,11 +42,20 @@ impl Grammars {
         limits::check(constraint).map_err(|cause| failed(&cause))?;
         let started = self.started.get_or_init(|| self.start());
         let Started { factory, jobs } = started.as_ref().map_err(|cause| failed(&cause))?;
-        let matcher = Matcher::new(factory.create_parser(constraint.grammar()));
-        match matcher.get_error() {
-            Some(cause) => Err(failed(&cause)),
-            None => Masks::new(matcher, jobs.clone()),
-        }
+        // What is nested deeply takes a deep stack.
+        thread::scope(|scope| {
+            let compile = || {
+                let matcher = Matcher::new(factory.create_parser(constraint.grammar()));
+                match matcher.get_error() {
+                    Some(cause) => Err(failed(&cause)),
+                    None => Masks::new(matcher, jobs.clone()),
+                }
+            };
+            let thread = thread::Builder::new().stack_size(STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, compile);
+            let thread = thread.map_err(|source| Error::NoThread { source })?;
+            thread.join().unwrap_or_else(|_| Err(failed(&"its grammar cannot be made")))
+        })
     }
 
     fn start(&self) -> Result<Started, String> {
@@ -55,7 +67,7 @@ impl Grammars {
         factory.limits_mut().verbose_errors = false;
         let (jobs, queue) = mpsc::channel();
         // It ends with the last sender.
-        let thread = thread::Builder::new().name("lfm2vl-masks".into());
+        let thread = thread::Builder::new().name("lfm2vl-masks".into()).stack_size(STACK_BYTES);
         thread.spawn(move || queue.into_iter().for_each(compute)).map_err(|e| e.to_string())?;
         Ok(Started { factory, jobs })
     }
