@@ -140,7 +140,10 @@ impl From<Error> for ApiError {
 /// Characters that are told at most of what a client has sent.
 const LONGEST: usize = 500;
 
-fn short(mut text: String) -> String {
+/// A text on one line, and no longer than is of use.
+fn short(text: String) -> String {
+    let mut text: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST + 1).collect();
     if let Some((end, _)) = text.char_indices().nth(LONGEST) {
         text.truncate(end);
         text.push_str(" ...");

@@ -67,6 +67,7 @@ pub(crate) struct View {
     params(ImageSize),
     responses(
         (status = 200, description = "The views", body = ImageLayout),
+        (status = 401, description = "The key is missing or wrong", body = ErrorBody),
         (status = 400, description = "The size or a setting is wrong", body = ErrorBody),
     ),
 )]

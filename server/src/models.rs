@@ -15,7 +15,10 @@ use crate::{
 #[utoipa::path(
     get,
     path = "/v1/models",
-    responses((status = 200, description = "The models", body = ModelList)),
+    responses(
+        (status = 200, description = "The models", body = ModelList),
+        (status = 401, description = "The key is missing or wrong", body = ErrorBody),
+    ),
 )]
 pub(crate) async fn models(State(service): State<Service>) -> Json<ModelList> {
     Json(ModelList { object: "list", data: vec![of(&service)] })
@@ -28,6 +31,7 @@ pub(crate) async fn models(State(service): State<Service>) -> Json<ModelList> {
     params(("model" = String, Path, description = "Its name")),
     responses(
         (status = 200, description = "The model", body = Model),
+        (status = 401, description = "The key is missing or wrong", body = ErrorBody),
         (status = 404, description = "There is no such model", body = ErrorBody),
     ),
 )]

@@ -270,7 +270,10 @@ impl<'t> Reader<'t> {
         let number = number.and_then(|number| match (number, negative) {
             (number, false) => Some(number),
             (Value::Number(n), true) => match (n.as_u64(), n.as_f64()) {
-                (Some(whole), _) => i64::try_from(-i128::from(whole)).ok().map(Value::from),
+                (Some(whole), real) => match i64::try_from(-i128::from(whole)) {
+                    Ok(whole) => Some(Value::from(whole)),
+                    Err(_) => real.map(|real| Value::from(-real)),
+                },
                 (None, real) => real.map(|real| Value::from(-real)),
             },
             _ => None,
@@ -383,6 +386,7 @@ fn number(digits: &str) -> Option<Value> {
     (is_decimal && has_digit).then(|| finite(&plain))?
 }
 
+/// A float; where that is infinite, the largest one, which JSON can write.
 fn finite(number: &str) -> Option<Value> {
-    number.parse().ok().filter(|number: &f64| number.is_finite()).map(Value::from)
+    number.parse().ok().map(|number: f64| Value::from(number.min(f64::MAX)))
 }

@@ -60,7 +60,8 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
 
 /// A string of Lark, which is one of JSON.
 fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
+    // Where U+007F has to be escaped.
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// JSON of a schema, on one line.
@@ -107,6 +108,10 @@ impl<'a> Arguments<'a> {
         let is_known = |name: &&str| properties.is_some_and(|p| p.contains_key(*name));
         let names = properties.into_iter().flatten().map(|(name, _)| name.as_str());
         if !is_plain || !required.iter().all(is_known) || !{ names }.all(is_identifier) {
+            return None;
+        }
+        // A value that nothing can be is one of JSON Schema.
+        if properties.is_some_and(|p| p.values().any(|value| *value == false)) {
             return None;
         }
         let all = properties.into_iter().flatten();
@@ -181,8 +186,10 @@ fn value_of(schema: &Value, root: &Map<String, Value>) -> String {
         schema.as_object().is_some_and(|s| s.keys().all(|k| known.contains(&k.as_str())))
     };
     let values = match schema {
-        _ if !schema["enum"].is_null() && is_alone("enum") => schema["enum"].as_array().cloned(),
-        _ if schema.get("const").is_some() && is_alone("const") => {
+        _ if !schema["enum"].is_null() && is_alone("enum") && schema.get("type").is_none() => {
+            schema["enum"].as_array().cloned()
+        }
+        _ if schema.get("const").is_some() && is_alone("const") && schema.get("type").is_none() => {
             Some(vec![schema["const"].clone()])
         }
         _ if schema["type"] == "boolean" && is_alone("type") => {

@@ -2,22 +2,25 @@
 
 use std::time::Duration;
 
-use super::{completion::complete, start::prepare, stream::events};
-use crate::{
-    admission::Admitted,
-    error::{ApiError, ErrorBody},
-    service::Service,
-    wire::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest},
-};
 use axum::{
     Json,
-    body::{Body, Bytes, to_bytes},
+    body::Body,
     extract::State,
     http::StatusCode,
     response::{
         IntoResponse, Response,
         sse::{KeepAlive, Sse},
     },
+};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::{completion::complete, start::prepare, stream::events};
+use crate::{
+    admission::Admitted,
+    error::{ApiError, ErrorBody},
+    service::Service,
+    wire::{ChatCompletion, ChatCompletionRequest, StreamEvent},
 };
 
 /// Answers a conversation.
@@ -27,7 +30,7 @@ use axum::{
     request_body = ChatCompletionRequest,
     responses(
         (status = 200, description = "The answers; with `stream`, events whose data are chunks, and at last `[DONE]`",
-            content((ChatCompletion = "application/json"), (ChatCompletionChunk = "text/event-stream"))),
+            content((ChatCompletion = "application/json"), (StreamEvent = "text/event-stream"))),
         (status = 400, description = "The request is wrong, or too long", body = ErrorBody),
         (status = 401, description = "The key is missing or wrong", body = ErrorBody),
         (status = 404, description = "There is no such model", body = ErrorBody),
@@ -45,7 +48,7 @@ pub(crate) async fn chat_completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = received(body, service.settings().max_body_bytes).await?;
-    let started = prepare(&service, body).await?;
+    let started = prepare(&service, body.into()).await?;
     if started.is_stream {
         let events = events(service, started, admitted);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
@@ -55,22 +58,27 @@ pub(crate) async fn chat_completions(
     Ok(Json(completion).into_response())
 }
 
-/// Time in which a body has to come.
+/// Time in which a body has to come, and in which the next piece of it has to: a request counts from its head on, so
+/// those that say no more must not keep others out.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(5);
 
-async fn received(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit)).await.map_err(|_| {
-        let message = "the body did not come within a minute; send it faster, or less";
+async fn received(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let too_slow = |_| {
+        let message = "the body did not come in time; send it faster, or less";
         ApiError::invalid(message).with_status(StatusCode::REQUEST_TIMEOUT)
-    })?;
-    bytes.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        match cause.contains("limit") {
-            true => {
+    };
+    let receive = async {
+        let (mut pieces, mut bytes) = (body.into_data_stream(), Vec::new());
+        while let Some(piece) = timeout(PIECE_TIMEOUT, pieces.next()).await.map_err(too_slow)? {
+            let cannot = |error| ApiError::invalid(format!("the body cannot be read ({error})"));
+            bytes.extend_from_slice(&piece.map_err(cannot)?);
+            if bytes.len() > limit {
                 let message = format!("the body has more than {limit} bytes; send smaller images");
-                ApiError::invalid(message).with_status(StatusCode::PAYLOAD_TOO_LARGE)
+                return Err(ApiError::invalid(message).with_status(StatusCode::PAYLOAD_TOO_LARGE));
             }
-            false => ApiError::invalid(format!("the body cannot be read ({error})")),
         }
-    })
+        Ok(bytes)
+    };
+    timeout(BODY_TIMEOUT, receive).await.map_err(too_slow)?
 }

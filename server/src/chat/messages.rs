@@ -25,6 +25,8 @@ enum Source {
     Bytes(Vec<u8>),
 }
 
+const MOST_MESSAGES: usize = 4096;
+
 /// The messages of a request, and their images in order.
 pub(super) struct Messages {
     messages: Vec<Message>,
@@ -34,6 +36,10 @@ pub(super) struct Messages {
 impl Messages {
     /// Those of a request.
     pub(super) fn new(request: &mut ChatCompletionRequest) -> Result<Self, ApiError> {
+        if request.messages.len() > MOST_MESSAGES {
+            let message = format!("at most {MOST_MESSAGES} messages are allowed");
+            return Err(ApiError::of_param("messages", message));
+        }
         let overrides = request.image_settings.clone().unwrap_or_default().overrides();
         let (mut messages, mut images) = (Vec::new(), Vec::new());
         for (index, value) in std::mem::take(&mut request.messages).into_iter().enumerate() {

@@ -207,12 +207,21 @@ pub fn check_request(body: &[u8]) -> Result<(), String> {
     check().map_err(|error: ApiError| serde_json::json!(error.body()).to_string())
 }
 
+/// Bytes of the template's variables.
+const MOST_VARIABLES: usize = 64 << 10;
+
 /// What can be told before anything is done.
 fn check_fields(request: &ChatCompletionRequest) -> Result<(), ApiError> {
     let mut unknown = request.unknown.iter().filter(|(_, value)| !value.is_null());
     if let Some((name, _)) = unknown.find(|(name, _)| !UNUSED.contains(&name.as_str())) {
         let message = format!("'{name}' is not supported; leave it out");
         return Err(ApiError::of_param(&**name, message).with_code("unsupported_parameter"));
+    }
+    let variables = request.chat_template_kwargs.iter().flatten();
+    let bytes: usize = variables.map(|(key, value)| key.len() + value.to_string().len()).sum();
+    if bytes > MOST_VARIABLES {
+        let message = format!("they have {bytes} bytes, more than the limit of {MOST_VARIABLES}");
+        return Err(ApiError::of_param("chat_template_kwargs", message));
     }
     let is_text = |modalities: &Vec<String>| modalities.iter().all(|m| m == "text");
     if !request.modalities.as_ref().is_none_or(is_text) {

@@ -15,7 +15,7 @@ use crate::{
     admission::Admitted,
     error::ApiError,
     service::Service,
-    wire::{ChatCompletionChunk, ChunkChoice, Usage},
+    wire::{ChatCompletionChunk, ChunkChoice, StreamEvent, Usage},
 };
 
 /// The events of all answers of a request, in the order in which they come. When the client leaves, this is
@@ -97,7 +97,7 @@ impl<S: Stream<Item = Result<Step, ApiError>> + Unpin> Running<S> {
                     }
                     Some(Err(error)) => {
                         self.next = Next::Done;
-                        return Some(sse::Event::default().json_data(error.body()));
+                        return Some(event(StreamEvent::Error(error.body())));
                     }
                     None => self.next = Next::Usage,
                 },
@@ -107,7 +107,7 @@ impl<S: Stream<Item = Result<Step, ApiError>> + Unpin> Running<S> {
                     if self.chunk.usage.is_some() {
                         let usage = Some(Some(self.usage));
                         let chunk = ChatCompletionChunk { usage, ..self.chunk.clone() };
-                        return Some(sse::Event::default().json_data(chunk));
+                        return Some(event(StreamEvent::Chunk(Box::new(chunk))));
                     }
                 }
                 Next::Done => {
@@ -120,8 +120,12 @@ impl<S: Stream<Item = Result<Step, ApiError>> + Unpin> Running<S> {
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>) -> Result<sse::Event, axum::Error> {
-        sse::Event::default().json_data(ChatCompletionChunk { choices, ..self.chunk.clone() })
+        event(StreamEvent::Chunk(Box::new(ChatCompletionChunk { choices, ..self.chunk.clone() })))
     }
+}
+
+fn event(event: StreamEvent) -> Result<sse::Event, axum::Error> {
+    sse::Event::default().json_data(event)
 }
 
 /// One answer's steps.

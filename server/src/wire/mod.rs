@@ -10,5 +10,5 @@ pub(crate) use request::{
 pub(crate) use response::{
     ChatCompletion, ChatCompletionChunk, Choice, ChunkChoice, CompletionTokensDetails, Delta,
     FinishReason, FunctionCall, Logprobs, Message, Model, ModelList, PromptTokensDetails,
-    TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
+    StreamEvent, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
 };

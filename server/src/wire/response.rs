@@ -3,6 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::error::ErrorBody;
+
 /// Whole answers.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ChatCompletion {
@@ -136,6 +138,15 @@ pub(crate) struct PromptTokensDetails {
 pub(crate) struct CompletionTokensDetails {
     /// Tokens of thinking.
     pub(crate) reasoning_tokens: usize,
+}
+
+/// The data of an event of a stream, but for the last, which is `[DONE]`.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum StreamEvent {
+    Chunk(Box<ChatCompletionChunk>),
+    /// What ends a stream early.
+    Error(ErrorBody),
 }
 
 /// A piece of the answers: one event of a stream.

@@ -1,7 +1,7 @@
 //! Grammars of a model's vocabulary.
 
 use std::{
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -28,6 +28,8 @@ pub(crate) struct Grammars {
 
 struct Started {
     factory: ParserFactory,
+    /// Held while a grammar is made, which may take hundreds of megabytes.
+    making: Mutex<()>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -41,7 +43,8 @@ impl Grammars {
         constraint.check().map_err(|cause| failed(&cause))?;
         limits::check(constraint).map_err(|cause| failed(&cause))?;
         let started = self.started.get_or_init(|| self.start());
-        let Started { factory, jobs } = started.as_ref().map_err(|cause| failed(&cause))?;
+        let Started { factory, making, jobs } = started.as_ref().map_err(|cause| failed(&cause))?;
+        let _making = making.lock().unwrap_or_else(PoisonError::into_inner);
         // What is nested deeply takes a deep stack.
         thread::scope(|scope| {
             let compile = || {
@@ -69,7 +72,7 @@ impl Grammars {
         // It ends with the last sender.
         let thread = thread::Builder::new().name("lfm2vl-masks".into()).stack_size(STACK_BYTES);
         thread.spawn(move || queue.into_iter().for_each(compute)).map_err(|e| e.to_string())?;
-        Ok(Started { factory, jobs })
+        Ok(Started { factory, making: Mutex::new(()), jobs })
     }
 }
 

@@ -18,6 +18,12 @@ const MOST_PATTERN_PROPERTIES: usize = 16;
 /// one value: an automaton has as many states.
 const LARGEST_MULTIPLE: u64 = 1000;
 
+/// Whole numbers beyond are not told apart by readers of JSON whose numbers are floats.
+const LARGEST_NUMBER: f64 = 9_007_199_254_740_992.0;
+
+/// Intersections of regular expressions in a grammar: each may multiply the states of an automaton.
+const MOST_INTERSECTIONS: usize = 4;
+
 /// Checks what can be told before a grammar is made.
 pub(super) fn check(constraint: &Constraint) -> Result<(), String> {
     let bytes = match constraint {
@@ -59,7 +65,32 @@ fn check_lark(grammar: &str) -> Result<(), String> {
             rest.push_str(part);
         }
     }
+    let rest = without_strings(&rest);
+    let intersections = rest.matches('&').count();
+    if intersections > MOST_INTERSECTIONS {
+        return Err(format!(
+            "it has {intersections} intersections (&), more than the limit of {MOST_INTERSECTIONS}"
+        ));
+    }
     rest.lines().filter(|line| line.contains('/')).try_for_each(check_regex)
+}
+
+/// A grammar without what is in its quotes.
+fn without_strings(grammar: &str) -> String {
+    let (mut rest, mut is_inside, mut is_escaped) = (String::new(), false, false);
+    for character in grammar.chars() {
+        match character {
+            '"' if !is_escaped => is_inside = !is_inside,
+            // No string goes on in another line.
+            '\n' => is_inside = false,
+            _ => {}
+        }
+        is_escaped = character == '\\' && !is_escaped;
+        if !is_inside {
+            rest.push(character);
+        }
+    }
+    rest
 }
 
 fn check_schema(schema: &Value) -> Result<(), String> {
@@ -82,6 +113,9 @@ fn check_schema(schema: &Value) -> Result<(), String> {
                 ));
             }
             keys.values().try_for_each(check_schema)
+        }
+        Value::Number(number) if number.as_f64().is_none_or(|n| n.abs() > LARGEST_NUMBER) => {
+            Err(format!("the number {number} is larger than 2^53"))
         }
         _ => Ok(()),
     }
@@ -130,6 +164,11 @@ mod tests {
         assert!(check(&Constraint::Lark(format!("start: /{regex}/"))).is_err());
         assert!(schema(json!({"pattern": regex})).is_err());
         assert!(check(&Constraint::Regex(regex)).is_err());
+        assert!(schema(json!({"const": i64::MIN})).is_err());
+        assert!(schema(json!({"minimum": -9_007_199_254_740_992_i64})).is_ok());
+        let terms = vec!["/.*a.{2}b.*/"; 38].join(" & ");
+        assert!(check(&Constraint::Lark(format!("start: A\nA: {terms}"))).is_err());
+        assert!(check(&Constraint::Lark("start: \"&&&&&&\\\"&\" | \"&\"".into())).is_ok());
         let lark = "start: \"a\" %json {\"multipleOf\": 65537} \"b\"";
         assert!(check(&Constraint::Lark(lark.into())).is_err());
     }

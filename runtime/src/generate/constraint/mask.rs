@@ -62,7 +62,15 @@ fn first_mask(matcher: &mut Matcher) -> Result<SimpleVob, Error> {
 /// What is wrong with a constraint. Parsers draw their faults in several lines.
 pub(super) fn failed(cause: &dyn std::fmt::Display) -> Error {
     let cause = cause.to_string().replace("<non-verbose/>", "");
-    let words: Vec<&str> = cause.split_whitespace().collect();
+    let is_drawing = |line: &&str| {
+        let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+        line.starts_with("| ") || line.trim() == "^"
+    };
+    if cause.starts_with("panic") {
+        return Error::Constraint { message: "its grammar cannot be made".into() };
+    }
+    let words: Vec<&str> =
+        cause.lines().filter(|line| !is_drawing(line)).flat_map(str::split_whitespace).collect();
     Error::Constraint { message: words.join(" ") }
 }
 

@@ -1,5 +1,6 @@
 //! Answers that keep to a form: a JSON Schema, a regular expression, a grammar or a list of choices.
 
+mod formats;
 mod grammars;
 mod limits;
 mod mask;
@@ -76,14 +77,19 @@ impl Constraint {
     fn grammar(&self) -> TopLevelGrammar {
         match self {
             Constraint::JsonSchema(schema) => {
-                TopLevelGrammar::from_json_schema(on_one_line(schema))
+                TopLevelGrammar::from_json_schema(formats::as_patterns(&on_one_line(schema)))
             }
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Constraint::Lark(grammar) => {
+                TopLevelGrammar::from_lark(formats::as_patterns_in(grammar))
+            }
             Constraint::Choice(choices) => {
                 // Strings of Lark are those of JSON.
-                let choices: Vec<String> =
-                    choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
+                let quoted = |choice: &String| {
+                    // Where this character has to be escaped.
+                    Value::from(choice.as_str()).to_string().replace('\u{7f}', "\\u007f")
+                };
+                let choices: Vec<String> = choices.iter().map(quoted).collect();
                 // One terminal: rules may not have so many alternatives.
                 let choices = choices.join(" | ");
                 TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {choices}"))
