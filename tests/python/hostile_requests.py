@@ -5,8 +5,8 @@
 PID is the server's process, which is to have been started with --max-tokens 64, so that requests that have lost
 their limit end. Prints one line of JSON: responses by status, the slowest request, and resident megabytes after
 the warm-up and after each half. Fails when there is a 5xx, an error that has not OpenAI's form or tells of the
-server's insides, a request of more than 10 s, memory that grows (from 2,000 requests on), or no server at the end. Each fault goes to the
-standard error; --only N sends request N alone.
+server's insides, a request of more than 10 s, memory that grows (from 2,000 requests on), or no server at the end. Each
+fault goes to the standard error; --only N sends request N alone.
 """
 
 import argparse
