@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lfm2vl_server::{Service, line_id};
+use lfm2vl_server::{Service, Settings, line_id};
 use serde_json::Value;
 use tokio::runtime;
 
@@ -59,7 +59,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let slots = arguments.slots.slots();
     let engine = arguments.load.load_with(&arguments.folder, &arguments.images, |builder| {
         let builder = arguments.slots.apply(builder).share_prefixes(true);
-        builder.queue(8 * slots).max_text_bytes(arguments.limits.max_text_bytes)
+        builder
+            .queue(2 * slots * Settings::default().max_choices)
+            .max_text_bytes(arguments.limits.max_text_bytes)
     })?;
     let service = Service::new(engine, arguments.limits.settings(&arguments.images))?;
     let progress = Progress::new(total, done);

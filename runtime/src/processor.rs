@@ -183,6 +183,8 @@ impl Processor {
         let mut render = options.render.clone();
         if !options.special_tokens_in_text {
             render.tools = render.tools.map(|tools: Value| self.cover.json(&tools));
+            let variables = render.variables.iter();
+            render.variables = variables.map(|(k, v)| (k.clone(), self.cover.json(v))).collect();
         }
         let text = self.template.render(covered, &render)?;
         self.image_tokens.expand(&text, images)

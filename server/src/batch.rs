@@ -50,7 +50,7 @@ impl Service {
         if body["stream"] == true {
             return Err(ApiError::of_param("stream", "a batch has no streams; leave it out"));
         }
-        let started = prepare(self, body.to_string().into()).await?;
+        let started = prepare(self, body.to_string().into(), None).await?;
         let completion = complete(self, started).await?;
         serde_json::to_value(completion).map_err(|error| ApiError::internal(&error))
     }

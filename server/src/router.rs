@@ -29,7 +29,7 @@ impl Service {
         let of_clients = Router::new()
             .route("/v1/chat/completions", post(chat::chat_completions))
             .route("/v1/models", get(models::models))
-            .route("/v1/models/{model}", get(models::model))
+            .route("/v1/models/{*model}", get(models::model))
             .route("/v1/image_layout", get(layout::image_layout))
             .route_layer(from_fn_with_state(self.clone(), check_key));
         let of_operators = Router::new()

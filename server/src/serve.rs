@@ -15,6 +15,9 @@ use crate::service::Service;
 /// Time in which the head of a request has to come, also the next one on an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time for the last bytes of answers when all have ended.
+const LAST_BYTES: Duration = Duration::from_secs(10);
+
 /// Serves until `stop` ends. From then on new requests are told that the server is stopping, which `/readyz` says as
 /// well, and this returns when all answers have ended, but not before `linger` has passed: whoever spreads requests
 /// over several servers has so long to notice.
@@ -61,6 +64,8 @@ pub async fn serve(
         });
     }
     drop(listener);
-    // What is left are the last bytes of answers, and connections without a request.
-    connections.shutdown().await;
+    // What is left are the last bytes of answers, which nobody may read, and connections without a request.
+    if tokio::time::timeout(LAST_BYTES, connections.shutdown()).await.is_err() {
+        tracing::warn!("some clients have not read their answers");
+    }
 }

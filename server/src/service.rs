@@ -25,6 +25,9 @@ pub enum ServiceError {
     /// An origin is none that a browser sends.
     #[error("'{0}' is no origin; give one such as https://example.com")]
     Origin(String),
+    /// A key that everybody has.
+    #[error("a key is empty; give one, or none at all")]
+    EmptyKey,
     /// A figure cannot be registered.
     #[error("the figures for Prometheus cannot be made ({0}); report this")]
     Metrics(#[from] prometheus::Error),
@@ -57,6 +60,9 @@ impl Service {
     /// [`ServiceError`].
     pub fn new(engine: Engine, settings: Settings) -> Result<Self, ServiceError> {
         engine.generation_options()?;
+        if settings.api_keys.iter().any(String::is_empty) {
+            return Err(ServiceError::EmptyKey);
+        }
         let is_origin = |origin: &String| {
             origin.contains("://")
                 && !origin.ends_with('/')

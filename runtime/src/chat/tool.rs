@@ -386,7 +386,6 @@ fn number(digits: &str) -> Option<Value> {
     (is_decimal && has_digit).then(|| finite(&plain))?
 }
 
-/// A float; where that is infinite, the largest one, which JSON can write.
 fn finite(number: &str) -> Option<Value> {
-    number.parse().ok().map(|number: f64| Value::from(number.min(f64::MAX)))
+    number.parse().ok().filter(|number: &f64| number.is_finite()).map(Value::from)
 }

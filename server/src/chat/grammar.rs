@@ -203,6 +203,9 @@ fn value_of(schema: &Value, root: &Map<String, Value>) -> String {
     if let Some(values) = values {
         return format!("({})", values.join(" | "));
     }
+    if !schema.to_string().contains("\"$ref\"") {
+        return json_of(schema);
+    }
     let mut schema = schema.as_object().cloned().unwrap_or_default();
     for definitions in ["$defs", "definitions"] {
         if let Some(known) = root.get(definitions) {

@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{
         IntoResponse, Response,
         sse::{KeepAlive, Sse},
@@ -36,6 +36,7 @@ use crate::{
         (status = 404, description = "There is no such model", body = ErrorBody),
         (status = 408, description = "The body did not come in time", body = ErrorBody),
         (status = 413, description = "The body is too large", body = ErrorBody),
+        (status = 415, description = "The body is not said to be JSON", body = ErrorBody),
         (status = 429, description = "Too many requests wait; `Retry-After` says when to try again", body = ErrorBody),
         (status = 500, description = "A fault of the server", body = ErrorBody),
         (status = 503, description = "The server is stopping, or out of memory", body = ErrorBody),
@@ -45,10 +46,12 @@ use crate::{
 pub(crate) async fn chat_completions(
     State(service): State<Service>,
     mut admitted: Admitted,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    check_type(&headers)?;
     let body = received(body, service.settings().max_body_bytes).await?;
-    let started = prepare(&service, body.into()).await?;
+    let started = prepare(&service, body.into(), Some(admitted.place())).await?;
     if started.is_stream {
         let events = events(service, started, admitted);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
@@ -56,6 +59,17 @@ pub(crate) async fn chat_completions(
     let completion = complete(&service, started).await?;
     admitted.answered(&completion.usage);
     Ok(Json(completion).into_response())
+}
+
+/// Web pages of other origins may send any other type without being asked first.
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+    match essence.trim().eq_ignore_ascii_case("application/json") {
+        true => Ok(()),
+        false => Err(ApiError::invalid("send 'Content-Type: application/json'")
+            .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE)),
+    }
 }
 
 /// Time in which a body has to come, and in which the next piece of it has to: a request counts from its head on, so

@@ -1,10 +1,11 @@
 //! The messages of a request, and their images.
 
-use axum::http::StatusCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lfm2vl::{
     Conversation, Engine, PromptOptions,
     chat::{Content, Message, Part, RenderOptions, Role},
-    image::{ImageError, ImageProcessor, Limits, Overrides, ProcessedImage, RgbImage, decode},
+    image::{ImageError, Limits, Overrides, ProcessedImage, decode},
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -64,12 +65,16 @@ impl Messages {
             let message = format!("the request has {count} images, and {most} are allowed");
             return Err(ApiError::of_param("messages", message));
         }
-        let limits = Limits { allow_files: false, ..settings.images };
+        // All of them together are no more than a body, wherever they come from.
+        let mut left = settings.max_body_bytes as u64;
         for image in &mut self.images {
             abandoned.check()?;
             if let Source::Url(url) = &image.source {
+                let max_bytes = settings.images.max_bytes.min(left);
+                let limits = Limits { allow_files: false, max_bytes, ..settings.images };
                 let bytes = lfm2vl::image::read(url, &limits);
                 let bytes = bytes.map_err(|e| ApiError::of_param(&*image.param, cause(&e)))?;
+                left = left.saturating_sub(bytes.len() as u64);
                 image.source = Source::Bytes(bytes);
             }
         }
@@ -191,43 +196,33 @@ fn cause(error: &ImageError) -> String {
     }
 }
 
-/// Decodes and processes images, if they are not too many tokens.
+/// Decodes and processes images, if they are not too many tokens. Each thread has the pixels of one.
 fn process(
     engine: &Engine,
     settings: &Settings,
     images: &[Image],
     abandoned: &Abandoned,
 ) -> Result<Vec<ProcessedImage>, ApiError> {
-    let loaded = images.par_iter().map(|image| {
+    let (tokens, most) = (AtomicUsize::new(0), settings.max_image_tokens);
+    let processed = images.par_iter().map(|image| {
         abandoned.check()?;
-        let processor = engine.image_processor().with(&image.settings);
-        let processor =
-            processor.map_err(|e| ApiError::of_param("image_settings", e.to_string()))?;
+        let wrong = |error: ImageError| ApiError::of_param(&*image.param, error.to_string());
+        let processor = engine.image_processor().with(&image.settings).map_err(wrong)?;
         let bytes = match &image.source {
             Source::Bytes(bytes) => bytes.as_slice(),
             Source::Url(_) => &[],
         };
-        let pixels = decode(bytes, &settings.images);
-        let pixels = pixels.map_err(|e| ApiError::of_param(&*image.param, e.to_string()))?;
-        Ok((processor, pixels))
-    });
-    let loaded: Vec<(ImageProcessor, RgbImage)> = loaded.collect::<Result<_, ApiError>>()?;
-    let tokens = loaded.iter().map(|(processor, pixels)| {
-        processor.layout(pixels.height() as usize, pixels.width() as usize).tokens()
-    });
-    let (tokens, most) = (tokens.sum::<usize>(), settings.max_image_tokens);
-    if tokens > most {
-        let message = format!(
-            "the images have {tokens} image tokens, and {most} are allowed; send fewer or smaller ones, or set image_settings"
-        );
-        return Err(ApiError::of_param("messages", message)
-            .with_code("context_length_exceeded")
-            .with_status(StatusCode::BAD_REQUEST));
-    }
-    let processed = loaded.par_iter().zip(images).map(|((processor, pixels), image)| {
-        abandoned.check()?;
-        let processed = processor.process(pixels);
-        processed.map_err(|error| ApiError::of_param(&*image.param, error.to_string()))
+        let pixels = decode(bytes, &settings.images).map_err(wrong)?;
+        let layout = processor.layout(pixels.height() as usize, pixels.width() as usize);
+        let so_far = tokens.fetch_add(layout.tokens(), Ordering::Relaxed) + layout.tokens();
+        if so_far > most {
+            let message = format!(
+                "the images have more than {most} image tokens together; send fewer or smaller ones, or set image_settings"
+            );
+            return Err(ApiError::of_param("messages", message)
+                .with_code("context_length_exceeded"));
+        }
+        processor.process(&pixels).map_err(wrong)
     });
     processed.collect()
 }

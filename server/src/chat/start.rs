@@ -19,6 +19,7 @@ use super::{
     tools::Tools,
 };
 use crate::{
+    admission::Place,
     error::ApiError,
     service::Service,
     wire::{ChatCompletionRequest, UNUSED},
@@ -75,25 +76,34 @@ struct Gathered {
 
 /// Starts the answers to the request in a body, no longer than its client waits. What takes time is done in threads
 /// that may be kept busy; what takes memory besides, in no more of them than there are cores.
-pub(crate) async fn prepare(service: &Service, body: Bytes) -> Result<Started, ApiError> {
-    let timeout = service.settings().timeout;
-    let prepared = tokio::time::timeout(timeout, prepare_in_time(service, body, Instant::now()));
+/// `place` is kept until such a thread has ended.
+pub(crate) async fn prepare(
+    service: &Service,
+    body: Bytes,
+    place: Option<Place>,
+) -> Result<Started, ApiError> {
+    let (timeout, start) = (service.settings().timeout, Instant::now());
+    let prepared = tokio::time::timeout(timeout, prepare_in_time(service, body, place, start));
     prepared.await.unwrap_or_else(|_| Err(lfm2vl::Error::TimedOut(timeout).into()))
 }
 
 async fn prepare_in_time(
     service: &Service,
     body: Bytes,
+    place: Option<Place>,
     start: Instant,
 ) -> Result<Started, ApiError> {
     let abandoned = Abandoned::default();
     let _guard = abandoned.guard();
+    let of_thread = place.clone();
     let gathered = in_thread(service, &abandoned, move |service, abandoned| {
-        gather(&service, &body, &abandoned)
+        let _place = of_thread;
+        gather(&service, body, &abandoned)
     });
     let gathered = gathered.await?;
     let permit = service.preparing().await?;
     in_thread(service, &abandoned, move |service, abandoned| {
+        let _place = place;
         let started = answers(&service, gathered, &abandoned, start);
         drop(permit);
         started
@@ -107,14 +117,18 @@ async fn in_thread<T: Send + 'static>(
     run: impl FnOnce(Service, Abandoned) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let (service, abandoned, span) = (service.clone(), abandoned.clone(), Span::current());
-    let ran = tokio::task::spawn_blocking(move || span.in_scope(|| run(service, abandoned))).await;
-    ran.map_err(|error| ApiError::internal(&error))?
+    let ran = tokio::task::spawn_blocking(move || {
+        abandoned.check()?;
+        span.in_scope(|| run(service, abandoned))
+    });
+    ran.await.map_err(|error| ApiError::internal(&error))?
 }
 
 /// Understands a request, and gets its images.
-fn gather(service: &Service, body: &[u8], abandoned: &Abandoned) -> Result<Gathered, ApiError> {
+fn gather(service: &Service, body: Bytes, abandoned: &Abandoned) -> Result<Gathered, ApiError> {
     let (engine, settings) = (service.engine(), service.settings());
-    let mut request = read(body)?;
+    let mut request = read(&body)?;
+    drop(body);
     check_fields(&request)?;
     check_model(service, &request)?;
     let choices = request.n.unwrap_or(1);
@@ -152,6 +166,7 @@ fn answers(
     abandoned.check()?;
     let mut answers = Vec::new();
     for choice in 0..choices {
+        abandoned.check()?;
         let options = GenerationOptions {
             seed: options.seed.map(|seed| seed.wrapping_add(choice as u64)),
             timeout: Some(settings.timeout.saturating_sub(start.elapsed())),

@@ -191,7 +191,7 @@ fn answers_end_before_the_server_does() {
         );
         let length = body.len();
         send(format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         ))
     };
     let all = |mut stream: std::net::TcpStream| {
