@@ -65,32 +65,45 @@ fn check_lark(grammar: &str) -> Result<(), String> {
             rest.push_str(part);
         }
     }
-    let rest = without_strings(&rest);
-    let intersections = rest.matches('&').count();
+    let (intersections, longest_regex) = scan(&rest);
     if intersections > MOST_INTERSECTIONS {
         return Err(format!(
             "it has {intersections} intersections (&), more than the limit of {MOST_INTERSECTIONS}"
         ));
     }
-    rest.lines().filter(|line| line.contains('/')).try_for_each(check_regex)
+    check_regex(longest_regex)
 }
 
-/// A grammar without what is in its quotes.
-fn without_strings(grammar: &str) -> String {
-    let (mut rest, mut is_inside, mut is_escaped) = (String::new(), false, false);
-    for character in grammar.chars() {
-        match character {
-            '"' if !is_escaped => is_inside = !is_inside,
-            // No string goes on in another line.
-            '\n' => is_inside = false,
-            _ => {}
-        }
-        is_escaped = character == '\\' && !is_escaped;
-        if !is_inside {
-            rest.push(character);
-        }
+/// How many intersections a grammar has, and its longest regular expression. In strings, regular expressions and
+/// comments, `&` is a character as any other.
+fn scan(grammar: &str) -> (usize, &str) {
+    let (mut intersections, mut longest) = (0, "");
+    let mut rest = grammar;
+    while let Some(at) = rest.find(['"', '/', '&']) {
+        let (mark, after) = (rest.as_bytes()[at], &rest[at + 1..]);
+        let length = match mark {
+            b'&' => {
+                intersections += 1;
+                0
+            }
+            b'/' if after.starts_with('/') => after.find('\n').unwrap_or(after.len()),
+            quote => {
+                let mut is_escaped = false;
+                let end = after.bytes().position(|byte| {
+                    let ends = byte == quote && !is_escaped;
+                    is_escaped = byte == b'\\' && !is_escaped;
+                    ends
+                });
+                let end = end.unwrap_or(after.len());
+                if quote == b'/' && end > longest.len() {
+                    longest = &after[..end];
+                }
+                (end + 1).min(after.len())
+            }
+        };
+        rest = &after[length..];
     }
-    rest
+    (intersections, longest)
 }
 
 fn check_schema(schema: &Value) -> Result<(), String> {
@@ -102,6 +115,12 @@ fn check_schema(schema: &Value) -> Result<(), String> {
             let of_text = keys.get("pattern").and_then(Value::as_str);
             of_names.chain(of_text).try_for_each(check_regex)?;
             let patterns = patterns.map_or(0, Map::len);
+            let together = together(keys);
+            if together > MOST_INTERSECTIONS {
+                return Err(format!(
+                    "{together} patterns or formats of one text, more than the limit of {MOST_INTERSECTIONS}"
+                ));
+            }
             if patterns > MOST_PATTERN_PROPERTIES {
                 return Err(format!(
                     "patternProperties has {patterns} patterns, more than the limit of {MOST_PATTERN_PROPERTIES}"
@@ -119,6 +138,13 @@ fn check_schema(schema: &Value) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// How many patterns and formats hold for one text, as far as that can be told without following references.
+fn together(schema: &Map<String, Value>) -> usize {
+    let own = ["pattern", "format"].iter().filter(|key| schema.contains_key(**key)).count();
+    let all_of = schema.get("allOf").and_then(Value::as_array).into_iter().flatten();
+    own + all_of.filter_map(Value::as_object).map(together).sum::<usize>()
 }
 
 /// The product of all `multipleOf` that hold for one value, as far as that can be told without following
@@ -168,6 +194,13 @@ mod tests {
         assert!(schema(json!({"minimum": -9_007_199_254_740_991_i64})).is_ok());
         let terms = vec!["/.*a.{2}b.*/"; 38].join(" & ");
         assert!(check(&Constraint::Lark(format!("start: A\nA: {terms}"))).is_err());
+        // A quote in a regular expression hides nothing.
+        assert!(check(&Constraint::Lark(format!("start: A\nA: /\"/ & {terms}"))).is_err());
+        let long = format!("start: /\"{}\n{}/", "a?".repeat(1500), "a?".repeat(1500));
+        assert!(check(&Constraint::Lark(long)).is_err());
+        assert!(check(&Constraint::Lark("// & & & & & &\nstart: /&&&&&&\\/&/".into())).is_ok());
+        let patterns = vec![json!({"pattern": "a"}); 9];
+        assert!(schema(json!({"allOf": patterns})).is_err());
         assert!(check(&Constraint::Lark("start: \"&&&&&&\\\"&\" | \"&\"".into())).is_ok());
         let lark = "start: \"a\" %json {\"multipleOf\": 65537} \"b\"";
         assert!(check(&Constraint::Lark(lark.into())).is_err());
