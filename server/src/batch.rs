@@ -26,7 +26,7 @@ impl Service {
     /// `{"custom_id", "method", "url", "body"}`, of which the middle two may be missing, or a request's body alone.
     /// A fault of the line is a part of its answer. The second value is whether there is none.
     ///
-    /// Waits for the answer; as many threads may do so as there are slots, and more.
+    /// Several may be asked for at a time, twice as many as there are slots to keep these busy.
     pub async fn answer_line(&self, line: &str, number: usize) -> (Value, bool) {
         let parsed: Result<Value, ApiError> = serde_json::from_str(line)
             .map_err(|error| ApiError::invalid(format!("the line is no JSON: {error}")));

@@ -11,7 +11,7 @@ pub(crate) struct ChatCompletion {
     pub(crate) id: String,
     /// `chat.completion`.
     pub(crate) object: &'static str,
-    /// When the request came, in seconds of Unix time.
+    /// When the answers were begun, in seconds of Unix time.
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) choices: Vec<Choice>,
@@ -113,7 +113,7 @@ pub(crate) struct Usage {
 
 impl Usage {
     /// Adds that of another choice. The prompt of all is the same; what of it was there already is told of the
-    /// first one.
+    /// one that ends first.
     pub(crate) fn add_choice(&mut self, of: &Usage) {
         if self.prompt_tokens == 0 {
             *self = *of;

@@ -29,9 +29,9 @@ pub(crate) use mask::{Mask, Masks};
 /// };
 /// ```
 ///
-/// There are limits of what a constraint may cost to be made: 64 KiB, 4 KiB of a regular expression, 16 `patternProperties` of an
-/// object, three
-/// digits of `multipleOf`, and llguidance's own.
+/// There are limits of what a constraint may cost to be made: 64 KiB, 4 KiB of a regular expression, 16
+/// `patternProperties` of an object, three digits of `multipleOf`, numbers below 2^53, four patterns or
+/// intersections that hold together, and llguidance's own.
 ///
 /// An answer that ends because it is [too long](crate::FinishReason::Length) may be incomplete.
 #[derive(Debug, Clone, PartialEq)]
