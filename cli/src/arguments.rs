@@ -259,18 +259,18 @@ impl GenerationArguments {
 impl GenerationArguments {
     fn constraint(&self) -> Result<Option<Constraint>> {
         if let Some(path) = &self.json_schema {
-            return Ok(Some(Constraint::JsonSchema(read_json(path)?)));
+            return Ok(Some(Constraint::JsonSchema(read_json(path, "JSON")?)));
         }
         Ok(Some(self.choice.clone()).filter(|choices| !choices.is_empty()).map(Constraint::Choice))
     }
 }
 
-/// What a JSON file has.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+/// What a file has, which is to be of this kind of JSON.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path, kind: &str) -> Result<T> {
     let content = fs::read(path)
         .with_context(|| format!("cannot read {}; check the path", path.display()))?;
     serde_json::from_slice(&content)
-        .with_context(|| format!("{} is not the JSON that is wanted; correct it", path.display()))
+        .with_context(|| format!("{} is no {kind}; correct it", path.display()))
 }
 
 /// The prompt of one turn.
@@ -319,7 +319,7 @@ impl ChatArguments {
             ..PromptOptions::default()
         };
         if let Some(path) = &self.tools {
-            let tools: Vec<Value> = read_json(path)?;
+            let tools: Vec<Value> = read_json(path, "JSON list")?;
             options.render.tools = Some(tools.into());
         }
         Ok(options)
