@@ -45,11 +45,18 @@ use crate::{
 )]
 pub(crate) async fn chat_completions(
     State(service): State<Service>,
-    mut admitted: Admitted,
+    admitted: Result<Admitted, ApiError>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    check_type(&headers)?;
+    let admitted = admitted.and_then(|admitted| check_type(&headers).map(|()| admitted));
+    let mut admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
     let body = received(body, service.settings().max_body_bytes).await?;
     let started = prepare(&service, body.into(), Some(admitted.place())).await?;
     if started.is_stream {
@@ -76,6 +83,14 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 /// those that say no more must not keep others out.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads a body that nobody wants: a client that is still sending it does not see the response.
+async fn discard(body: Body) {
+    let mut pieces = body.into_data_stream();
+    let read = async { while let Ok(Some(Ok(_))) = timeout(PIECE_TIMEOUT, pieces.next()).await {} };
+    // What does not end in time is cut off.
+    let _ = timeout(BODY_TIMEOUT, read).await;
+}
 
 async fn received(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     let too_slow = |_| {
