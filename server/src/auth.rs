@@ -1,15 +1,7 @@
 //! API keys.
 
-use axum::{
-    extract::{Request, State},
-    http::header::AUTHORIZATION,
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
-
-use crate::{error::ApiError, service::Service};
 
 /// The keys of which a request must have one, as hashes: these have one length, so that comparing takes one time.
 pub(crate) struct Keys(Vec<[u8; 32]>);
@@ -20,7 +12,7 @@ impl Keys {
     }
 
     /// Whether a request with this key may be answered.
-    fn allow(&self, key: &[u8]) -> bool {
+    pub(crate) fn allow(&self, key: &[u8]) -> bool {
         let given = hash(key);
         // All of them are looked at, so that the time does not tell which it is like.
         let found = self.0.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&given));
@@ -30,23 +22,6 @@ impl Keys {
 
 fn hash(key: &[u8]) -> [u8; 32] {
     Sha256::digest(key).into()
-}
-
-/// Lets requests with a key through.
-pub(crate) async fn check_key(
-    State(service): State<Service>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let header = request.headers().get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
-    let key = match header.split_at_checked(b"Bearer ".len()) {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"Bearer ") => key,
-        _ => &[],
-    };
-    match service.keys().allow(key) {
-        true => next.run(request).await,
-        false => ApiError::unauthorized().into_response(),
-    }
 }
 
 #[cfg(test)]

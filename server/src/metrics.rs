@@ -1,17 +1,8 @@
 //! Figures for Prometheus.
 
-use axum::{
-    extract::{MatchedPath, Request, State},
-    http::header::CONTENT_TYPE,
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TEXT_FORMAT,
-    TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TextEncoder,
 };
-
-use crate::{error::ApiError, service::Service};
 
 /// The figures of a service, besides those that its engine has.
 pub(crate) struct Metrics {
@@ -61,6 +52,18 @@ impl Metrics {
         let responses = IntCounterVec::new(options, &["route", "method", "status"])?;
         registry.register(Box::new(responses.clone()))?;
         Ok(Metrics { registry, responses, latencies })
+    }
+
+    /// All figures in Prometheus' text format, with those of the engine.
+    pub(crate) fn text(&self, engine: &lfm2vl::Metrics) -> Result<String, prometheus::Error> {
+        let mut families = of_engine(engine)?.gather();
+        families.extend(self.registry.gather());
+        TextEncoder::new().encode_to_string(&families)
+    }
+
+    /// Counts a response.
+    pub(crate) fn responded(&self, route: &str, method: &str, status: &str) {
+        self.responses.with_label_values(&[route, method, status]).inc();
     }
 
     pub(crate) fn latencies(&self) -> Latencies {
@@ -135,37 +138,4 @@ fn of_engine(engine: &lfm2vl::Metrics) -> Result<Registry, prometheus::Error> {
         }
     }
     Ok(registry)
-}
-
-/// Figures in Prometheus' text format.
-#[utoipa::path(
-    get,
-    path = "/metrics",
-    responses((status = 200, description = "Figures", body = String, content_type = "text/plain")),
-)]
-pub(crate) async fn metrics(State(service): State<Service>) -> Result<Response, ApiError> {
-    let of_engine = of_engine(&service.engine().metrics());
-    let mut families = of_engine.map_err(|error| ApiError::internal(&error))?.gather();
-    families.extend(service.metrics().registry.gather());
-    let text = TextEncoder::new().encode_to_string(&families);
-    let text = text.map_err(|error| ApiError::internal(&error))?;
-    Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
-}
-
-/// Counts responses.
-pub(crate) async fn count(
-    State(service): State<Service>,
-    path: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let method = request.method().clone();
-    let response = next.run(request).await;
-    // Paths and methods that do not exist would make ever more series.
-    let route = path.as_ref().map_or("none", MatchedPath::as_str);
-    let method = if path.is_some() { method.as_str() } else { "any" };
-    let status = response.status();
-    let labels = [route, method, status.as_str()];
-    service.metrics().responses.with_label_values(&labels).inc();
-    response
 }

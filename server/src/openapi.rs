@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use crate::{chat, health, layout, metrics, models};
+use crate::{chat, layout, models, operators};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,9 +16,9 @@ use crate::{chat, health, layout, metrics, models};
         models::models,
         models::model,
         layout::image_layout,
-        health::healthz,
-        health::readyz,
-        metrics::metrics,
+        operators::healthz,
+        operators::readyz,
+        operators::metrics,
     )
 )]
 struct Description;

@@ -18,8 +18,7 @@ use tower_http::{
 use tracing::Level;
 
 use crate::{
-    auth::check_key, chat, error::ApiError, health, layout, metrics, models, openapi, page,
-    service::Service,
+    chat, error::ApiError, layout, middleware, models, openapi, operators, page, service::Service,
 };
 
 impl Service {
@@ -31,12 +30,12 @@ impl Service {
             .route("/v1/models", get(models::models))
             .route("/v1/models/{*model}", get(models::model))
             .route("/v1/image_layout", get(layout::image_layout))
-            .route_layer(from_fn_with_state(self.clone(), check_key));
+            .route_layer(from_fn_with_state(self.clone(), middleware::check_key));
         let of_operators = Router::new()
             .route("/", get(page::page))
-            .route("/healthz", get(health::healthz))
-            .route("/readyz", get(health::readyz))
-            .route("/metrics", get(metrics::metrics))
+            .route("/healthz", get(operators::healthz))
+            .route("/readyz", get(operators::readyz))
+            .route("/metrics", get(operators::metrics))
             .route("/openapi.json", get(openapi::openapi));
         of_clients
             .merge(of_operators)
@@ -46,7 +45,7 @@ impl Service {
                 ApiError::invalid(message).with_status(StatusCode::METHOD_NOT_ALLOWED)
             })
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| panicked(&*panic)))
-            .layer(from_fn_with_state(self.clone(), metrics::count))
+            .layer(from_fn_with_state(self.clone(), middleware::count))
             .layer(self.cors())
             .layer(PropagateRequestIdLayer::x_request_id())
             .layer(

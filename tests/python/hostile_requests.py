@@ -29,7 +29,7 @@ CONCURRENCY, SLOWEST, GIVE_UP = 4, 10, 60
 LONG = 2000
 URL = "/v1/chat/completions"
 # What no message may tell, and how long one may be.
-INSIDES = re.compile(r"panic|backtrace|unwrap|\.rs\b|/root|/home/|/usr/|/tmp/|/src/|\.cargo", re.I)
+INSIDES = re.compile(r"panic|backtrace|unwrap|\.rs\b|/(?:root|home|usr|tmp|src)/|\.cargo", re.I)
 LONGEST = 2000
 # What the layer below the routes answers by itself, without a body.
 OF_HEADS = {400, 408, 414, 431, 505}

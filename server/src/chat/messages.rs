@@ -10,7 +10,7 @@ use lfm2vl::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{start::Abandoned, tools::Tools};
+use super::{abandoned::Abandoned, tools::Tools};
 use crate::{error::ApiError, settings::Settings, wire::ChatCompletionRequest};
 
 /// An image of the request: where it stands, and its settings.

@@ -1,5 +1,6 @@
 //! Chat completions: from a request to answers.
 
+mod abandoned;
 mod answers;
 mod completion;
 mod deltas;

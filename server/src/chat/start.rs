@@ -1,19 +1,14 @@
 //! From a request to answers in the making. Loading images and making prompts takes time: not in a thread that
 //! serves others.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
 use lfm2vl::{Answer, GenerationOptions};
 use tracing::Span;
 
 use super::{
+    abandoned::Abandoned,
     messages::{Messages, prompt_options},
     options,
     tools::Tools,
@@ -24,33 +19,6 @@ use crate::{
     service::Service,
     wire::{ChatCompletionRequest, UNUSED},
 };
-
-/// Whether the client of a request has left. Dropping the guard says so.
-#[derive(Clone, Default)]
-pub(crate) struct Abandoned(Arc<AtomicBool>);
-
-/// Says that the client has left when it is dropped.
-pub(super) struct Guard(Abandoned);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Abandoned {
-    pub(super) fn guard(&self) -> Guard {
-        Guard(self.clone())
-    }
-
-    /// An error that nobody reads, if the client has left.
-    pub(super) fn check(&self) -> Result<(), ApiError> {
-        match self.0.load(Ordering::Relaxed) {
-            true => Err(ApiError::invalid("the client has left")),
-            false => Ok(()),
-        }
-    }
-}
 
 /// Answers in the making.
 pub(crate) struct Started {

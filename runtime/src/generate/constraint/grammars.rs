@@ -3,7 +3,6 @@
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread,
-    time::Duration,
 };
 
 use llguidance::{Matcher, ParserFactory, toktrie::TokEnv};
@@ -74,13 +73,4 @@ impl Grammars {
         thread.spawn(move || queue.into_iter().for_each(compute)).map_err(|e| e.to_string())?;
         Ok(Started { factory, making: Mutex::new(()), jobs })
     }
-}
-
-/// What masks have cost.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct MaskTime {
-    /// Time in which masks were made.
-    pub(crate) making: Duration,
-    /// Time that steps waited for them.
-    pub(crate) waiting: Duration,
 }

@@ -7,8 +7,16 @@ use std::{
 
 use llguidance::{Matcher, api::StopReason, toktrie::SimpleVob};
 
-use super::grammars::MaskTime;
 use crate::Error;
+
+/// What masks have cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MaskTime {
+    /// Time in which masks were made.
+    pub(crate) making: Duration,
+    /// Time that steps waited for them.
+    pub(crate) waiting: Duration,
+}
 
 /// The tokens that may follow.
 pub(crate) struct Mask(SimpleVob);

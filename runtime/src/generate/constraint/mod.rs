@@ -9,8 +9,8 @@ mod vocabulary;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
-pub(crate) use grammars::{Grammars, MaskTime};
-pub(crate) use mask::{Mask, Masks};
+pub(crate) use grammars::Grammars;
+pub(crate) use mask::{Mask, MaskTime, Masks};
 
 /// What an answer must be. Where the prompt ends with the start of the model's thinking, it is what comes
 /// after that.

@@ -1,6 +1,11 @@
-//! Whether the server lives, and whether it takes requests.
+//! What operators ask: whether the server lives, whether it takes requests, and its figures.
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use prometheus::TEXT_FORMAT;
 
 use crate::{
     error::{ApiError, ErrorBody},
@@ -31,4 +36,16 @@ pub(crate) async fn readyz(State(service): State<Service>) -> Result<&'static st
         true => Err(ApiError::unavailable()),
         false => Ok("ready\n"),
     }
+}
+
+/// Figures in Prometheus' text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses((status = 200, description = "Figures", body = String, content_type = "text/plain")),
+)]
+pub(crate) async fn metrics(State(service): State<Service>) -> Result<Response, ApiError> {
+    let text = service.metrics().text(&service.engine().metrics());
+    let text = text.map_err(|error| ApiError::internal(&error))?;
+    Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
