@@ -6,27 +6,9 @@ use lfm2vl_graphs::Operators;
 use super::{
     Model,
     blocks::LEFT_OUT,
-    decoder::{AttentionInputs, Kept, Rotary, Step, rotate},
+    step::{AttentionInputs, Buffered, Kept, Rotary, Step, rotate},
 };
 use crate::onnx::Value;
-
-/// What attention is given besides queries, keys and values.
-#[derive(Clone, Copy)]
-pub(super) struct Buffered<'g> {
-    /// New tokens, padding included.
-    sequence: usize,
-    /// Which cached keys are seen, as float32 [1, 1, 1, past_sequence] added to the scores.
-    bias: Value<'g>,
-    /// Which new keys each new query sees, as float32 [sequence, sequence] added to the scores; `None`
-    /// for one token, which sees itself.
-    causal: Option<Value<'g>>,
-    /// float32 rotary factors of the new positions [sequence, head_dim / 2].
-    cos: Value<'g>,
-    sin: Value<'g>,
-    /// Where in the buffers the new keys and values go, int64 [1, kv_heads, sequence, 3]; `None` where
-    /// the client puts them there.
-    places: Option<Value<'g>>,
-}
 
 impl<'g> Model<'g> {
     /// What layers share in a run of so many tokens. Its parts come from the mask

@@ -5,74 +5,13 @@ use lfm2vl_graphs::{LayerKind, Logits, Operators};
 use super::{
     Model,
     blocks::{Norm, Residual},
-    buffered::Buffered,
     embedding::EMBEDDING,
+    step::{AttentionInputs, Kept, Rotary, Step, rotate},
 };
 use crate::{
     checkpoint::Config,
     onnx::{Attribute, Op, Value},
 };
-
-/// What the layers of one run share.
-#[derive(Clone, Copy)]
-pub(super) struct Step<'g> {
-    /// [batch, sequence, -1] as a shape vector.
-    pub(super) shape: Value<'g>,
-    pub(super) kept: Kept<'g>,
-    pub(super) attention: AttentionInputs<'g>,
-}
-
-/// Which of the positions are in the outputs.
-#[derive(Clone, Copy)]
-pub(super) enum Kept<'g> {
-    /// Those from a place on that is counted from the end, int64 [1]: of the positions whose logits
-    /// are computed, and of the columns of conv states.
-    From { logits: Value<'g>, conv: Value<'g> },
-    /// Those in these places, int64 [1] and [conv_L_cache].
-    At { logits: Value<'g>, conv: Value<'g> },
-}
-
-impl<'g> Kept<'g> {
-    /// Of the hidden states [batch, sequence, hidden].
-    fn of_positions(self, hidden: Value<'g>) -> Value<'g> {
-        match self {
-            Kept::From { logits, .. } => hidden.slice_at(1, logits),
-            Kept::At { logits, .. } => hidden.gather(logits, 1),
-        }
-    }
-
-    /// Of conv states and what follows them, along the axis of the columns.
-    fn of_columns(self, history: Value<'g>, axis: i64) -> Value<'g> {
-        match self {
-            Kept::From { conv, .. } => history.slice_at(axis, conv),
-            Kept::At { conv, .. } => history.gather(conv, axis),
-        }
-    }
-}
-
-/// The inputs of attention besides queries, keys and values, for each set of operators.
-#[derive(Clone, Copy)]
-pub(super) enum AttentionInputs<'g> {
-    /// `GroupQueryAttention`: tokens of each row less one, int32 [batch]; tokens of the longest
-    /// row, int32 scalar; how the new positions are rotated.
-    Fused { last_position: Value<'g>, total: Value<'g>, rotary: Rotary<'g> },
-    /// Standard operators: which keys each query sees, as float32 [batch, 1, 1, sequence, total]
-    /// added to the scores; which new positions are tokens, [batch * sequence, 1];
-    /// float32 rotary factors of the new positions [sequence, head_dim / 2].
-    Standard { bias: Value<'g>, tokens: Value<'g>, cos: Value<'g>, sin: Value<'g> },
-    /// Standard operators with keys and values in buffers of a fixed length.
-    Buffered(Buffered<'g>),
-}
-
-/// What `RotaryEmbedding` is given: rotary factors of the new positions
-/// [batch * sequence, head_dim / 2], and which of these rows each position has, int64
-/// [batch, sequence].
-#[derive(Clone, Copy)]
-pub(super) struct Rotary<'g> {
-    pub(super) cos: Value<'g>,
-    pub(super) sin: Value<'g>,
-    pub(super) rows: Value<'g>,
-}
 
 impl<'g> Model<'g> {
     /// Builds the whole decoder graph: embeddings and state in; logits and new state out.
@@ -418,10 +357,4 @@ impl<'g> Model<'g> {
 /// `GroupQueryAttention` rotates heads whose size is a multiple of 16 only.
 pub(super) fn attention_operators(config: &Config, operators: Operators) -> Operators {
     if config.text.head_dim.is_multiple_of(16) { operators } else { Operators::Standard }
-}
-
-/// Rotary embedding on x [batch, heads, sequence, head_dim], halves rotated against each other.
-pub(super) fn rotate<'g>(x: Value<'g>, cos: Value<'g>, sin: Value<'g>) -> Value<'g> {
-    let [first, second] = x.split(3);
-    (first * cos - second * sin).concat(&[second * cos + first * sin], 3)
 }

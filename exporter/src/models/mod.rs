@@ -8,6 +8,7 @@ mod embedding;
 mod positions;
 mod projector;
 mod stage;
+mod step;
 mod vision_tower;
 
 use lfm2vl_graphs::{

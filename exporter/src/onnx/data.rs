@@ -11,8 +11,15 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::write::WrittenFile;
 use crate::error::ExportError;
+
+/// One file that was written.
+#[derive(Debug)]
+pub(crate) struct WrittenFile {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
 
 /// Data of this many bytes and more starts on a page, so that readers can map it.
 const PAGE: usize = 4096;

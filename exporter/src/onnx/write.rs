@@ -7,7 +7,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
-    data::{DataFile, hex},
+    data::{DataFile, WrittenFile, hex},
     graph::FinishedGraph,
     proto::{DataLocation, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto},
     weight::{Encoding, Part},
@@ -37,14 +37,6 @@ pub(crate) struct Model {
     pub(crate) graph: FinishedGraph,
     /// What the file says of itself.
     pub(crate) metadata: Vec<(String, String)>,
-}
-
-/// One file that was written.
-#[derive(Debug)]
-pub(crate) struct WrittenFile {
-    pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) sha256: String,
 }
 
 /// Models, and the weights that they need.
