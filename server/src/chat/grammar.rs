@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use serde_json::{Map, Value, json};
+use lfm2vl::Constraint;
+use serde_json::{Map, Value};
 
 /// The functions that may be called: names, and JSON Schemas of their arguments.
 pub(super) struct Calls<'a> {
@@ -28,7 +29,7 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
     let start = match text {
         Text::None => "calls".to_owned(),
         Text::Any => "TEXT? (calls TEXT?)*".to_owned(),
-        Text::Json(schema) => format!("calls | {}", json_of(schema)),
+        Text::Json(schema) => format!("calls | {}", Constraint::lark_json(schema)),
     };
     let list = match calls.is_parallel {
         true => format!("\"[\" call (\", \" call){{0,{}}} \"]\"", MOST_CALLS - 1),
@@ -50,27 +51,17 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
         match &arguments {
             Some(arguments) => arguments[index].write(&mut grammar, index, name),
             None => {
-                let begin = quoted(&format!("{{\"name\": \"{name}\", \"arguments\": "));
-                let _ = writeln!(grammar, "call_{index}: {begin} {} \"}}\"", json_of(schema));
+                let begin =
+                    Constraint::lark_string(&format!("{{\"name\": \"{name}\", \"arguments\": "));
+                let _ = writeln!(
+                    grammar,
+                    "call_{index}: {begin} {} \"}}\"",
+                    Constraint::lark_json(schema)
+                );
             }
         }
     }
     grammar
-}
-
-/// A string of Lark, which is one of JSON.
-fn quoted(text: &str) -> String {
-    // Where U+007F has to be escaped.
-    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
-}
-
-/// JSON of a schema, on one line.
-fn json_of(schema: &Value) -> String {
-    let mut schema = schema.as_object().cloned().unwrap_or_default();
-    let style =
-        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-    schema.entry("x-guidance").or_insert(style);
-    format!("%json {}", Value::from(schema))
 }
 
 /// The arguments of a function that are written as Python's keyword arguments.
@@ -124,7 +115,7 @@ impl<'a> Arguments<'a> {
     fn write(&self, grammar: &mut String, function: usize, name: &str) {
         let argument = |(name, value): &(&str, String)| format!("\"{name}=\" {value}");
         let required: Vec<String> = self.required.iter().map(argument).collect();
-        let mut call = quoted(&format!("{name}("));
+        let mut call = Constraint::lark_string(&format!("{name}("));
         if !required.is_empty() {
             let _ = write!(call, " {}", required.join(" \", \" "));
         }
@@ -177,8 +168,10 @@ fn value_of(schema: &Value, root: &Map<String, Value>) -> String {
         Value::Null => Some("\"None\"".to_owned()),
         Value::Bool(true) => Some("\"True\"".to_owned()),
         Value::Bool(false) => Some("\"False\"".to_owned()),
-        Value::String(text) => Some(quoted(&quoted(text))),
-        Value::Number(number) => Some(quoted(&number.to_string())),
+        Value::String(text) => {
+            Some(Constraint::lark_string(&Value::from(text.as_str()).to_string()))
+        }
+        Value::Number(number) => Some(Constraint::lark_string(&number.to_string())),
         Value::Array(_) | Value::Object(_) => None,
     };
     let is_alone = |key: &str| {
@@ -204,7 +197,7 @@ fn value_of(schema: &Value, root: &Map<String, Value>) -> String {
         return format!("({})", values.join(" | "));
     }
     if !schema.to_string().contains("\"$ref\"") {
-        return json_of(schema);
+        return Constraint::lark_json(schema);
     }
     let mut schema = schema.as_object().cloned().unwrap_or_default();
     for definitions in ["$defs", "definitions"] {
@@ -212,5 +205,5 @@ fn value_of(schema: &Value, root: &Map<String, Value>) -> String {
             schema.entry(definitions).or_insert_with(|| known.clone());
         }
     }
-    json_of(&schema.into())
+    Constraint::lark_json(&schema.into())
 }

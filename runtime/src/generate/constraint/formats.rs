@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value};
 
+use super::lark::{self, JSON, Piece};
+
 /// From year 1000 on; of February 28 days.
 const DATE: &str = "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|\
     (?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))";
@@ -40,20 +42,11 @@ pub(super) fn as_patterns(schema: &Value) -> Value {
 
 /// A Lark grammar with the same done to its schemas.
 pub(super) fn as_patterns_in(grammar: &str) -> String {
-    let mut parts = grammar.split("%json");
-    let mut result = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let mut values = serde_json::Deserializer::from_str(part).into_iter::<Value>();
-        result.push_str("%json");
-        match values.next() {
-            Some(Ok(schema)) => {
-                result.push_str(&format!(" {}", as_patterns(&schema)));
-                result.push_str(&part[values.byte_offset()..]);
-            }
-            _ => result.push_str(part),
-        }
-    }
-    result
+    let written = lark::pieces(grammar).into_iter().map(|piece| match piece {
+        Piece::Text(text) => text.to_owned(),
+        Piece::Schema(schema) => format!("{JSON} {}", as_patterns(&schema)),
+    });
+    written.collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value};
 
-use super::Constraint;
+use super::{
+    Constraint,
+    lark::{self, Piece},
+};
 
 /// Bytes of a constraint's text.
 const MOST_BYTES: usize = 64 << 10;
@@ -54,15 +57,11 @@ fn check_regex(regex: &str) -> Result<(), String> {
 
 /// Checks the schemas in a grammar, and its lines that may have a regular expression.
 fn check_lark(grammar: &str) -> Result<(), String> {
-    let mut parts = grammar.split("%json");
-    let mut rest = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let mut values = serde_json::Deserializer::from_str(part).into_iter::<Value>();
-        if let Some(Ok(schema)) = values.next() {
-            check_schema(&schema)?;
-            rest.push_str(&part[values.byte_offset()..]);
-        } else {
-            rest.push_str(part);
+    let mut rest = String::new();
+    for piece in lark::pieces(grammar) {
+        match piece {
+            Piece::Text(text) => rest.push_str(text),
+            Piece::Schema(schema) => check_schema(&schema)?,
         }
     }
     let (intersections, longest_regex) = scan(&rest);

@@ -2,6 +2,7 @@
 
 mod formats;
 mod grammars;
+mod lark;
 mod limits;
 mod mask;
 mod vocabulary;
@@ -59,6 +60,17 @@ impl Constraint {
         Constraint::JsonSchema(json!({"type": "object"}))
     }
 
+    /// A text as a string of a [`Lark`](Self::Lark) grammar.
+    pub fn lark_string(text: &str) -> String {
+        lark::quoted(text)
+    }
+
+    /// JSON of a schema as a part of a [`Lark`](Self::Lark) grammar, written as that of
+    /// [`JsonSchema`](Self::JsonSchema).
+    pub fn lark_json(schema: &Value) -> String {
+        format!("{} {}", lark::JSON, on_one_line(schema))
+    }
+
     /// What is wrong with it before any grammar is made.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         match self {
@@ -84,12 +96,7 @@ impl Constraint {
                 TopLevelGrammar::from_lark(formats::as_patterns_in(grammar))
             }
             Constraint::Choice(choices) => {
-                // Strings of Lark are those of JSON.
-                let quoted = |choice: &String| {
-                    // Where this character has to be escaped.
-                    Value::from(choice.as_str()).to_string().replace('\u{7f}', "\\u007f")
-                };
-                let choices: Vec<String> = choices.iter().map(quoted).collect();
+                let choices: Vec<String> = choices.iter().map(|c| lark::quoted(c)).collect();
                 // One terminal: rules may not have so many alternatives.
                 let choices = choices.join(" | ");
                 TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {choices}"))
