@@ -113,10 +113,7 @@ fn random_schemas() {
     let Some(mut script) = python("random_schemas.py", CLIENTS) else { return };
     let server = Server::start(&["--max-tokens", "4000"]);
     let seen = saw(script.arg(&server.url).args(["--count", "60"]));
-    // Numbers from 2^53 on are refused.
-    let count = |key: &str| seen[key].as_u64().unwrap();
-    assert_eq!(count("valid") + count("refused"), count("asked"));
-    assert!(count("refused") <= count("asked") / 10);
+    assert_eq!(seen["valid"], seen["asked"]);
 }
 
 /// A short form of `hostile_requests.py URL PID SAMPLES`, which sends 5,000.
