@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::ChatError;
+use super::{ChatError, large_numbers};
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,7 +246,7 @@ fn read_arguments(call: &mut Value) -> Result<(), ChatError> {
     }
     let arguments = match text {
         "" => Ok(Map::new()),
-        text => serde_json::from_str::<Map<String, Value>>(text),
+        text => large_numbers::from_str::<Map<String, Value>>(text),
     };
     let arguments = arguments.map_err(|error| {
         let name = function["name"].as_str().unwrap_or_default().to_owned();

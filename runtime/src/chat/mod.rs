@@ -5,6 +5,7 @@ mod cover;
 mod error;
 mod expand;
 mod json;
+mod large_numbers;
 mod message;
 mod methods;
 mod python;

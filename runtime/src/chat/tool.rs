@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::large_numbers;
+
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
@@ -50,7 +52,7 @@ impl ToolCall {
     /// system prompt asks for it, JSON with `name` and `arguments` (or `parameters`).
     ///
     /// Values are Python literals; `true`, `false`, `null` and line breaks in strings are taken
-    /// too, as templates write them.
+    /// too, as templates write them. Numbers of JSON beyond the largest double become that.
     ///
     /// # Errors
     /// What is wrong, and where.
@@ -71,7 +73,7 @@ impl ToolCall {
 }
 
 fn from_json(text: &str) -> Result<Vec<ToolCall>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let value: Value = large_numbers::from_str(text).map_err(|error| error.to_string())?;
     let calls = match value {
         Value::Array(calls) => calls,
         call => vec![call],
