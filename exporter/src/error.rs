@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use lfm2vl::{chat::ChatError, image::ImageError};
 use lfm2vl_graphs::{Graph, Precision, YamlError};
 
 use crate::{SamplesError, SessionError, checkpoint::CheckpointError};
@@ -57,6 +58,27 @@ pub enum ExportError {
         "{0} has neither preprocessor_config.json nor an image_processor in processor_config.json; fetch the whole checkpoint"
     )]
     NoImageSettings(PathBuf),
+    /// The image processor's settings cannot be used.
+    #[error(transparent)]
+    Settings(#[from] ImageError),
+    /// The names of image tokens cannot be read.
+    #[error(transparent)]
+    Tokens(#[from] ChatError),
+    /// The tokenizer lacks a token that the image processor puts into prompts.
+    #[error(
+        "tokenizer.json has no token {0}, which stands for a part of images; correct it, or leave the image processor out with --graphs"
+    )]
+    ImageToken(String),
+    /// Two files say what stands for an image feature, and differently.
+    #[error(
+        "the image token has the id {tokenizer} in tokenizer.json and {config} in config.json; correct the one that is wrong"
+    )]
+    ImageTokenId {
+        /// The id in `tokenizer.json`.
+        tokenizer: i64,
+        /// The id in `config.json`.
+        config: u32,
+    },
     /// A weight does not fit into 16 bits.
     #[error("tensor {tensor} has {value:e}, which float16 cannot hold; export fp32, q8 or q4")]
     HalfRange {

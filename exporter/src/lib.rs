@@ -12,6 +12,7 @@ mod models;
 mod onnx;
 mod package;
 mod partition;
+mod processor;
 mod quantize;
 pub mod report;
 mod session;

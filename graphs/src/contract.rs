@@ -40,6 +40,9 @@ pub enum Graph {
     /// drafted tokens can be checked and dropped.
     #[serde(rename = "decoder_speculative")]
     SpeculativeDecoder,
+    /// An image to what the vision graphs take, and the tokens that stand for it.
+    #[serde(rename = "image_processor")]
+    ImageProcessor,
 }
 
 impl Graph {
@@ -55,6 +58,7 @@ impl Graph {
             Graph::GenaiDecoder => "decoder_genai",
             Graph::PrefillDecoder => "decoder_prefill",
             Graph::SpeculativeDecoder => "decoder_speculative",
+            Graph::ImageProcessor => "image_processor",
         }
     }
 
@@ -88,6 +92,10 @@ pub enum Dtype {
     Int64,
     /// 32-bit signed integer.
     Int32,
+    /// 8-bit unsigned integer.
+    Uint8,
+    /// True or false.
+    Bool,
 }
 
 impl fmt::Display for Dtype {
@@ -97,6 +105,8 @@ impl fmt::Display for Dtype {
             Dtype::Float16 => "float16",
             Dtype::Int64 => "int64",
             Dtype::Int32 => "int32",
+            Dtype::Uint8 => "uint8",
+            Dtype::Bool => "bool",
         })
     }
 }
@@ -231,6 +241,8 @@ struct TensorTemplate {
 enum DtypeTemplate {
     Float32,
     Int64,
+    Uint8,
+    Bool,
     State,
 }
 
@@ -239,6 +251,8 @@ impl DtypeTemplate {
         match self {
             DtypeTemplate::Float32 => Dtype::Float32,
             DtypeTemplate::Int64 => Dtype::Int64,
+            DtypeTemplate::Uint8 => Dtype::Uint8,
+            DtypeTemplate::Bool => Dtype::Bool,
             DtypeTemplate::State => state,
         }
     }
@@ -308,13 +322,19 @@ impl Contract {
                 return Err(YamlError::Unknown { kind: "contract", name, known });
             }
         };
-        serde_yaml::from_str(text).map_err(|source| YamlError::Invalid {
-            what: format!("the built-in contract '{name}'"),
-            source,
-        })
+        let parse = |text| {
+            serde_yaml::from_str(text).map_err(|source| YamlError::Invalid {
+                what: format!("the built-in contract '{name}'"),
+                source,
+            })
+        };
+        let mut contract: Contract = parse(text)?;
+        let image_processor: Contract = parse(include_str!("../contracts/image_processor.yaml"))?;
+        contract.graphs.extend(image_processor.graphs);
+        Ok(contract)
     }
 
-    /// The graphs that a recipe consists of.
+    /// The graphs of the model that a recipe consists of.
     pub fn graphs(recipe: &Recipe) -> Vec<Graph> {
         let mut graphs = match recipe.vision {
             VisionLayout::Fused => vec![Graph::VisionEncoder],

@@ -128,6 +128,8 @@ pub(crate) fn build(spec: GraphSpec, build: Build<'_>) -> GraphBuilder {
             let places = ids.equal(image_token).places();
             g.output("inputs_embeds", embeddings.with_rows(places, g.input("image_features")));
         }
+        // `processor` builds it.
+        Graph::ImageProcessor => {}
     }
     g
 }

@@ -314,6 +314,56 @@ impl GraphBuilder {
         self.constant(format!("float32.{shape:?}.{values:?}"), DataType::Float, shape, bytes)
     }
 
+    /// A constant float64 scalar.
+    pub(crate) fn double(&self, value: f64) -> Value<'_> {
+        self.doubles(&[value], &[])
+    }
+
+    /// A constant float64 tensor.
+    pub(crate) fn doubles(&self, values: &[f64], shape: &[usize]) -> Value<'_> {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(format!("float64.{shape:?}.{values:?}"), DataType::Double, shape, bytes)
+    }
+
+    /// A constant int32 scalar.
+    pub(crate) fn int32(&self, value: i32) -> Value<'_> {
+        let bytes = value.to_le_bytes().to_vec();
+        self.constant(format!("int32.{value}"), DataType::Int32, &[], bytes)
+    }
+
+    /// A constant uint8 scalar.
+    pub(crate) fn byte(&self, value: u8) -> Value<'_> {
+        self.constant(format!("uint8.{value}"), DataType::Uint8, &[], vec![value])
+    }
+
+    /// An int64 vector of int64 scalars.
+    pub(crate) fn vector<'g>(&'g self, scalars: &[Value<'g>]) -> Value<'g> {
+        let elements: Vec<_> = scalars.iter().map(|scalar| scalar.unsqueeze(&[0])).collect();
+        elements[0].concat(&elements[1..], 0)
+    }
+
+    /// The input named `name` of the contract, an int64 scalar that may be left out.
+    pub(crate) fn int_or(&self, name: &str, default: i64) -> Value<'_> {
+        self.input_or(name, DataType::Int64, default.to_le_bytes().to_vec())
+    }
+
+    /// The input named `name` of the contract, a bool that may be left out.
+    pub(crate) fn bool_or(&self, name: &str, default: bool) -> Value<'_> {
+        self.input_or(name, DataType::Bool, vec![default.into()])
+    }
+
+    /// A scalar input that is what its initializer says where it is left out.
+    fn input_or(&self, name: &str, data_type: DataType, default: Vec<u8>) -> Value<'_> {
+        let input = self.input(name);
+        self.state.borrow_mut().constants.push(TensorProto {
+            data_type: data_type as i32,
+            name: name.to_owned(),
+            raw_data: Some(default),
+            ..TensorProto::default()
+        });
+        input
+    }
+
     fn constant(
         &self,
         content: String,
@@ -498,6 +548,8 @@ fn value_info(tensor: &lfm2vl_graphs::Tensor) -> ValueInfoProto {
         Dtype::Float16 => DataType::Float16,
         Dtype::Int64 => DataType::Int64,
         Dtype::Int32 => DataType::Int32,
+        Dtype::Uint8 => DataType::Uint8,
+        Dtype::Bool => DataType::Bool,
     };
     ValueInfoProto {
         name: tensor.name.clone(),

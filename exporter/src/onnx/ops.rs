@@ -67,6 +67,93 @@ impl<'g> Value<'g> {
         self.binary("GreaterOrEqual", other)
     }
 
+    /// Element-wise `self > other`.
+    pub(crate) fn greater(self, other: Self) -> Self {
+        self.binary("Greater", other)
+    }
+
+    /// Element-wise `self < other`.
+    pub(crate) fn less(self, other: Self) -> Self {
+        self.binary("Less", other)
+    }
+
+    /// Element-wise `yes` where self is true, else `no`.
+    pub(crate) fn select(self, yes: Self, no: Self) -> Self {
+        self.graph.node(Op::onnx("Where"), &[self, yes, no], &[])
+    }
+
+    /// Element-wise minimum.
+    pub(crate) fn min(self, other: Self) -> Self {
+        self.binary("Min", other)
+    }
+
+    /// Element-wise absolute value.
+    pub(crate) fn abs(self) -> Self {
+        self.unary("Abs")
+    }
+
+    /// Element-wise largest integer that is not above.
+    pub(crate) fn floor(self) -> Self {
+        self.unary("Floor")
+    }
+
+    /// Element-wise smallest integer that is not below.
+    pub(crate) fn ceil(self) -> Self {
+        self.unary("Ceil")
+    }
+
+    /// Element-wise nearest integer, halves to the even one.
+    pub(crate) fn round(self) -> Self {
+        self.unary("Round")
+    }
+
+    /// Element-wise remainder with the divisor's sign.
+    pub(crate) fn remainder(self, divisor: Self) -> Self {
+        self.binary("Mod", divisor)
+    }
+
+    /// Element-wise nearest value from `least` to `most`.
+    pub(crate) fn clip(self, least: Self, most: Self) -> Self {
+        self.graph.node(Op::onnx("Clip"), &[self, least, most], &[])
+    }
+
+    /// Running sum along an axis, from front to back.
+    pub(crate) fn running_sum(self, axis: i64) -> Self {
+        self.binary("CumSum", self.graph.ints(&[axis], &[]))
+    }
+
+    /// Place of the largest value of a vector, the first of several, as an int64 scalar.
+    pub(crate) fn place_of_max(self) -> Self {
+        let attributes = [("axis", Int(0)), ("keepdims", Int(0))];
+        self.graph.node(Op::onnx("ArgMax"), &[self], &attributes)
+    }
+
+    /// Matrix product of uint8 as int32, after `zero` has been taken from self.
+    pub(crate) fn matmul_integer(self, zero: Self, other: Self) -> Self {
+        self.graph.node(Op::onnx("MatMulInteger"), &[self, other, zero], &[])
+    }
+
+    /// self repeated to a computed shape.
+    pub(crate) fn expand(self, shape: Self) -> Self {
+        self.binary("Expand", shape)
+    }
+
+    /// [first, ..] as [first, values].
+    pub(crate) fn flatten(self) -> Self {
+        self.graph.node(Op::onnx("Flatten"), &[self], &[("axis", Int(1))])
+    }
+
+    /// Elements 0..`end`, int64 [1], of one axis.
+    pub(crate) fn take(self, axis: i64, end: Self) -> Self {
+        let [start, axis] = [0, axis].map(|i| self.graph.int_vector(&[i]));
+        self.graph.node(Op::onnx("Slice"), &[self, start, end, axis], &[])
+    }
+
+    /// Zeros behind the elements of the axes: `counts` are the numbers before and behind, as `Pad` wants them.
+    pub(crate) fn pad(self, counts: Self) -> Self {
+        self.binary("Pad", counts)
+    }
+
     /// Element-wise `self == other`.
     pub(crate) fn equal(self, other: Self) -> Self {
         self.binary("Equal", other)
@@ -152,6 +239,11 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx("ReduceSum"), &[self], &[("keepdims", Int(0))])
     }
 
+    /// Largest of all elements, as a scalar.
+    pub(crate) fn max_all(self) -> Self {
+        self.graph.node(Op::onnx("ReduceMax"), &[self], &[("keepdims", Int(0))])
+    }
+
     /// Smallest of all elements, as a scalar.
     pub(crate) fn min_all(self) -> Self {
         self.graph.node(Op::onnx("ReduceMin"), &[self], &[("keepdims", Int(0))])
@@ -195,6 +287,12 @@ impl<'g> Value<'g> {
     /// Reshape to computed dimensions.
     pub(crate) fn reshape_to(self, shape: Self) -> Self {
         self.binary("Reshape", shape)
+    }
+
+    /// Reshape to scalars, where a size of 0 is just that.
+    pub(crate) fn reshape_to_sizes(self, sizes: &[Self]) -> Self {
+        let shape = self.graph.vector(sizes);
+        self.graph.node(Op::onnx("Reshape"), &[self, shape], &[("allowzero", Int(1))])
     }
 
     /// Inserts dimensions of size 1.
@@ -279,6 +377,16 @@ impl<'g> Value<'g> {
     /// Converts the graph's floats to float32, for what needs the accuracy.
     pub(crate) fn to_exact(self) -> Self {
         if self.graph.is_half() { self.to_f32() } else { self }
+    }
+
+    /// Converts to float64.
+    pub(crate) fn to_f64(self) -> Self {
+        self.cast(DataType::Double)
+    }
+
+    /// Converts to uint8.
+    pub(crate) fn to_u8(self) -> Self {
+        self.cast(DataType::Uint8)
     }
 
     /// Converts to int64.

@@ -129,6 +129,7 @@ pub(crate) enum DataType {
     Int64 = 7,
     Bool = 9,
     Float16 = 10,
+    Double = 11,
     Bfloat16 = 16,
     Uint4 = 21,
 }

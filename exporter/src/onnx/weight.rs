@@ -58,7 +58,7 @@ impl DataType {
             DataType::Uint8 | DataType::Int8 | DataType::Bool => 8,
             DataType::Float16 | DataType::Bfloat16 => 16,
             DataType::Float | DataType::Int32 => 32,
-            DataType::Int64 => 64,
+            DataType::Int64 | DataType::Double => 64,
         }
     }
 }

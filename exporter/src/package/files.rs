@@ -3,6 +3,7 @@
 
 use std::{fs, path::Path};
 
+use lfm2vl::image::{ImageSettings, image_processor_json};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -64,36 +65,15 @@ pub(super) fn write_client_files(
 /// The image processor's settings in the file that most clients read, complete: clients differ in
 /// their defaults. These are those of `Lfm2VlImageProcessor`.
 fn image_settings(source: &Path) -> Result<Map<String, Value>, ExportError> {
-    let defaults = json!({
-        "processor_class": "Lfm2VlProcessor",
-        "image_processor_type": "Lfm2VlImageProcessorFast",
-        "do_image_splitting": true,
-        "min_tiles": 2,
-        "max_tiles": 10,
-        "use_thumbnail": true,
-        "min_image_tokens": 64,
-        "max_image_tokens": 256,
-        "encoder_patch_size": 16,
-        "downsample_factor": 2,
-        "tile_size": 512,
-        "max_pixels_tolerance": 2.0,
-        "resample": 2,
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    });
-    let mut all = defaults.as_object().cloned().unwrap_or_default();
-    let own = read_json(&source.join("preprocessor_config.json"))?;
-    // Newer checkpoints have them inside the processor's file, which transformers prefers.
-    let nested = read_json(&source.join("processor_config.json"))?
-        .and_then(|mut processor| processor.remove("image_processor"))
-        .and_then(|nested| nested.as_object().cloned());
-    if own.is_none() && nested.is_none() {
-        return Err(ExportError::NoImageSettings(source.to_owned()));
-    }
-    all.extend(own.into_iter().chain(nested).flatten());
+    let own = image_processor_json(source)?;
+    let own = own.ok_or_else(|| ExportError::NoImageSettings(source.to_owned()))?;
+    let mut all = Map::new();
+    all.insert("processor_class".into(), json!("Lfm2VlProcessor"));
+    all.insert("image_processor_type".into(), json!("Lfm2VlImageProcessorFast"));
+    all.extend(ImageSettings::default().to_json());
+    // A limit of our own, which others would not know.
+    all.remove("max_view_patches");
+    all.extend(own);
     // transformers ignores this flag, and Transformers.js squeezes every image to one tile if set.
     all.insert("do_resize".into(), json!(false));
     Ok(all)

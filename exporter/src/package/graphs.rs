@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, path::Path};
 use lfm2vl_graphs::{Contract, Graph, GraphSpec, IN_PLACE, Precision, Recipe, TiedWeights};
 use serde_json::{Map, Value, json};
 
-use super::{ExportOptions, Weights};
+use super::{ExportOptions, Part, Weights};
 use crate::{
     calibrate::{Sides, calibrate, read_samples},
     checkpoint::Checkpoint,
@@ -22,6 +22,21 @@ pub(super) fn wanted_graphs(options: &ExportOptions) -> Vec<Graph> {
         options.parts.is_empty() || options.parts.iter().any(|part| part.includes(*graph))
     };
     Contract::graphs(&options.recipe).into_iter().filter(is_wanted).collect()
+}
+
+/// Inputs and outputs of the image processor, if the options ask for it and the checkpoint has a tokenizer.
+pub(super) fn image_processor_spec(
+    contract: &Contract,
+    checkpoint: &Checkpoint,
+    options: &ExportOptions,
+) -> Result<Option<GraphSpec>, ExportError> {
+    let is_wanted = options.parts.is_empty() || options.parts.contains(&Part::ImageProcessor);
+    let has_tokenizer = checkpoint.folder().join("tokenizer.json").exists();
+    (is_wanted && has_tokenizer)
+        .then(|| {
+            spec(contract, checkpoint, &options.recipe, Graph::ImageProcessor, Precision::Fp32)
+        })
+        .transpose()
 }
 
 /// The graphs, built.
@@ -147,7 +162,7 @@ pub(super) fn spec(
 }
 
 /// What each `.onnx` file says of itself.
-fn metadata(
+pub(super) fn metadata(
     checkpoint: &Checkpoint,
     contract: &Contract,
     recipe: &Recipe,

@@ -6,6 +6,7 @@ mod files;
 mod folder;
 mod genai;
 mod graphs;
+mod image_processor;
 mod reference;
 
 use std::{
@@ -37,6 +38,8 @@ pub enum Part {
     Embedding,
     /// The decoder.
     Decoder,
+    /// The image processor.
+    ImageProcessor,
 }
 
 impl Part {
@@ -46,6 +49,7 @@ impl Part {
             Part::Projector => matches!(graph, Graph::VisionEncoder | Graph::Projector),
             Part::Embedding => graph.weights() == Graph::EmbedTokens,
             Part::Decoder => graph.weights() == Graph::Decoder,
+            Part::ImageProcessor => graph == Graph::ImageProcessor,
         }
     }
 }
@@ -162,7 +166,13 @@ pub fn export(
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
     let built = wanted(options);
-    let plan = Plan::new(graphs::models(&contract, checkpoint, options, &built)?);
+    let mut models = graphs::models(&contract, checkpoint, options, &built)?;
+    let image_processor = graphs::image_processor_spec(&contract, checkpoint, options)?;
+    if let Some(spec) = &image_processor {
+        let metadata = graphs::metadata(checkpoint, &contract, &options.recipe, Precision::Fp32);
+        models.push(image_processor::model(checkpoint, spec.clone(), metadata)?);
+    }
+    let plan = Plan::new(models);
 
     let config = checkpoint.config();
     let folder = NewFolder::create(out, options.force)?;
@@ -186,7 +196,8 @@ pub fn export(
         on_progress(Progress { written, total })
     };
     let quantizer = graphs::quantizer(checkpoint, options, folder.path(), &mut || on_bytes(0))?;
-    let graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
+    let mut graph_files = plan.write(checkpoint, &quantizer, &onnx, &mut on_bytes)?;
+    let others = graph_files.split_off(built.len()).into_iter().flatten();
     let built = built.into_iter().zip(graph_files);
     let graph_files = built
         .map(|((graph, precision), files)| {
@@ -206,13 +217,14 @@ pub fn export(
         files: files
             .into_iter()
             .map(|f| manifest_file("", f))
-            .chain(links.into_iter().map(|f| manifest_file("onnx/", f)))
+            .chain(links.into_iter().chain(others).map(|f| manifest_file("onnx/", f)))
             .collect(),
     };
-    let specs = graphs::wanted_graphs(options)
+    let mut specs = graphs::wanted_graphs(options)
         .into_iter()
         .map(|graph| graphs::spec(&contract, checkpoint, &options.recipe, graph, Precision::Fp32))
         .collect::<Result<Vec<_>, _>>()?;
+    specs.extend(image_processor);
     let generation = files::read_settings(folder.path(), "generation_config.json")?;
     let card = card::card(&manifest, &specs, &generation);
     let card = write_file(folder.path(), "README.md", card.as_bytes())?;

@@ -135,6 +135,8 @@ impl Values {
                 Dtype::Float16 => DataType::Float16,
                 Dtype::Int64 => DataType::Int64,
                 Dtype::Int32 => DataType::Int32,
+                Dtype::Uint8 => DataType::Uint8,
+                Dtype::Bool => DataType::Bool,
             };
             values.types.insert(input.name.clone(), data_type);
         }
@@ -251,6 +253,7 @@ fn type_name(data_type: DataType) -> &'static str {
         DataType::Int64 => "int64",
         DataType::Bool => "bool",
         DataType::Float16 => "float16",
+        DataType::Double => "float64",
         DataType::Bfloat16 => "bfloat16",
         DataType::Uint4 => "uint4",
     }

@@ -144,7 +144,7 @@ pub enum ImageError {
         error: Box<ImageError>,
     },
     /// A settings file could not be read.
-    #[error("cannot read {path} ({message}); export the model again")]
+    #[error("cannot read {path} ({message}); fetch or export the model again")]
     SettingsFile {
         /// The file.
         path: PathBuf,

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ImageError;
 
@@ -39,6 +39,16 @@ macro_rules! settings {
                 #[doc = concat!("See [`ImageSettings::", stringify!($name), "`].")]
                 pub $name: Option<$type>,
             )*
+        }
+
+        impl ImageSettings {
+            /// The settings as the JSON object of a processor file.
+            pub fn to_json(&self) -> Map<String, Value> {
+                [$((stringify!($name), self.$name.to_value())),*]
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .into_iter()
+                    .collect()
+            }
         }
 
         impl Overrides {
@@ -108,23 +118,17 @@ settings! {
 const LARGEST_SIZE: usize = 1 << 16;
 
 impl ImageSettings {
-    /// Reads the settings of the model in `folder`: the `image_processor` object of
-    /// `processor_config.json`, or else `preprocessor_config.json`.
+    /// Reads the settings of the model in `folder`; see [`image_processor_json`].
     ///
     /// # Errors
-    /// [`ImageError::SettingsFile`] when neither can be read; [`ImageError::Setting`] for a value
-    /// that is wrong or not supported.
+    /// [`ImageError::SettingsFile`] when there is no such file, or it cannot be read; [`ImageError::Setting`] for a
+    /// value that is wrong or not supported.
     pub fn from_folder(folder: &Path) -> Result<Self, ImageError> {
-        let processor = read_json(&folder.join("processor_config.json"))?;
-        if let Some(nested) = processor.as_ref().and_then(|json| json.get("image_processor")) {
-            return Self::from_json(nested);
-        }
-        let path = folder.join("preprocessor_config.json");
-        let json = read_json(&path)?.ok_or_else(|| ImageError::SettingsFile {
-            path,
+        let json = image_processor_json(folder)?.ok_or_else(|| ImageError::SettingsFile {
+            path: folder.join(PREPROCESSOR),
             message: "the file does not exist".into(),
         })?;
-        Self::from_json(&json)
+        Self::from_json(&json.into())
     }
 
     /// Reads settings from the JSON object of a processor file. Missing keys have their defaults.
@@ -199,7 +203,7 @@ impl ImageSettings {
     }
 
     /// Side of an image token in pixels.
-    pub(super) fn token_side(&self) -> usize {
+    pub fn token_side(&self) -> usize {
         self.encoder_patch_size * self.downsample_factor
     }
 
@@ -220,8 +224,23 @@ impl ImageSettings {
 
 const POSITIVE: &str = "it must be positive";
 
-/// Reads a JSON file; `None` when it does not exist.
-fn read_json(path: &Path) -> Result<Option<Value>, ImageError> {
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// The image processor's JSON object of the model in `folder`, as transformers finds it: `image_processor` in
+/// `processor_config.json`, or else `preprocessor_config.json`; `None` where neither exists.
+///
+/// # Errors
+/// [`ImageError::SettingsFile`] when a file cannot be read or is no JSON object.
+pub fn image_processor_json(folder: &Path) -> Result<Option<Map<String, Value>>, ImageError> {
+    let mut processor = read_json(&folder.join("processor_config.json"))?.unwrap_or_default();
+    match processor.remove("image_processor") {
+        Some(Value::Object(nested)) => Ok(Some(nested)),
+        _ => read_json(&folder.join(PREPROCESSOR)),
+    }
+}
+
+/// Reads a JSON object from a file; `None` when the file does not exist.
+fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, ImageError> {
     let error = |message: String| ImageError::SettingsFile { path: path.to_owned(), message };
     match fs::read(path) {
         Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| error(e.to_string())),
@@ -243,6 +262,8 @@ trait Setting: Sized {
     const EXPECTED: &str;
 
     fn from_value(value: &Value) -> Option<Self>;
+
+    fn to_value(&self) -> Value;
 }
 
 impl Setting for usize {
@@ -250,6 +271,10 @@ impl Setting for usize {
 
     fn from_value(value: &Value) -> Option<Self> {
         value.as_u64()?.try_into().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        (*self).into()
     }
 }
 
@@ -259,6 +284,10 @@ impl Setting for f64 {
     fn from_value(value: &Value) -> Option<Self> {
         value.as_f64()
     }
+
+    fn to_value(&self) -> Value {
+        (*self).into()
+    }
 }
 
 impl Setting for bool {
@@ -266,6 +295,10 @@ impl Setting for bool {
 
     fn from_value(value: &Value) -> Option<Self> {
         value.as_bool()
+    }
+
+    fn to_value(&self) -> Value {
+        (*self).into()
     }
 }
 
@@ -278,6 +311,10 @@ impl Setting for [f32; 3] {
             None => serde_json::from_value(value.clone()).ok(),
         }
     }
+
+    fn to_value(&self) -> Value {
+        self.to_vec().into()
+    }
 }
 
 impl Setting for Resample {
@@ -289,5 +326,13 @@ impl Setting for Resample {
             3.0 => Some(Resample::Bicubic),
             _ => None,
         }
+    }
+
+    fn to_value(&self) -> Value {
+        match self {
+            Resample::Bilinear => 2,
+            Resample::Bicubic => 3,
+        }
+        .into()
     }
 }

@@ -98,6 +98,8 @@ fn compare(outlet: &Outlet, tensor: &Tensor) -> Result<(), String> {
         Dtype::Float16 => TensorElementType::Float16,
         Dtype::Int64 => TensorElementType::Int64,
         Dtype::Int32 => TensorElementType::Int32,
+        Dtype::Uint8 => TensorElementType::Uint8,
+        Dtype::Bool => TensorElementType::Bool,
     };
     let (Some(dtype), Some(shape)) = (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape())
     else {

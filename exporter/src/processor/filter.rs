@@ -1,0 +1,90 @@
+//! The weights of a resize along one axis: PyTorch's antialiased filters (`UpSampleKernel.cpp`, after
+//! Pillow-SIMD), computed in float64 and rounded to 16-bit integers.
+
+use lfm2vl::image::Resample;
+
+use super::Processor;
+use crate::onnx::Value;
+
+/// Outputs whose weights are one matrix. Of wider ones more would be zero, and of narrower ones the inputs
+/// overlap more.
+pub(super) const BLOCK: usize = 32;
+/// Bits that a sum of products leaves for the weights: 32, less 8 of a level and 2 for weights below 0
+/// or sums above 1.
+const MAX_PRECISION: u32 = 32 - 8 - 2;
+
+/// Which inputs make each output, and with what weights, by blocks of [`BLOCK`] outputs.
+pub(super) struct Filter<'g> {
+    /// Places of the inputs of each block, int64 [blocks, inputs]; those beyond the last are it once more,
+    /// with weights of 0.
+    pub(super) inputs: Value<'g>,
+    /// Weights, int32 [blocks, BLOCK, inputs], of which most are 0.
+    pub(super) weights: Value<'g>,
+    /// What the weights of an output sum up to, about: int32 scalar, a power of two.
+    pub(super) one: Value<'g>,
+}
+
+impl<'g> Processor<'g> {
+    /// From `inputs` to `outputs` pixels (int64 scalars).
+    pub(super) fn filter(self, inputs: Value<'g>, outputs: Value<'g>) -> Filter<'g> {
+        let g = self.g;
+        let support = match self.settings.resample {
+            Resample::Bilinear => 1.0,
+            Resample::Bicubic => 2.0,
+        };
+        let (zero, half, one) = (g.double(0.0), g.double(0.5), g.double(1.0));
+        let length = inputs.to_f64();
+        let scale = length / outputs.to_f64().max(one);
+        let stretch = scale.max(one);
+        let radius = g.double(support) * stretch;
+
+        let block = self.int(BLOCK);
+        let blocks = (outputs + self.int(BLOCK - 1)) / block;
+        let output = (blocks * block).range().min(outputs - self.int(1));
+        let output = output.reshape_to_sizes(&[blocks, block, self.int(1)]);
+        let centre = (output.to_f64() + half) * scale; // [blocks, BLOCK, 1]
+        let first = (centre - radius).floor().max(zero);
+        let end = (centre + radius).ceil().min(length);
+
+        let steps = g.double((BLOCK - 1) as f64) * scale;
+        let reach = (steps + g.double(2.0) * radius).ceil().to_i64() + self.int(2);
+        let start = first.slice(1, 0, 1).to_i64(); // [blocks, 1, 1]
+        let input = start + reach.range(); // [blocks, 1, inputs]
+        let place = input.to_f64();
+        let weights = self.weight((place - (centre - half)) * (one / stretch));
+        let is_inside = place.greater_or_equal(first).and(place.less(end));
+        let weights = is_inside.select(weights, zero);
+        // One after the other, as the reference adds them: another order may round differently.
+        let sum = weights.running_sum(2).slice_from(2, -1);
+        let weights = weights / sum;
+
+        let largest = weights.reshape(&[-1]).concat(&[g.doubles(&[0.0], &[1])], 0).max_all();
+        let powers: Vec<f64> = (0..=MAX_PRECISION).map(|bits| f64::from(1 << bits)).collect();
+        // The most bits with which the largest weight still fits into 16.
+        let twice = g.doubles(&powers[1..], &[powers.len() - 1]);
+        let fits = (largest * twice).less(g.double(f64::from(1 << 15) - 0.5));
+        let one = g.doubles(&powers, &[powers.len()]).gather(fits.to_i64().sum_all(), 0);
+        let scaled = weights * one;
+        // Halves away from zero: the cast cuts off what is behind the point.
+        let nearest = scaled.less(zero).select(scaled - half, scaled + half).to_i32();
+        let last = inputs - self.int(1);
+        Filter { inputs: input.min(last).squeeze(&[1]), weights: nearest, one: one.to_i32() }
+    }
+
+    /// The filter's value at a distance from the centre.
+    fn weight(self, distance: Value<'g>) -> Value<'g> {
+        let number = |value| self.g.double(value);
+        let x = distance.abs();
+        match self.settings.resample {
+            Resample::Bilinear => (number(1.0) - x).max(number(0.0)),
+            // Keys' cubic convolution with a = -0.5.
+            Resample::Bicubic => {
+                const A: f64 = -0.5;
+                let near = (number(A + 2.0) * x - number(A + 3.0)) * x * x + number(1.0);
+                let far = (((x - number(5.0)) * x + number(8.0)) * x - number(4.0)) * number(A);
+                let far = x.less(number(2.0)).select(far, number(0.0));
+                x.less(number(1.0)).select(near, far)
+            }
+        }
+    }
+}
