@@ -51,6 +51,10 @@ struct Arguments {
     /// which the folder gets hard links.
     #[arg(long, value_enum, default_value_t)]
     weights: Weights,
+    /// Let image_processor.onnx take settings for each image, as optional inputs (ONNX Runtime warns
+    /// of each when it loads the graph).
+    #[arg(long)]
+    image_inputs: bool,
     /// Images and prompts to calibrate on: a folder with a samples.json, or just with images.
     #[arg(long, value_name = "DIR")]
     calibration: Option<PathBuf>,
@@ -108,6 +112,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         precisions,
         parts: arguments.graphs.clone(),
         weights: arguments.weights,
+        image_inputs: arguments.image_inputs,
         calibration: arguments.calibration.clone(),
         force: arguments.force,
     };

@@ -11,6 +11,11 @@ import sys
 
 import onnx
 
+SCALARS = {
+    "num_logits_to_keep",
+    *["do_image_splitting", "min_image_tokens", "max_image_tokens", "max_tiles", "use_thumbnail", "do_pad", "tokens"],
+}
+
 for folder in map(pathlib.Path, sys.argv[1:]):
     graphs = sorted((folder / "onnx").glob("*.onnx"))
     assert graphs, f"no graphs in {folder}"
@@ -20,7 +25,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         for value in [*model.graph.input, *model.graph.output]:
             dims = value.type.tensor_type.shape.dim
-            is_scalar = value.name == "num_logits_to_keep"
+            is_scalar = value.name in SCALARS
             assert bool(dims) != is_scalar and all(d.dim_value or d.dim_param for d in dims), f"{path}: {value.name}"
         names = [node.name for node in model.graph.node]
         assert all(names) and len(set(names)) == len(names), f"{path}: node names"

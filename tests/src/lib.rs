@@ -49,6 +49,7 @@ pub fn export_from(checkpoint: &Path, out: &Path, recipe: Recipe, precisions: &[
         precisions: precisions.to_vec(),
         parts: Vec::new(),
         weights: Weights::Written,
+        image_inputs: false,
         calibration: None,
         force: false,
     };

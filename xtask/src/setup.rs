@@ -274,10 +274,15 @@ pub(crate) fn plugin(name: &str) -> Result<PathBuf> {
     packages(&format!(".providers/{name}"), package)
 }
 
-/// The folder `.onnxruntime-oldest` with the first ONNX Runtime that takes the project's kernels, or
-/// `.onnxruntime-older` with one that does not.
+/// A folder with an ONNX Runtime: `.onnxruntime-oldest` with the first that takes the project's kernels,
+/// `.onnxruntime-older` with one that does not, `.onnxruntime-portable` with the first that standard
+/// operators need.
 pub(crate) fn old_onnxruntime(name: &str) -> Result<PathBuf> {
-    let version = if name == "oldest" { "1.24.4" } else { "1.23.2" };
+    let version = match name {
+        "oldest" => "1.24.4",
+        "older" => "1.23.2",
+        _ => "1.20.1",
+    };
     packages(&format!(".onnxruntime-{name}"), &format!("onnxruntime=={version}"))
 }
 

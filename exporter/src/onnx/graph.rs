@@ -342,26 +342,30 @@ impl GraphBuilder {
         elements[0].concat(&elements[1..], 0)
     }
 
-    /// The input named `name` of the contract, an int64 scalar that may be left out.
+    /// An int64 scalar: the input named `name`, which may be left out, or a constant where the contract
+    /// has no such input.
     pub(crate) fn int_or(&self, name: &str, default: i64) -> Value<'_> {
-        self.input_or(name, DataType::Int64, default.to_le_bytes().to_vec())
+        let input = self.input_or(name, DataType::Int64, default.to_le_bytes().to_vec());
+        input.unwrap_or_else(|| self.ints(&[default], &[]))
     }
 
-    /// The input named `name` of the contract, a bool that may be left out.
-    pub(crate) fn bool_or(&self, name: &str, default: bool) -> Value<'_> {
-        self.input_or(name, DataType::Bool, vec![default.into()])
+    /// A bool as an int64 scalar of 0 or 1: the input named `name`, which may be left out, or a constant
+    /// where the contract has no such input.
+    pub(crate) fn flag_or(&self, name: &str, default: bool) -> Value<'_> {
+        let input = self.input_or(name, DataType::Bool, vec![default.into()]);
+        input.map_or_else(|| self.ints(&[default.into()], &[]), Value::to_i64)
     }
 
     /// A scalar input that is what its initializer says where it is left out.
-    fn input_or(&self, name: &str, data_type: DataType, default: Vec<u8>) -> Value<'_> {
-        let input = self.input(name);
+    fn input_or(&self, name: &str, data_type: DataType, default: Vec<u8>) -> Option<Value<'_>> {
+        let input = self.find_input(name)?;
         self.state.borrow_mut().constants.push(TensorProto {
             data_type: data_type as i32,
             name: name.to_owned(),
             raw_data: Some(default),
             ..TensorProto::default()
         });
-        input
+        Some(input)
     }
 
     fn constant(

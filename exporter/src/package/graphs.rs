@@ -32,11 +32,15 @@ pub(super) fn image_processor_spec(
 ) -> Result<Option<GraphSpec>, ExportError> {
     let is_wanted = options.parts.is_empty() || options.parts.contains(&Part::ImageProcessor);
     let has_tokenizer = checkpoint.folder().join("tokenizer.json").exists();
-    (is_wanted && has_tokenizer)
-        .then(|| {
-            spec(contract, checkpoint, &options.recipe, Graph::ImageProcessor, Precision::Fp32)
-        })
-        .transpose()
+    if !(is_wanted && has_tokenizer) {
+        return Ok(None);
+    }
+    let recipe = &options.recipe;
+    let mut spec = spec(contract, checkpoint, recipe, Graph::ImageProcessor, Precision::Fp32)?;
+    if !options.image_inputs {
+        spec.inputs.truncate(1);
+    }
+    Ok(Some(spec))
 }
 
 /// The graphs, built.

@@ -75,6 +75,9 @@ pub struct ExportOptions {
     pub parts: Vec<Part>,
     /// Where the weights are.
     pub weights: Weights,
+    /// Whether the image processor takes settings as inputs. All have defaults, but ONNX Runtime warns of
+    /// each when it loads the graph.
+    pub image_inputs: bool,
     /// A folder of images and prompts to calibrate on, for recipes with a method that does.
     pub calibration: Option<PathBuf>,
     /// Whether to replace an earlier export.

@@ -272,6 +272,7 @@ mod tests {
                 precisions: vec![Precision::Fp32, Precision::Fp16, Precision::Q4],
                 parts: Vec::new(),
                 weights: Weights::Written,
+                image_inputs: false,
                 calibration: None,
                 force: false,
             };

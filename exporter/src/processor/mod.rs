@@ -33,16 +33,15 @@ struct Processor<'a> {
 impl<'a> Processor<'a> {
     fn new(g: &'a GraphBuilder, settings: &'a ImageSettings) -> Self {
         let int = |name, default: usize| g.int_or(name, default as i64);
-        let flag = |name, default| g.bool_or(name, default).to_i64();
         Processor {
             g,
             settings,
-            do_image_splitting: flag("do_image_splitting", settings.do_image_splitting),
+            do_image_splitting: g.flag_or("do_image_splitting", settings.do_image_splitting),
             min_image_tokens: int("min_image_tokens", settings.min_image_tokens),
             max_image_tokens: int("max_image_tokens", settings.max_image_tokens),
             max_tiles: int("max_tiles", settings.max_tiles),
-            use_thumbnail: flag("use_thumbnail", settings.use_thumbnail),
-            do_pad: flag("do_pad", true),
+            use_thumbnail: g.flag_or("use_thumbnail", settings.use_thumbnail),
+            do_pad: g.flag_or("do_pad", true),
         }
     }
 

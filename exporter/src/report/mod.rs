@@ -115,6 +115,7 @@ pub fn measure(
         precisions: vec![Precision::Fp32],
         parts: Vec::new(),
         weights: Weights::Written,
+        image_inputs: false,
         calibration: None,
         force: false,
     };

@@ -16,6 +16,7 @@ fn options(recipe: &str) -> ExportOptions {
         precisions: vec![Precision::Fp32],
         parts: Vec::new(),
         weights: Weights::Written,
+        image_inputs: false,
         calibration: None,
         force: false,
     }

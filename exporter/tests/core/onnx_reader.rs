@@ -16,6 +16,7 @@ fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
         precisions: Precision::ALL.to_vec(),
         parts: Vec::new(),
         weights: Weights::Written,
+        image_inputs: false,
         calibration: None,
         force: false,
     };

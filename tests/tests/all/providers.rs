@@ -184,6 +184,7 @@ fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partitio
         precisions: vec![precision],
         parts: Vec::new(),
         weights: Weights::Written,
+        image_inputs: false,
         calibration: None,
         force: false,
     };
