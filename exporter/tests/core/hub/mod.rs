@@ -1,6 +1,7 @@
 //! Downloads, from a small server of our own that answers as the hub does.
 
 mod hostile;
+mod huggingface_hub;
 mod mock;
 mod offline;
 mod transfer;
