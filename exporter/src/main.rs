@@ -97,9 +97,22 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let recipe = RecipeSource::load(&arguments.recipe)?;
-    let folder =
-        hub::resolve(&arguments.checkpoint, &HubSettings::from_environment(!arguments.json))?;
-    let checkpoint = Checkpoint::open(&folder)?;
+
+    // What is under way has files of its own, which are removed when it ends early.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let mut go_on = || match interrupted.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+
+    let settings = HubSettings::from_environment(!arguments.json);
+    let found = hub::resolve(&arguments.checkpoint, &settings, &mut go_on)?;
+    if let Some(unasked) = &found.unasked {
+        eprintln!("warning: {unasked}");
+    }
+    let checkpoint = Checkpoint::open(&found.folder)?;
     let recipe = recipe.check(&checkpoint.config().quantizable_modules())?;
     let mut precisions = match arguments.precision.is_empty() {
         true => recipe.precisions.clone(),
@@ -129,15 +142,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         report::check(&options.recipe)?;
     }
     let report_files = arguments.report.as_deref().map(ReportFiles::create).transpose()?;
-
-    // Only from here on is there something to clean up.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-    let mut go_on = || match interrupted.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
 
     let bar = progress_bar(arguments.json);
     let draft = export(&checkpoint, output, &options, &mut |progress| {

@@ -39,6 +39,9 @@ const KSERVE: &str = "kserve==0.21.0";
 const RAY_PACKAGES: [&str; 4] =
     ["ray[data]==2.60.0", "pyarrow==26.0.1", "pandas==3.1.1", "numpy==2.4.6"];
 
+/// The Python library whose cache of downloads the exporter shares.
+const HUGGINGFACE_HUB: &str = "huggingface-hub==2.4.0";
+
 /// The execution providers in libraries of their own that `cargo xtask setup --provider` installs: name
 /// and Python package.
 const PLUGINS: [(&str, &str); 4] = [
@@ -215,6 +218,12 @@ pub(crate) fn client_packages() -> Result<PathBuf> {
 /// The folder `.ray` with what the example of Ray imports, filled on the first call.
 pub(crate) fn ray_packages() -> Result<PathBuf> {
     install(".ray", &RAY_PACKAGES.map(str::to_owned))
+}
+
+/// The folder `.huggingface_hub` with what the exporter's cache is compared with, filled on the first
+/// call.
+pub(crate) fn huggingface_hub() -> Result<PathBuf> {
+    install(".huggingface_hub", &[HUGGINGFACE_HUB.to_owned()])
 }
 
 /// The folder `.javascript` with what the tests in Node import, filled on the first call; nothing

@@ -20,6 +20,7 @@ pub(crate) fn run() -> Result<()> {
             tests.env(variable, setup::plugin(name)?);
         }
         tests.env("LFM2VL_CLIENTS", setup::client_packages()?);
+        tests.env("LFM2VL_HUGGINGFACE_HUB", setup::huggingface_hub()?);
         tests.env("LFM2VL_RAY", setup::ray_packages()?);
         tests.env("LFM2VL_WHEEL", wheel::installed()?);
         tests.env("LFM2VL_OLDEST_ORT", setup::old_onnxruntime("oldest")?);

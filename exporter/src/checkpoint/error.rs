@@ -37,8 +37,18 @@ pub enum CheckpointError {
         shard: String,
     },
     /// The index is not one.
-    #[error("{0} has no 'weight_map' of tensor names to file names in this folder; fetch it again")]
+    #[error("{0} has no 'weight_map' of tensor names to file names; fetch it again")]
     Index(PathBuf),
+    /// The index names a file that is not in its folder.
+    #[error(
+        "the weight_map of {index} names {shard:?}, which is no file of its folder; report this to the model's owner"
+    )]
+    ShardName {
+        /// The index.
+        index: PathBuf,
+        /// The name.
+        shard: String,
+    },
     /// A file could not be read.
     #[error("cannot read {path}: {source}; check the file and its permissions")]
     Read {

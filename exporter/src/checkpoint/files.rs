@@ -2,7 +2,7 @@
 //! read here.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
@@ -83,11 +83,8 @@ pub(super) fn read_headers(
         return Err(CheckpointError::MissingFile { folder: folder.to_owned(), file: SINGLE });
     }
     let places = weight_map(&index)?;
-    let mut shards: Vec<&String> = places.values().collect();
-    shards.sort();
-    shards.dedup();
     let (mut tensors, mut headers) = (Vec::new(), Vec::new());
-    for shard in shards {
+    for shard in shards_of(&places) {
         let path = folder.join(shard);
         if !path.is_file() {
             return Err(CheckpointError::MissingShard { index, shard: shard.clone() });
@@ -108,6 +105,15 @@ pub(super) fn read_headers(
     Ok((tensors, headers))
 }
 
+/// The weight files that the index `index` names, in order. Each is a file of the index's folder.
+pub(crate) fn shards(index: &Path) -> Result<Vec<String>, CheckpointError> {
+    Ok(shards_of(&weight_map(index)?).into_iter().cloned().collect())
+}
+
+fn shards_of(places: &HashMap<String, String>) -> BTreeSet<&String> {
+    places.values().collect()
+}
+
 /// The index's map of tensor names to file names.
 fn weight_map(index: &Path) -> Result<HashMap<String, String>, CheckpointError> {
     let json = read_json(index)?;
@@ -115,12 +121,18 @@ fn weight_map(index: &Path) -> Result<HashMap<String, String>, CheckpointError> 
         .get("weight_map")
         .and_then(|map| serde_json::from_value(map.clone()).ok())
         .ok_or_else(|| CheckpointError::Index(index.to_owned()))?;
-    // A shard is a file of this folder, never a path that leads out of it.
-    let is_plain = |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
-    match map.values().all(is_plain) {
-        true => Ok(map),
-        false => Err(CheckpointError::Index(index.to_owned())),
+    match map.values().find(|name| !is_file_name(name)) {
+        Some(shard) => {
+            Err(CheckpointError::ShardName { index: index.to_owned(), shard: shard.clone() })
+        }
+        None => Ok(map),
     }
+}
+
+/// Whether this names a file of a folder, and nothing outside of it, on every system.
+fn is_file_name(name: &str) -> bool {
+    let leads_elsewhere = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':');
+    !matches!(name, "" | "." | "..") && !name.contains(leads_elsewhere)
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value, CheckpointError> {

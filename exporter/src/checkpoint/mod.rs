@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 pub use config::{Config, ProjectorConfig, TextConfig, VisionConfig};
 pub(crate) use convert::read_exact_at;
 pub use error::CheckpointError;
+pub(crate) use files::shards;
 pub use files::{StoredDtype, StoredTensor};
 pub use names::{released as released_name, tensors as model_tensors};
 

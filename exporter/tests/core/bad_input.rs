@@ -203,7 +203,23 @@ fn shards() {
     assert_contains(&message, &["made.up", "model-00001-of-00003.safetensors"]);
     let message = change_index(&|index| index["weight_map"] = json!("elsewhere"));
     assert_contains(&message, &["index.json", "weight_map"]);
-    let message = change_index(&|index| index["weight_map"]["x"] = json!("../secret.safetensors"));
+    for name in [
+        "",
+        ".",
+        "..",
+        "../secret.safetensors",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "..\\b",
+        "C:b",
+        "C:\\b",
+        "a\0",
+    ] {
+        let message = change_index(&|index| index["weight_map"]["x"] = json!(name));
+        assert_contains(&message, &["index.json", "weight_map", "no file of its folder"]);
+    }
+    let message = change_index(&|index| index["weight_map"]["x"] = json!(1));
     assert_contains(&message, &["index.json", "weight_map"]);
 }
 
