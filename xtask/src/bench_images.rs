@@ -1,10 +1,10 @@
-//! `cargo xtask bench-images`: image processing beside transformers', on the same files and
-//! cores, in turns.
+//! `cargo xtask bench-images`: image processing beside transformers', as Rust and as a graph, on the same
+//! files and cores, in turns.
 
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::{root, setup};
 
-const PHOTOS: [&str; 3] = ["4000x3000.jpg", "1280x720.jpg", "512x512.png"];
+/// The largest one last, for the peak of memory to be that of each.
+const PHOTOS: [&str; 3] = ["512x512.png", "1280x720.jpg", "4000x3000.jpg"];
 
 pub(crate) fn run(repeat: usize) -> Result<()> {
     let photos = setup::photos()?;
@@ -21,26 +22,36 @@ pub(crate) fn run(repeat: usize) -> Result<()> {
     let ours = setup::release_program("examples/preprocess_peer")?;
     let mut ours = Peer::start(&mut Command::new(ours))?;
     let mut theirs = Peer::start(&mut setup::peer("preprocess.py")?)?;
+    let mut graph = Peer::start(setup::peer("image_graph.py")?.arg(image_processor()?))?;
 
     println!("milliseconds, medians of {repeat} runs in turns: transformers / ours = ratio");
-    println!("{:<16}{:>26}{:>26}{:>26}", "", "load", "after loading", "in all");
+    println!(
+        "and of the graph in ONNX Runtime, without loading: ms / ours = ratio, its peak memory in MB"
+    );
+    println!("{:<16}{:>26}{:>26}{:>26}{:>26}", "", "load", "after loading", "in all", "graph");
     let mut rows = Vec::new();
     for photo in PHOTOS {
         let path = photos.join(photo);
-        let (mut our_times, mut their_times) = (Times::default(), Times::default());
+        let [mut our_times, mut their_times, mut graph_times] = <[Times; 3]>::default();
+        let mut peak = 0.0;
         // The first runs of each warm up.
         for warm in [false, false].into_iter().chain(vec![true; repeat.max(1)]) {
-            let (a, b) = (theirs.time(&path)?, ours.time(&path)?);
+            let line = [theirs.time(&path)?, ours.time(&path)?, graph.time(&path)?];
+            peak = line[2].peak_mb;
             if warm {
-                their_times.push(a);
-                our_times.push(b);
+                let peers = [&mut their_times, &mut our_times, &mut graph_times];
+                peers.into_iter().zip(line).for_each(|(times, run)| times.push(run.times));
             }
         }
-        let (theirs, ours) = (their_times.medians(), our_times.medians());
+        let [theirs, ours, graph] = [their_times, our_times, graph_times].map(|t| t.medians());
         let cell =
             |i: usize| format!("{:.2} / {:.2} = {:.1}", theirs[i], ours[i], theirs[i] / ours[i]);
-        println!("{photo:<16}{:>26}{:>26}{:>26}", cell(0), cell(1), cell(2));
-        rows.push(serde_json::json!({"image": photo, "transformers_ms": theirs, "ours_ms": ours}));
+        let ratio = graph[1] / ours[1];
+        let of_graph = format!("{:.1} / {:.2} = {ratio:.1}, {peak:.0}", graph[1], ours[1]);
+        println!("{photo:<16}{:>26}{:>26}{:>26}{of_graph:>26}", cell(0), cell(1), cell(2));
+        rows.push(serde_json::json!({
+            "image": photo, "transformers_ms": theirs, "ours_ms": ours, "graph_ms": graph, "graph_peak_mb": peak,
+        }));
     }
     let report = root().join("demo/bench-images.json");
     fs::write(&report, format!("{:#}\n", Value::from(rows)))?;
@@ -48,18 +59,46 @@ pub(crate) fn run(repeat: usize) -> Result<()> {
     Ok(())
 }
 
+/// The image processor of the released models as a graph: of the sample model with their settings.
+fn image_processor() -> Result<PathBuf> {
+    setup::build_release(&["--package", "lfm2vl-exporter"])?;
+    let folder = root().join("demo/image-processor");
+    let checkpoint = folder.join("checkpoint");
+    fs::create_dir_all(&checkpoint)?;
+    for entry in fs::read_dir(root().join("testdata/tiny-shapes"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default();
+        if path.is_file() && name != "processor_config.json" {
+            fs::copy(&path, checkpoint.join(name))?;
+        }
+    }
+    // All as transformers has it where nothing is said.
+    fs::write(checkpoint.join("preprocessor_config.json"), "{}")?;
+    let mut export = Command::new(setup::release_program("lfm2vl-export")?);
+    export.arg(&checkpoint).arg("-o").arg(folder.join("model"));
+    setup::quietly(export.args(["--graphs", "image-processor", "--force"]))?;
+    Ok(folder.join("model/onnx/image_processor.onnx"))
+}
+
 /// Milliseconds of loading, of the rest, and in all.
-type Run = [f64; 3];
+type Millis = [f64; 3];
+
+/// One image.
+struct Run {
+    times: Millis,
+    /// Of the peer so far, where it tells.
+    peak_mb: f64,
+}
 
 #[derive(Default)]
-struct Times(Vec<Run>);
+struct Times(Vec<Millis>);
 
 impl Times {
-    fn push(&mut self, run: Run) {
+    fn push(&mut self, run: Millis) {
         self.0.push(run);
     }
 
-    fn medians(&self) -> Run {
+    fn medians(&self) -> Millis {
         std::array::from_fn(|i| {
             let mut times: Vec<f64> = self.0.iter().map(|run| run[i]).collect();
             times.sort_by(f64::total_cmp);
@@ -91,7 +130,8 @@ impl Peer {
         let times: Value = serde_json::from_str(&line)?;
         let time = |key: &str| times[key].as_f64().with_context(|| format!("no {key} in {line}"));
         let (decode, process) = (time("decode_ms")?, time("process_ms")?);
-        Ok([decode, process, decode + process])
+        let peak_mb = times["peak_mb"].as_f64().unwrap_or_default();
+        Ok(Run { times: [decode, process, decode + process], peak_mb })
     }
 }
 

@@ -149,9 +149,11 @@ impl<'g> Value<'g> {
         self.graph.node(Op::onnx("Slice"), &[self, start, end, axis], &[])
     }
 
-    /// Zeros behind the elements of the axes: `counts` are the numbers before and behind, as `Pad` wants them.
-    pub(crate) fn pad(self, counts: Self) -> Self {
-        self.binary("Pad", counts)
+    /// Zeros around the elements of one axis: `counts`, int64 [2], are how many before and behind.
+    pub(crate) fn pad(self, axis: i64, counts: Self) -> Self {
+        let axes = self.graph.int_vector(&[axis]);
+        let zero = self.graph.omitted();
+        self.graph.node(Op::onnx("Pad"), &[self, counts, zero, axes], &[])
     }
 
     /// Element-wise `self == other`.

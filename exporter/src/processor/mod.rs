@@ -60,11 +60,13 @@ pub(crate) fn build(
     let g = GraphBuilder::new(spec, Floats::Single);
     let processor = Processor::new(&g, settings);
     let pixels = g.input("pixels");
-    let layout = processor.layout(Size { height: pixels.dim(0), width: pixels.dim(1) });
+    let size = Size { height: pixels.dim(0), width: pixels.dim(1) };
+    let layout = processor.layout(size);
 
-    let columns = pixels.transpose(&[1, 2, 0]);
-    let tiles = processor.tiles(processor.resize("tiles", columns, layout.tiled), &layout);
-    let whole = processor.whole(processor.resize("whole", columns, layout.whole), &layout);
+    let columns = processor.columns(pixels);
+    let tiles = processor.resize("tiles", columns, size, layout.tiled);
+    let whole = processor.resize("whole", columns, size, layout.whole);
+    let (tiles, whole) = (processor.tiles(tiles, &layout), processor.whole(whole, &layout));
     let views = processor.batch(tiles, whole, &layout);
     g.output("pixel_values", views.pixel_values);
     g.output("pixel_attention_mask", views.pixel_attention_mask);

@@ -2,6 +2,8 @@
 //! `interpolate(uint8, mode, antialias=True)` on a CPU: a horizontal pass rounded to 8 bits, then a
 //! vertical one. Both are products of integers.
 
+use lfm2vl::image::Resample;
+
 use super::{
     Processor, Size,
     filter::{BLOCK, Filter},
@@ -18,37 +20,60 @@ const OFFSET: u8 = 64;
 const COLUMNS: usize = 16;
 
 impl<'g> Processor<'g> {
-    /// The image, given as `columns` uint8 [width, 3, height], as uint8 [to.height, 3 * to.width].
-    pub(super) fn resize(self, name: &str, columns: Value<'g>, to: Size<'g>) -> Value<'g> {
-        let _scope = self.g.enter(name);
-        let [three, height] = [columns.dim(1), columns.dim(2)];
-        let across = self.resample(columns.flatten(), to.width);
-        let rows = across.reshape_to_sizes(&[to.width, three, height]).transpose(&[2, 0, 1]);
-        self.resample(rows.flatten(), to.height)
+    /// The columns of an image uint8 [height, width, 3], as [width, 3, height or a few more].
+    pub(super) fn columns(self, pixels: Value<'g>) -> Value<'g> {
+        self.aligned(pixels.transpose(&[1, 2, 0]), 2)
     }
 
-    /// From uint8 [inputs, values] to uint8 [outputs, values].
-    fn resample(self, levels: Value<'g>, outputs: Value<'g>) -> Value<'g> {
+    /// An image of the size `from`, given as its columns, as uint8 [to.height, 3 * to.width].
+    pub(super) fn resize(
+        self,
+        name: &str,
+        columns: Value<'g>,
+        from: Size<'g>,
+        to: Size<'g>,
+    ) -> Value<'g> {
+        let _scope = self.g.enter(name);
+        let side = self.settings.token_side();
+        let across = self.resample(columns.flatten(), from.width, to.width);
+        let sizes = [to.width, columns.dim(1), columns.dim(2)];
+        let rows = across.reshape_to_sizes(&sizes).transpose(&[2, 0, 1]).flatten();
+        if side.is_multiple_of(COLUMNS) {
+            return self.resample(rows, from.height, to.height);
+        }
+        let values = self.g.vector(&[rows.dim(1)]);
+        self.resample(self.aligned(rows, 1), from.height, to.height).take(1, values)
+    }
+
+    /// Levels with zeros behind an axis, for it to have a multiple of [`COLUMNS`].
+    fn aligned(self, levels: Value<'g>, axis: i64) -> Value<'g> {
+        let (columns, zero) = (self.int(COLUMNS), self.int(0));
+        let missing = (columns - levels.dim(axis).remainder(columns)).remainder(columns);
+        levels.pad(axis, self.g.vector(&[zero, missing]))
+    }
+
+    /// From uint8 [`inputs` or more, values] to uint8 [outputs, values].
+    fn resample(self, levels: Value<'g>, inputs: Value<'g>, outputs: Value<'g>) -> Value<'g> {
         let g = self.g;
-        let [inputs, values] = [levels.dim(0), levels.dim(1)];
         let Filter { inputs, weights, one } = self.filter(inputs, outputs);
+        let levels = levels.gather(inputs, 0); // [blocks, inputs, values]
 
         let (offset, bytes) = (g.int32(OFFSET.into()), g.int32(256));
         let low = (weights + offset).remainder(bytes);
         let high = (weights + offset - low) / bytes + offset;
-        let weights = high.to_u8().concat(&[low.to_u8()], 1); // [blocks, 2 * BLOCK, inputs]
-        let columns = self.int(COLUMNS);
-        let padded = (values + columns - self.int(1)) / columns * columns;
-        let zero = self.int(0);
-        let levels = levels.pad(g.vector(&[zero, zero, zero, padded - values]));
-        let levels = levels.gather(inputs, 0); // [blocks, inputs, padded]
-        let products = weights.matmul_integer(g.byte(OFFSET), levels);
-        let [high, low] = products.split(1);
-
-        let sums = high * bytes + low + one / g.int32(2);
-        let levels = (sums.clip(g.int32(0), one * g.int32(255)) / one).to_u8();
-        let blocks = levels.dim(0);
-        let levels = levels.reshape_to_sizes(&[blocks * self.int(BLOCK), padded]);
-        levels.take(0, g.vector(&[outputs])).take(1, g.vector(&[values]))
+        let product = |weights: Value<'g>| weights.to_u8().matmul_integer(g.byte(OFFSET), levels);
+        let sums = product(high) * bytes + product(low) + one / g.int32(2);
+        let sums = match self.settings.resample {
+            // No weight is negative, so no sum is, nor is one above 255 by more than what is cut off.
+            Resample::Bilinear => sums,
+            Resample::Bicubic => sums.clip(g.int32(0), one * g.int32(255)),
+        };
+        let rounded = (sums / one).to_u8(); // [blocks, BLOCK, values]
+        let [blocks, values] = [rounded.dim(0), rounded.dim(2)];
+        let rounded = rounded.reshape_to_sizes(&[blocks * self.int(BLOCK), values]);
+        match self.settings.token_side().is_multiple_of(BLOCK) {
+            true => rounded,
+            false => rounded.take(0, g.vector(&[outputs])),
+        }
     }
 }

@@ -93,7 +93,7 @@ impl<'g> Processor<'g> {
         let zero = self.int(0);
         let padded = |views: Value<'g>| {
             let missing = patches - views.dim(1);
-            views.pad(g.vector(&[zero, zero, zero, zero, missing, zero]))
+            views.pad(1, g.vector(&[zero, missing]))
         };
         let pixel_values = padded(tiles).concat(&[padded(whole)], 0);
 

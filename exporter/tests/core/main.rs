@@ -3,6 +3,7 @@
 mod bad_input;
 mod common;
 mod export;
+mod family;
 mod hub;
 mod onnx_reader;
 mod reference;
