@@ -61,7 +61,7 @@ pub enum ExportError {
     /// The image processor's settings cannot be used.
     #[error(transparent)]
     Settings(#[from] ImageError),
-    /// The names of image tokens cannot be read.
+    /// The chat template or the names of image tokens cannot be used.
     #[error(transparent)]
     Tokens(#[from] ChatError),
     /// The tokenizer lacks a token that the image processor puts into prompts.

@@ -1,6 +1,7 @@
 //! What the tests of this crate share: exports of the test data, and other programs.
 
 use std::{
+    ffi::OsString,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -138,15 +139,24 @@ pub fn python(script: &str) -> Command {
     command
 }
 
+/// The value of a variable by which `cargo xtask test` names what it has set up for some tests; nothing where
+/// the platform lacks something, for which these are skipped.
+///
+/// # Panics
+/// In CI, where all tests have to run.
+pub fn set_up(variable: &str) -> Option<OsString> {
+    let value = std::env::var_os(variable);
+    if value.is_none() {
+        eprintln!("not tested: {variable} is not set; `cargo xtask test` tells what is missing");
+        assert!(std::env::var_os("CI").is_none(), "{variable} has to be set in CI");
+    }
+    value
+}
+
 /// A script beside the packages that `cargo xtask test` installs: Node looks for them there.
-pub fn node(script: &str) -> Option<Command> {
-    let Some(packages) = std::env::var_os("LFM2VL_NODE") else {
-        eprintln!(
-            "not tested: Node is not set up; `cargo xtask test` does that where npm is there"
-        );
-        return None;
-    };
-    let beside = Path::new(&packages).join(Path::new(script).file_name().unwrap_or_default());
+pub fn node(script: &Path) -> Option<Command> {
+    let packages = set_up("LFM2VL_NODE")?;
+    let beside = Path::new(&packages).join(script.file_name().unwrap_or_default());
     std::fs::copy(root().join(script), &beside).expect("the script can be copied");
     let mut command = Command::new("node");
     command.arg(beside);

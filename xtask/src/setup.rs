@@ -274,6 +274,35 @@ pub(crate) fn photos() -> Result<PathBuf> {
     Ok(photos)
 }
 
+/// The folder `.programs` with what the programs of the exported card need in the tests, filled on the first
+/// call; nothing where this system lacks a tool for that.
+pub(crate) fn program_packages() -> Result<Option<PathBuf>> {
+    const TOOLS: [&str; 8] = ["gcc", "g++", "java", "mcs", "mono", "npm", "tar", "unzip"];
+    let find = |tool: &str| format!("command -v {tool}");
+    let lacks = |tool: &&str| quietly(Command::new("sh").args(["-c", &find(tool)])).is_err();
+    let mut missing: Vec<&str> = TOOLS.into_iter().filter(lacks).collect();
+    if !Path::new("/usr/include/stb/stb_image.h").is_file() {
+        missing.push("stb_image.h");
+    }
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        eprintln!("the programs in Java, C++ and C# are not tested: this system lacks {missing}");
+        return Ok(None);
+    }
+    let (folder, tests) = (folder(".programs"), root().join("tests/programs"));
+    let script = fs::read_to_string(tests.join("setup.sh"))?;
+    let stamp = folder.join("setup.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|done| done == script) {
+        return Ok(Some(folder));
+    }
+    eprintln!("fetching what programs in Java, C++ and C# need");
+    let mut setup = Command::new("bash");
+    setup.arg(tests.join("setup.sh")).arg(&folder).args([onnxruntime()?, python_packages()?]);
+    run(&mut setup).context("cannot set up the programs in Java, C++ and C#")?;
+    fs::write(stamp, script)?;
+    Ok(Some(folder))
+}
+
 /// The folder `.providers/NAME` with an execution provider's library, filled on the first call.
 pub(crate) fn plugin(name: &str) -> Result<PathBuf> {
     let known = PLUGINS.map(|(name, _)| name).join(", ");

@@ -26,6 +26,9 @@ pub(crate) fn run() -> Result<()> {
         tests.env("LFM2VL_OLDEST_ORT", setup::old_onnxruntime("oldest")?);
         tests.env("LFM2VL_OLDER_ORT", setup::old_onnxruntime("older")?);
         tests.env("LFM2VL_PORTABLE_ORT", setup::old_onnxruntime("portable")?);
+        if let Some(packages) = setup::program_packages()? {
+            tests.env("LFM2VL_PROGRAMS", packages);
+        }
     }
     if let Some(packages) = setup::node_packages()? {
         tests.env("LFM2VL_NODE", packages);

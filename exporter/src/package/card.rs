@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use lfm2vl::chat::ChatError;
 use lfm2vl_graphs::{
     CacheUpdate, Graph, GraphSpec, Manifest, Operators, Precision, Recipe, Tensor,
 };
@@ -11,18 +12,32 @@ use serde_json::{Map, Value};
 const TEMPLATE: &str = include_str!("card/README.md");
 /// Where graphs have what the project's own kernels are for.
 const KERNELS: &str = include_str!("card/kernels.md");
-/// Scripts that the tests run as they are.
-const PYTHON: &str = include_str!("card/generate.py");
-const JAVASCRIPT: &str = include_str!("card/generate.mjs");
-const C_SHARP: &str = include_str!("card/Generate.cs");
-const JAVA: &str = include_str!("card/Generate.java");
+/// Programs on ONNX Runtime alone, which the tests run as the card has them: title, language, code.
+const PROGRAMS: [(&str, &str, &str); 5] = [
+    ("Python", "python", include_str!("card/generate.py")),
+    ("JavaScript", "js", include_str!("card/generate.mjs")),
+    ("Java", "java", include_str!("card/Generate.java")),
+    ("C++", "cpp", include_str!("card/generate.cpp")),
+    ("C#", "csharp", include_str!("card/Generate.cs")),
+];
+const TRANSFORMERS_JS: &str = include_str!("card/transformers.mjs");
+/// The string in the programs that a question is put into.
+const PROMPT: &str =
+    r#""<|startoftext|><|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n""#;
 
-/// The card of a folder with these graphs; `generation` is its `generation_config.json`.
+/// The card of a folder with these graphs; `generation` is its `generation_config.json`, and `prompt` what its
+/// template makes of the question `{content}`.
 pub(super) fn card(
     manifest: &Manifest,
     specs: &[GraphSpec],
     generation: &Map<String, Value>,
+    prompt: &Result<String, ChatError>,
 ) -> String {
+    let text = match prompt {
+        Ok(prompt) => Value::from(prompt.as_str()).to_string(),
+        Err(error) => error.to_string(),
+    };
+
     TEMPLATE
         .replace("{exporter}", &manifest.exporter)
         .replace("{contract}", &format!("{} {}", manifest.contract, manifest.contract_version))
@@ -33,7 +48,8 @@ pub(super) fn card(
         .replace("{tensors}", &tensors(specs))
         .replace("{sampling}", &sampling(generation))
         .replace("{kernels}", &kernels(manifest))
-        .replace("{snippets}", &snippets(manifest))
+        .replace("{snippets}", &snippets(manifest, prompt))
+        .replace("{prompt}", &text)
 }
 
 /// How quantized products run faster, where there are any.
@@ -76,8 +92,8 @@ fn protocol(recipe: &Recipe) -> String {
     )
 }
 
-/// Code to copy, with the precision that the folder has where it has no float32.
-fn snippets(manifest: &Manifest) -> String {
+/// Code to copy, with the prompt of the model, and the precision that the folder has where it has no float32.
+fn snippets(manifest: &Manifest, prompt: &Result<String, ChatError>) -> String {
     let has = |graph| manifest.graphs.iter().any(|files| files.graph == graph);
     let Some(bundle) = manifest.bundles.last() else { return String::new() };
     if manifest.recipe.sizes.is_some() {
@@ -90,18 +106,41 @@ fn snippets(manifest: &Manifest) -> String {
     }
     let all_float = manifest.bundles.iter().any(|bundle| bundle.decoder == Precision::Fp32);
     let precision = if all_float { Precision::Fp32 } else { bundle.decoder };
-    let (suffix, name) = (precision.suffix(), precision.to_string());
-    let python = PYTHON.replace("else \"\"", &format!("else \"{suffix}\""));
-    let javascript = JAVASCRIPT.replace("dtype = 'fp32'", &format!("dtype = '{name}'"));
-    let c_sharp = C_SHARP.replace("string suffix = \"\"", &format!("string suffix = \"{suffix}\""));
-    [
-        ("Python: onnxruntime", "python", python.as_str()),
-        ("JavaScript: Transformers.js", "js", &javascript),
-        ("C#: Microsoft.ML.OnnxRuntime", "csharp", &c_sharp),
-        ("Java: com.microsoft.onnxruntime", "java", JAVA),
-    ]
-    .map(|(title, language, code)| format!("## {title}\n\n```{language}\n{}\n```", code.trim_end()))
-    .join("\n\n")
+    let code = |title: &str, language: &str, code: &str| {
+        format!("## {title}\n\n```{language}\n{}\n```", code.trim_end())
+    };
+    let mut snippets = Vec::new();
+    if let Ok(prompt) = prompt
+        && has(Graph::GenaiEmbeddings)
+        && has_image_processor(manifest)
+    {
+        let prompt = Value::from(prompt.as_str()).to_string();
+        for (title, language, program) in PROGRAMS {
+            let program = program.replace(PROMPT, &prompt);
+            snippets.push(code(title, language, &with_suffix(&program, precision)));
+        }
+    }
+    let dtype = format!("dtype = '{precision}'");
+    let program = TRANSFORMERS_JS.replace("dtype = 'fp32'", &dtype);
+    snippets.push(code("Transformers.js", "js", &program));
+    snippets.join("\n\n")
+}
+
+/// A program that takes the files of a precision.
+fn with_suffix(program: &str, precision: Precision) -> String {
+    let suffix = precision.suffix();
+    ["SUFFIX = \"\"", "Suffix = \"\"", "SUFFIX = ''"].iter().fold(
+        program.to_owned(),
+        |program, empty| {
+            let (start, quote) = empty.split_at(empty.len() - 1);
+            program.replace(empty, &format!("{start}{suffix}{quote}"))
+        },
+    )
+}
+
+fn has_image_processor(manifest: &Manifest) -> bool {
+    let path = format!("onnx/{}.onnx", Graph::ImageProcessor);
+    manifest.files.iter().any(|file| file.path == path)
 }
 
 fn files(manifest: &Manifest) -> String {

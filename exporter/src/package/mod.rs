@@ -15,6 +15,7 @@ use std::{
     time::Instant,
 };
 
+use lfm2vl::chat::{ChatError, ChatTemplate, Message, RenderOptions};
 use lfm2vl_graphs::{
     Contract, Graph, GraphFiles, MANIFEST, Manifest, ManifestFile, Precision, Recipe, YamlError,
 };
@@ -229,7 +230,8 @@ pub fn export(
         .collect::<Result<Vec<_>, _>>()?;
     specs.extend(image_processor);
     let generation = files::read_settings(folder.path(), "generation_config.json")?;
-    let card = card::card(&manifest, &specs, &generation);
+    let prompt = plain_prompt(folder.path());
+    let card = card::card(&manifest, &specs, &generation, &prompt);
     let card = write_file(folder.path(), "README.md", card.as_bytes())?;
     manifest.files.push(manifest_file("", card));
     let text = serde_yaml::to_string(&manifest)
@@ -239,6 +241,13 @@ pub fn export(
     let bytes = manifest.all_files().map(|file| file.bytes).sum::<u64>() - linked;
     let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64() };
     Ok(Draft { folder, report })
+}
+
+/// The prompt of the question `{content}`, by the template in `folder`.
+fn plain_prompt(folder: &Path) -> Result<String, ChatError> {
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let question = [Message::user("{content}")];
+    ChatTemplate::from_folder(folder)?.render(&question, &options)
 }
 
 fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {

@@ -70,30 +70,6 @@ fn tokens(command: &mut Command) -> Vec<u32> {
     serde_json::from_slice(&succeed(command).stdout).unwrap()
 }
 
-/// The script of the folder's README. The long prompt goes through our decoder in pieces, in buffers
-/// that grow, and through theirs at once.
-#[test]
-fn plain_onnxruntime() {
-    let (folder, out) = (tiny_shapes_in_all_precisions(), tempfile::tempdir().unwrap());
-    let prompt = "Is there a red square, or a blue circle? ".repeat(120);
-    let long = Question { image: None, prompt, tiled: false };
-    for question in questions().into_iter().chain([long]) {
-        let tensors = question.tensors(&folder, out.path());
-        for precision in Precision::ALL {
-            let mut script = python("../../exporter/src/package/card/generate.py");
-            script.arg(&folder).arg(&tensors).arg(STEPS.to_string()).arg(precision.suffix());
-            let theirs = tokens(&mut script);
-            assert!(!theirs.is_empty());
-            assert_eq!(
-                theirs,
-                question.ours(&folder, precision),
-                "{precision} {}",
-                question.prompt
-            );
-        }
-    }
-}
-
 /// Its own image processor, template and tokenizer where it can; the tiles as tensors where not.
 #[test]
 fn onnxruntime_genai() {
@@ -130,7 +106,10 @@ fn transformers_js() {
     let folder = tiny_shapes_in_all_precisions();
     for question in questions() {
         for precision in Precision::ALL {
-            let Some(mut script) = node("exporter/src/package/card/generate.mjs") else { return };
+            let Some(mut script) = node(Path::new("exporter/src/package/card/transformers.mjs"))
+            else {
+                return;
+            };
             let image = question.image.as_deref().unwrap_or(Path::new(""));
             script.arg(&folder).arg(image).arg(&question.prompt);
             script.args([precision.to_string(), STEPS.to_string()]);
@@ -150,7 +129,8 @@ fn transformers_js_on_the_same_pixels() {
     for question in questions() {
         let tensors = question.tensors(&folder, out.path());
         for precision in [Precision::Fp32, Precision::Q4] {
-            let Some(mut script) = node("tests/javascript/generate_from_tensors.mjs") else {
+            let Some(mut script) = node(Path::new("tests/javascript/generate_from_tensors.mjs"))
+            else {
                 return;
             };
             script.arg(&folder).arg(&tensors).args([STEPS.to_string(), precision.to_string()]);

@@ -11,7 +11,7 @@ use std::{
 
 use lfm2vl_exporter::{ExportOptions, Part, Weights, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
-use lfm2vl_tests::{copy_folder, node, python, succeed, testdata};
+use lfm2vl_tests::{copy_folder, node, python, set_up, succeed, testdata};
 use serde_json::{Map, Value, json};
 
 /// Exports image processors with other settings than the sample model's.
@@ -216,12 +216,7 @@ fn onnxruntime_1_20() {
 }
 
 fn older(variable: &str, version: &str) {
-    let Some(package) = std::env::var_os(variable) else {
-        eprintln!(
-            "not tested: ONNX Runtime {version} is not set up; `cargo xtask test` does that on Linux"
-        );
-        return;
-    };
+    let Some(package) = set_up(variable) else { return };
     let mut script = python("image_processor.py");
     let own = std::env::var_os("PYTHONPATH").unwrap_or_default();
     script.env("PYTHONPATH", std::env::join_paths([package, own]).unwrap());
@@ -230,6 +225,6 @@ fn older(variable: &str, version: &str) {
 
 #[test]
 fn onnxruntime_web() {
-    let Some(script) = node("tests/javascript/image_processor.mjs") else { return };
+    let Some(script) = node(Path::new("tests/javascript/image_processor.mjs")) else { return };
     check(script, "1.");
 }

@@ -11,7 +11,7 @@ use lfm2vl::{
 };
 use lfm2vl_graphs::{Graph, Precision};
 use lfm2vl_tests::{
-    program, python, root, sample_images, sample_questions, succeed, testdata, tiny_shapes,
+    program, python, root, sample_images, sample_questions, set_up, succeed, testdata, tiny_shapes,
     tiny_shapes_in_all_precisions,
 };
 use serde_json::{Value, json};
@@ -130,10 +130,7 @@ fn they_are_the_default_on_the_cpu() {
 /// A script of `tests/python` with the package that `cargo xtask test` has built and installed, and
 /// perhaps another ONNX Runtime; nothing where there is none for the platform.
 fn packaged(script: &str, onnxruntime: Option<&str>) -> Option<Command> {
-    let Some(package) = std::env::var_os("LFM2VL_WHEEL") else {
-        eprintln!("not tested: LFM2VL_WHEEL is not set; run cargo xtask test");
-        return None;
-    };
+    let package = set_up("LFM2VL_WHEEL")?;
     let others = std::env::var_os("PYTHONPATH").unwrap_or_else(|| root().join(".python").into());
     let onnxruntime = onnxruntime.map(|name| std::env::var_os(name).expect("it is set as well"));
     let paths = onnxruntime.into_iter().chain([package]).map(PathBuf::from);

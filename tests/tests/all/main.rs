@@ -11,6 +11,7 @@ mod kernels;
 mod load;
 mod other_programs;
 mod precisions;
+mod programs;
 mod providers;
 mod released_prompts;
 mod run_program;

@@ -8,16 +8,13 @@ use lfm2vl::{
 use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
 use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
 use lfm2vl_tests::{
-    export_with, program, sample_images, sample_questions, succeed, testdata, tiny_shapes,
+    export_with, program, sample_images, sample_questions, set_up, succeed, testdata, tiny_shapes,
 };
 use serde_json::Value;
 
 /// A plugin that `cargo xtask test` has installed; nothing where there is none for the platform.
 fn plugin(variable: &str) -> Option<Provider> {
-    let Some(folder) = std::env::var_os(variable).map(PathBuf::from) else {
-        eprintln!("not tested: {variable} is not set");
-        return None;
-    };
+    let folder = PathBuf::from(set_up(variable)?);
     Some(Provider::parse(&format!("plugin:{}", folder.display()), &[]).unwrap())
 }
 

@@ -1,13 +1,12 @@
 //! `lfm2vl serve` and `lfm2vl batch`, by the clients that people use.
 
 use std::{
-    env,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use lfm2vl_tests::{node, program, root, succeed, testdata, tiny_shapes};
+use lfm2vl_tests::{node, program, root, set_up, succeed, testdata, tiny_shapes};
 use serde_json::Value;
 
 /// A server of the sample model on a port of its own, until this is dropped.
@@ -50,10 +49,7 @@ impl Drop for Server {
 
 /// A script of `tests/python` with the packages of the variable, which `cargo xtask test` sets.
 fn python(script: &str, packages: &str) -> Option<Command> {
-    let Some(packages) = env::var_os(packages) else {
-        eprintln!("not tested: {packages} is not set; `cargo xtask test` does that on Linux");
-        return None;
-    };
+    let packages = set_up(packages)?;
     let mut command = Command::new("python3");
     command.arg(root().join("tests/python").join(script)).env("PYTHONPATH", packages);
     Some(command)
@@ -83,7 +79,7 @@ fn openai_in_python() {
 
 #[test]
 fn openai_in_node() {
-    let Some(mut script) = node("tests/javascript/openai_client.mjs") else { return };
+    let Some(mut script) = node(Path::new("tests/javascript/openai_client.mjs")) else { return };
     let server = Server::start(&[]);
     saw(script.arg(server.base_url()).arg(samples()));
 }
@@ -144,7 +140,7 @@ fn what_it_says_of_itself_is_true() {
 /// With a photo and a question in a real browser.
 #[test]
 fn the_page() {
-    let Some(mut script) = node("tests/javascript/page.mjs") else { return };
+    let Some(mut script) = node(Path::new("tests/javascript/page.mjs")) else { return };
     let server = Server::start(&[]);
     // Browsers take no path with dots.
     let photo = samples().join("number-tiled.png").canonicalize().unwrap();
