@@ -6,8 +6,8 @@
 // 0.18 or newer. FOLDER is the one with tokenizer.json. Prints the new tokens' ids, then their text.
 //
 // Images may have any size: before you decode those of strangers, refuse absurd sizes (say, over 50
-// megapixels); ImageInfo.FromStream reads a header alone. StbImageSharp does not turn photos as EXIF
-// data say. Names of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
+// megapixels); ImageInfo.FromStream reads a header alone. StbImageSharp knows no WebP and does not turn
+// photos as EXIF data say. Names of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
 
 using System;
 using System.Collections.Generic;
@@ -141,8 +141,7 @@ static class Generate
         }
 
         Check(OgaTokenizerDecode(tokenizer, tokens.ToArray(), (UIntPtr)tokens.Count, out var text));
-        Console.WriteLine("[" + string.Join(", ", tokens) + "]");
-        Console.WriteLine(Marshal.PtrToStringUTF8(text));
+        Console.WriteLine("[" + string.Join(", ", tokens) + "]\n" + Marshal.PtrToStringUTF8(text));
         OgaDestroyString(text);
     }
 }

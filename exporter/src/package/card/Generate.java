@@ -6,8 +6,8 @@
 // need. FOLDER is the one with tokenizer.json. Prints the new tokens' ids, then their text.
 //
 // Images may have any size: before you decode those of strangers, refuse absurd sizes (say, over 50
-// megapixels); an ImageReader reads a header alone. ImageIO does not turn photos as EXIF data say.
-// Names of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
+// megapixels); an ImageReader reads a header alone. ImageIO knows no WebP and does not turn photos as
+// EXIF data say. Names of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.onnxruntime.*;

@@ -7,8 +7,8 @@
 // stb_image.h. FOLDER is the one with tokenizer.json. Prints the new tokens' ids, then their text.
 //
 // Images may have any size: before you decode those of strangers, refuse absurd sizes (say, over 50
-// megapixels); stbi_info reads a header alone. stb_image does not turn photos as EXIF data say. Names
-// of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
+// megapixels); stbi_info reads a header alone. stb_image knows no WebP and does not turn photos as
+// EXIF data say. Names of special tokens in QUESTION, such as <|im_end|>, mean these tokens.
 
 #include <onnxruntime_cxx_api.h>
 #include <ort_genai.h>
@@ -99,10 +99,10 @@ int main(int argc, char** argv) {
   const auto sequences = OgaSequences::Create();
   tokenizer->Encode(prompt.c_str(), *sequences);
   std::vector<int64_t> input_ids;
-  auto place = places.begin();
+  size_t next = 0;
   for (size_t i = 0; i < sequences->SequenceCount(0); i++) {
     const int32_t id = sequences->SequenceData(0)[i];
-    const std::vector<int64_t> ids = id == image_token ? *place++ : std::vector<int64_t>{id};
+    const std::vector<int64_t> ids = id == image_token ? places.at(next++) : std::vector<int64_t>{id};
     input_ids.insert(input_ids.end(), ids.begin(), ids.end());
   }
 

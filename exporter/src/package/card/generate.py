@@ -57,17 +57,17 @@ sizes = {"batch_size": 1, "past_sequence": 0}
 types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 pasts = [i for i in decoder.get_inputs() if i.name.startswith("past")]
 state = {i.name: np.zeros([sizes.get(n, n) for n in i.shape], types[i.type]) for i in pasts}
-to_present = lambda name: name.replace("past_key_values", "present").replace("past_conv", "present_conv")
+presents = [n.replace("past_key_values", "present").replace("past_conv", "present_conv") for n in state]
 
 tokens, total, image_features = [], 0, np.concatenate(features)
 while len(tokens) < MAX_NEW_TOKENS:
-    ids = {"input_ids": np.array([input_ids]), "image_features": image_features}
+    ids = {"input_ids": np.array([input_ids], np.int64), "image_features": image_features}
     (inputs_embeds,) = embeddings.run(["inputs_embeds"], ids)
     total += len(input_ids)
     attention_mask = np.ones((1, total), np.int64)
     inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **state}
-    logits, *presents = decoder.run(["logits", *map(to_present, state)], inputs)
-    state = dict(zip(state, presents))
+    logits, *values = decoder.run(["logits", *presents], inputs)
+    state = dict(zip(state, values))
     token = int(logits[0, -1].argmax())
     if token in end_tokens:
         break
