@@ -1,12 +1,19 @@
 //! The folder as a whole: complete or not there, the same each time, and never written over.
 
-use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    thread,
+    time::{Duration, SystemTime},
+};
 
 use lfm2vl_exporter::{
     ExportError, ExportOptions, Part, Report, VerifyError, Weights, checkpoint::Checkpoint, export,
     verify,
 };
-use lfm2vl_graphs::{FixedSizes, Graph, Manifest, Method, Precision, Recipe};
+use lfm2vl_graphs::{FixedSizes, Graph, MANIFEST, Manifest, Method, Precision, Recipe};
 
 use crate::common::{VARIANTS, copy_of, testdata};
 
@@ -74,6 +81,67 @@ fn the_manifest_tells_every_file_and_its_hash() {
         assert_eq!(hash, file.sha256, "{}", file.path);
     }
     assert!(files.is_empty(), "not in the manifest: {:?}", files.keys());
+}
+
+/// Folders as killed exports leave them: without a lock, and not from just now.
+fn leave(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    fs::write(folder.join("part"), "").unwrap();
+    fs::write(folder.join(MANIFEST), "").unwrap();
+    let earlier = SystemTime::now() - Duration::from_secs(600);
+    fs::File::open(folder).unwrap().set_modified(earlier).unwrap();
+}
+
+#[test]
+fn what_killed_exports_left_is_cleaned_up() {
+    let out = tempfile::tempdir().unwrap();
+    let (folder, source) = (out.path().join("m"), testdata("tiny-shapes"));
+    let force = ExportOptions { force: true, ..options("portable") };
+    export_to(&source, &folder, &force).unwrap();
+    let names =
+        [".m.replaced", ".m.replaced-x", ".m.incomplete-old", ".m.incomplete-busy", ".n.replaced"];
+    names.iter().for_each(|name| leave(&out.path().join(name)));
+    let busy = fs::File::open(out.path().join(".m.incomplete-busy")).unwrap();
+    busy.lock().unwrap();
+    export_to(&source, &folder, &force).unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".m.incomplete-busy", ".n.replaced", "m"]);
+}
+
+#[test]
+fn an_export_that_was_being_replaced_comes_back() {
+    let out = tempfile::tempdir().unwrap();
+    let (folder, source) = (out.path().join("m"), testdata("tiny-shapes"));
+    leave(&out.path().join(".m.replaced-x"));
+    let error = export_to(&source, &folder, &options("portable")).unwrap_err().to_string();
+    assert!(error.contains("already exists"), "{error}");
+    assert!(folder.join("part").is_file());
+}
+
+#[test]
+fn exports_to_one_folder_at_once_leave_one() {
+    let source = testdata("tiny-shapes");
+    for force in [false, true] {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("m");
+        let export =
+            || export_to(&source, &folder, &ExportOptions { force, ..options("portable") });
+        let results: Vec<_> = thread::scope(|scope| {
+            let exports: Vec<_> = (0..4).map(|_| scope.spawn(export)).collect();
+            exports.into_iter().map(|export| export.join().unwrap()).collect()
+        });
+        let done = results.iter().filter(|result| result.is_ok()).count();
+        assert_eq!(done, if force { 4 } else { 1 }, "{results:?}");
+        for error in results.iter().filter_map(|result| result.as_ref().err()) {
+            assert!(matches!(error, ExportError::OutputExists(_)), "{error}");
+        }
+        let manifest = fs::read_to_string(folder.join(MANIFEST)).unwrap();
+        let manifest: Manifest = serde_yaml::from_str(&manifest).unwrap();
+        manifest.check_files(&folder).unwrap();
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
+    }
 }
 
 #[test]
