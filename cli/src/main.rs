@@ -47,6 +47,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // It is the user's, who runs this by hand.
+    std::env::current_dir().into_iter().for_each(lfm2vl::search_library_above);
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),

@@ -25,7 +25,7 @@ use lfm2vl_exporter::{
     report::{self, ReportFiles},
     verify,
 };
-use lfm2vl_graphs::{Precision, ProviderTable, RecipeSource};
+use lfm2vl_graphs::{Precision, ProviderTable, RecipeSource, search_library_above};
 
 /// Build ONNX graphs of an LFM2-VL model from its safetensors checkpoint.
 #[derive(Parser)]
@@ -85,6 +85,8 @@ Examples:
   lfm2vl-export ./checkpoint -o ./exported --recipe portable --force";
 
 fn main() -> ExitCode {
+    // It is the user's, who runs this by hand.
+    std::env::current_dir().into_iter().for_each(search_library_above);
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -12,11 +12,14 @@ mod manifest;
 mod provider;
 mod quantization;
 mod recipe;
+mod trust;
 
 pub use contract::{
     Contract, Dim, Dtype, Graph, GraphSpec, IN_PLACE, LayerKind, ModelDims, Tensor,
 };
-pub use library::{DEVICES, LibraryError, environment, library_path, with_cpu};
+pub use library::{
+    DEVICES, LibraryError, environment, library_path, search_library_above, set_library, with_cpu,
+};
 pub use manifest::{
     Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,
 };
@@ -28,6 +31,8 @@ pub use recipe::{
     CacheUpdate, FixedSizes, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
     TiedWeights, VisionLayout,
 };
+
+pub use trust::written_by_others;
 
 /// A YAML file that could not be read as what it should be.
 #[derive(Debug, thiserror::Error)]

@@ -67,7 +67,9 @@ pub use {
         Constraint, Event, FinishReason, GenerationOptions, History, LogitsProcessor, NoToken,
         Part, Sampler, TokenLogprob, TokenLogprobs,
     },
-    lfm2vl_graphs::{Graph, LibraryError, Manifest, Precision, library_path},
+    lfm2vl_graphs::{
+        Graph, LibraryError, Manifest, Precision, library_path, search_library_above, set_library,
+    },
     model::ModelFolder,
 };
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lfm2vl_graphs::library_path;
+use lfm2vl_graphs::{library_path, written_by_others};
 use serde::Deserialize;
 
 use super::{Plugin, Unavailable};
@@ -98,27 +98,6 @@ fn refuse_if_others_write(library: &Path) -> Result<PathBuf, Unavailable> {
         }
     }
     Ok(itself)
-}
-
-/// Who else may write a file or a folder.
-#[cfg(unix)]
-fn written_by_others(path: &Path) -> Option<&'static str> {
-    use std::os::unix::fs::MetadataExt;
-
-    const GROUP_OR_OTHERS: u32 = 0o022;
-    let Ok(metadata) = fs::metadata(path) else { return Some("cannot be looked at") };
-    // SAFETY: the call only gives a number.
-    let own = unsafe { libc::geteuid() };
-    if ![0, own].contains(&metadata.uid()) {
-        return Some("belongs to another user");
-    }
-    (metadata.mode() & GROUP_OR_OTHERS != 0).then_some("can be written by other users")
-}
-
-/// Rights on Windows are lists that are not looked at here.
-#[cfg(not(unix))]
-fn written_by_others(_: &Path) -> Option<&'static str> {
-    None
 }
 
 #[cfg(all(test, unix))]
