@@ -25,6 +25,9 @@ pub struct Manifest {
     pub contract_version: u32,
     /// The recipe they were built from.
     pub recipe: Recipe,
+    /// The oldest ONNX Runtime that loads all graphs, such as `1.30`; earlier exports do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onnxruntime: Option<String>,
     /// sha256 over the checkpoint's config and safetensors headers: which checkpoint it was.
     pub source_fingerprint: String,
     /// The graphs, each in one precision.

@@ -477,7 +477,7 @@ impl GraphBuilder {
                 output.name
             );
         }
-        let uses_microsoft = uses_domain(&state.nodes, "com.microsoft");
+        let uses_microsoft = any_node(&state.nodes, &|node| node.domain == "com.microsoft");
         let proto = GraphProto {
             node: state.nodes,
             name: spec.graph.name().to_owned(),
@@ -528,12 +528,29 @@ fn rename_in(nodes: &mut [NodeProto], old: &str, new: &str) {
     }
 }
 
-/// Whether a node of `domain` is among nodes and their branches.
-fn uses_domain(nodes: &[NodeProto], domain: &str) -> bool {
+/// Whether one of the nodes and those of their branches is such a node.
+fn any_node(nodes: &[NodeProto], is_such: &dyn Fn(&NodeProto) -> bool) -> bool {
     nodes.iter().any(|node| {
         let mut branches = node.attribute.iter().filter_map(|a| a.g.as_ref());
-        node.domain == domain || branches.any(|branch| uses_domain(&branch.node, domain))
+        is_such(node) || branches.any(|branch| any_node(&branch.node, is_such))
     })
+}
+
+impl FinishedGraph {
+    /// The oldest ONNX Runtime that loads the graph, of those that were tried: the first that knows its
+    /// operators, with these types.
+    pub(crate) fn oldest_onnxruntime(&self) -> &'static str {
+        let uses = |operators: &[&str]| {
+            any_node(&self.proto.node, &|node| operators.contains(&node.op_type.as_str()))
+        };
+        if uses(&["CausalConvWithState"]) {
+            return "1.30";
+        }
+        match uses(&["GatherBlockQuantized", "MatMulNBits"]) {
+            true => "1.23",
+            false => "1.20",
+        }
+    }
 }
 
 fn value_info(tensor: &lfm2vl_graphs::Tensor) -> ValueInfoProto {

@@ -42,6 +42,7 @@ pub(super) fn card(
         .replace("{exporter}", &manifest.exporter)
         .replace("{contract}", &format!("{} {}", manifest.contract, manifest.contract_version))
         .replace("{recipe}", &manifest.recipe.name)
+        .replace("{onnxruntime}", manifest.onnxruntime.as_deref().unwrap_or_default())
         .replace("{files}", &files(manifest))
         .replace("{protocol}", &protocol(&manifest.recipe))
         .replace("{bundles}", &bundles(manifest))

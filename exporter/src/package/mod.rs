@@ -176,6 +176,8 @@ pub fn export(
         let metadata = graphs::metadata(checkpoint, &contract, &options.recipe, Precision::Fp32);
         models.push(image_processor::model(checkpoint, spec.clone(), metadata)?);
     }
+    // All have as many digits.
+    let onnxruntime = models.iter().map(|model| model.graph.oldest_onnxruntime()).max();
     let plan = Plan::new(models);
 
     let config = checkpoint.config();
@@ -215,6 +217,7 @@ pub fn export(
         contract: contract.name.clone(),
         contract_version: contract.version,
         recipe: options.recipe.clone(),
+        onnxruntime: onnxruntime.map(str::to_owned),
         source_fingerprint: checkpoint.fingerprint().to_owned(),
         graphs: graph_files,
         bundles,

@@ -93,6 +93,23 @@ fn leave(folder: &Path) {
 }
 
 #[test]
+fn the_manifest_and_the_card_tell_the_oldest_onnxruntime() {
+    let out = tempfile::tempdir().unwrap();
+    for (recipe, precisions, expected) in [
+        ("default", vec![Precision::Fp32], "1.30"),
+        ("portable", Precision::ALL.to_vec(), "1.20"),
+        ("directml", vec![Precision::Fp32], "1.20"),
+    ] {
+        let folder = out.path().join(recipe);
+        let options = ExportOptions { precisions, ..options(recipe) };
+        let report = export_to(&testdata("tiny-shapes"), &folder, &options).unwrap();
+        assert_eq!(report.manifest.onnxruntime.as_deref(), Some(expected), "{recipe}");
+        let card = fs::read_to_string(folder.join("README.md")).unwrap();
+        assert!(card.contains(&format!("for ONNX Runtime {expected} or newer")), "{recipe}");
+    }
+}
+
+#[test]
 fn what_killed_exports_left_is_cleaned_up() {
     let out = tempfile::tempdir().unwrap();
     let (folder, source) = (out.path().join("m"), testdata("tiny-shapes"));

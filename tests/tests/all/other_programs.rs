@@ -1,7 +1,10 @@
 //! The exported files in ONNX's checker and in plain Python onnxruntime.
 
 use lfm2vl_graphs::{Precision, Recipe};
-use lfm2vl_tests::{VARIANTS, export_to, export_with, python, succeed, testdata, tiny_shapes};
+use lfm2vl_tests::{
+    VARIANTS, export_to, export_with, program, python, set_up, succeed, testdata, tiny_shapes,
+};
+use serde_json::Value;
 
 /// Image features, logits, states and greedy tokens of every checkpoint and recipe, within the
 /// bars of the script.
@@ -27,6 +30,39 @@ fn graphs_in_plain_onnxruntime_agree_with_transformers() {
     pair(&tiny_shapes("portable"), "tiny-shapes/goldens/padded-batch.safetensors");
     let output = succeed(&mut command);
     println!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// In the releases that are installed, the graphs of all recipes in all precisions, and the vision encoder and
+/// the embedding of the default recipe alone.
+#[test]
+fn graphs_load_from_the_onnxruntime_that_the_manifest_names() {
+    let out = tempfile::tempdir().unwrap();
+    let mut folders = Vec::new();
+    for name in Recipe::BUILTIN {
+        let folder = out.path().join(name);
+        let recipe = Recipe::builtin(name).unwrap();
+        export_with(&folder, "tiny-shapes", recipe, &Precision::ALL);
+        folders.push(folder);
+    }
+    let parts = out.path().join("parts");
+    let mut export = program("lfm2vl-export");
+    export.arg(testdata("tiny-shapes")).arg("-o").arg(&parts);
+    export.args(["--graphs", "vision,embedding", "--precision", "fp32,fp16,q8,q4,q4f16"]);
+    succeed(&mut export);
+    folders.push(parts);
+    let own = std::env::var_os("PYTHONPATH").unwrap_or_default();
+    for (variable, version, fewest) in
+        [("LFM2VL_PORTABLE_ORT", "1.20", 80), ("LFM2VL_OLDER_ORT", "1.23", 90)]
+    {
+        let Some(package) = set_up(variable) else { return };
+        let mut script = python("load_graphs.py");
+        let paths = [package, own.clone()];
+        script.args(&folders).env("PYTHONPATH", std::env::join_paths(paths).unwrap());
+        let report: Value = serde_json::from_slice(&succeed(&mut script).stdout).unwrap();
+        println!("{report}");
+        assert!(report["onnxruntime"].as_str().unwrap().starts_with(version), "{report}");
+        assert!(report["loaded"].as_u64().unwrap() >= fewest, "{report}");
+    }
 }
 
 #[test]
