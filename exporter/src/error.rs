@@ -113,6 +113,11 @@ pub enum ExportError {
         "--weights reference leaves the weights as they are; use it with --precision fp32 alone"
     )]
     ReferencePrecision,
+    /// Merged weights are in no file of the checkpoint.
+    #[error(
+        "--weights reference reads the checkpoint's own files, which do not have the adapter's part; leave --weights or the adapter out"
+    )]
+    ReferenceAdapter,
     /// The report's name is no page's.
     #[error("the report {0} is no name of a page; give a file that ends with .html")]
     ReportName(PathBuf),

@@ -36,6 +36,11 @@ struct Arguments {
     /// Folder to write; it appears only when the export is complete.
     #[arg(short, long, value_name = "DIR", required_unless_present = "check_provider")]
     output: Option<PathBuf>,
+    /// Folder of a LoRA adapter, as peft saves it, to merge into the weights. (One that lies in the
+    /// checkpoint's folder is merged without being asked for.) Not an id on the hub: download it first. The
+    /// tokenizer and the chat template remain the checkpoint's.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Precision of the weights; several make several sets of graphs. Without it, what the recipe
     /// says: fp32.
     #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
@@ -112,7 +117,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(unasked) = &found.unasked {
         eprintln!("warning: {unasked}");
     }
-    let checkpoint = Checkpoint::open(&found.folder)?;
+    let checkpoint = match &arguments.adapter {
+        Some(adapter) => Checkpoint::open_with_adapter(&found.folder, adapter)?,
+        None => Checkpoint::open(&found.folder)?,
+    };
+    if let Some(adapter) = checkpoint.adapter() {
+        eprintln!("the adapter in {} is merged into the weights", adapter.display());
+    }
     let recipe = recipe.check(&checkpoint.config().quantizable_modules())?;
     let mut precisions = match arguments.precision.is_empty() {
         true => recipe.precisions.clone(),

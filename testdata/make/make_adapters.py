@@ -4,6 +4,7 @@ Where token embedding and output head are one tensor, they are made two before t
 both what was trained for one of them (its issue 2777), and twice what was trained for both. That the merged
 model gives the logits of the adapter's is checked for each.
 
+    pip install peft==0.21.2 accelerate==1.15.0
     python make_adapters.py .. ../adapters
 
 `merged.safetensors` has the tensors that differ from the base's, by their released names: all of their

@@ -2,9 +2,14 @@
 
 use std::{io, path::PathBuf};
 
+use super::AdapterError;
+
 /// Why a checkpoint cannot be exported; found before anything is written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// The adapter cannot be merged.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// Not a folder.
     #[error("{0} is not a folder; give the folder of a checkpoint")]
     NotAFolder(PathBuf),

@@ -166,6 +166,9 @@ pub fn export(
     if options.weights == Weights::Reference && options.precisions != [Precision::Fp32] {
         return Err(ExportError::ReferencePrecision);
     }
+    if options.weights == Weights::Reference && checkpoint.adapter().is_some() {
+        return Err(ExportError::ReferenceAdapter);
+    }
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
     let built = wanted(options);

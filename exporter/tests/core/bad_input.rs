@@ -5,27 +5,12 @@ use std::{fs, path::Path};
 use lfm2vl_exporter::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
-use crate::common::{VARIANTS, copy_of, testdata};
+use crate::common::{VARIANTS, assert_contains, copy_of, join, split, testdata};
 
 fn error(folder: &Path) -> String {
     let message = Checkpoint::open(folder).unwrap_err().to_string();
     assert!(!message.contains('\n'), "{message}");
     message
-}
-
-/// The header of a safetensors file and the bytes after it.
-fn split(file: &Path) -> (Value, Vec<u8>) {
-    let bytes = fs::read(file).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
-}
-
-fn join(file: &Path, header: &Value, data: &[u8]) {
-    let header = header.to_string();
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(data);
-    fs::write(file, bytes).unwrap();
 }
 
 /// The message for a checkpoint whose header was changed.
@@ -46,12 +31,6 @@ fn with_config(change: impl FnOnce(&mut Value)) -> String {
     change(&mut config);
     fs::write(file, config.to_string()).unwrap();
     error(copy.path())
-}
-
-fn assert_contains(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "'{part}' is not in: {message}");
-    }
 }
 
 #[test]
