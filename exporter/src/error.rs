@@ -69,6 +69,16 @@ pub enum ExportError {
         "tokenizer.json has no token {0}, which stands for a part of images; correct it, or leave the image processor out with --graphs"
     )]
     ImageToken(String),
+    /// There are tokens without an embedding.
+    #[error(
+        "tokenizer.json has a token with the id {largest}, and the model's embedding has {rows} rows; give the tokenizer.json that belongs to the model, or resize the model's embedding before saving it"
+    )]
+    TokenizerSize {
+        /// The largest id in `tokenizer.json`.
+        largest: u64,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// Two files say what stands for an image feature, and differently.
     #[error(
         "the image token has the id {tokenizer} in tokenizer.json and {config} in config.json; correct the one that is wrong"

@@ -8,7 +8,7 @@ model gives the logits of the adapter's is checked for each.
     python make_adapters.py .. ../adapters
 
 `merged.safetensors` has the tensors that differ from the base's, by their released names: all of their
-rows, or of large ones every so-and-so-many-th (`step` in the metadata).
+rows, or of large ones every so-and-so-many-th (`steps` in the metadata).
 """
 import argparse
 import json
@@ -33,7 +33,7 @@ CASES = {
         exclude_modules=["conv.out_proj"], rank_pattern={r"layers\.\d+\.feed_forward\.w3": 2, "v_proj": 3},
         alpha_pattern={r"^model\.language_model\.layers\.1\..*q_proj": 11, "w3": 5})),
     "some-layers": ("variants/layernorm-tied", dict(
-        r=2, lora_alpha=3, target_modules=["w1", "k_proj"], layers_to_transform=[1], layers_pattern="layers")),
+        r=16, lora_alpha=3, target_modules=["w1", "k_proj"], layers_to_transform=[1], layers_pattern="layers")),
     # peft takes back `fan_in_fan_out` where a layer is linear.
     "all-linear": ("variants/no-layernorm", dict(r=1, lora_alpha=2, target_modules="all-linear", fan_in_fan_out=True)),
     "dora": ("variants/layernorm-tied", dict(r=2, lora_alpha=4, use_dora=True, target_modules=["q_proj", "fc1"])),
@@ -42,7 +42,7 @@ CASES = {
     "lora-bias": ("variants/conv-bias", dict(r=2, lora_alpha=5, lora_bias=True, target_modules=["conv.in_proj"])),
     "modules-to-save": ("variants/layernorm-tied", dict(
         r=2, lora_alpha=4, target_modules=["v_proj"], modules_to_save=["multi_modal_projector", "embedding_norm"])),
-    "embedding": ("variants/untied", dict(r=3, lora_alpha=4, target_modules=["embed_tokens", "position_embedding"])),
+    "embedding": ("variants/untied", dict(r=9, lora_alpha=4, target_modules=["embed_tokens", "position_embedding"])),
     "embedding-tied": ("variants/layernorm-tied", dict(r=2, lora_alpha=4, target_modules=["embed_tokens"])),
     "embedding-both-tied": ("variants/layernorm-tied", dict(
         r=2, lora_alpha=4, target_modules=["embed_tokens"], ensure_weight_tying=True)),
@@ -72,6 +72,8 @@ def make(root, base, options, folder, seed):
     (folder / "README.md").unlink()
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = f"testdata/{base}"
+    # peft keeps these as sets.
+    config = {k: sorted(v) if k.endswith("_modules") and isinstance(v, list) else v for k, v in config.items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     half = {k: v.to(torch.bfloat16) for k, v in load_file(folder / "adapter_model.safetensors").items()}
     save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -117,7 +119,7 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
         make(root, base, options, folder, seed)
         tensors, steps = merged(root / base, folder)
-        metadata = {"base": base, "step": json.dumps(steps)}
+        metadata = {"merged": json.dumps({"base": base, "steps": steps}, sort_keys=True)}
         save_file(tensors, folder / "merged.safetensors", metadata=metadata)
         size = sum(f.stat().st_size for f in folder.iterdir())
         print(f"{name}: {len(tensors)} tensors differ, {size / 1e3:.0f} kB", [k for k in tensors if "embed_tokens" in k or "lm_head" in k])

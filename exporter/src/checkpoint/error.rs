@@ -88,6 +88,11 @@ pub enum CheckpointError {
         /// What is supported.
         supported: String,
     },
+    /// The weights are no floats.
+    #[error(
+        "the checkpoint is quantized (config.json has a quantization_config), and only floats are exported; give the model that it was made from"
+    )]
+    Quantized,
     /// A tensor that the config asks for is missing.
     #[error("the checkpoint has no tensor {0}, which its config.json asks for; fetch it again")]
     MissingTensor(String),

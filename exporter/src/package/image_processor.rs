@@ -4,11 +4,10 @@ use std::path::Path;
 
 use lfm2vl::{chat::ImageTokens, image::ImageSettings};
 use lfm2vl_graphs::GraphSpec;
-use serde_json::{Map, Value};
 
-use super::files::read_settings;
+use super::{files::read_settings, tokenizer::id_of};
 use crate::{
-    checkpoint::{Checkpoint, Config},
+    checkpoint::Checkpoint,
     error::ExportError,
     onnx::Model,
     processor::{self, ImageTokenIds},
@@ -22,25 +21,18 @@ pub(super) fn model(
 ) -> Result<Model, ExportError> {
     let source = checkpoint.folder();
     let settings = ImageSettings::from_folder(source)?;
-    let ids = token_ids(source, checkpoint.config(), settings.max_tiles)?;
+    let ids = token_ids(source, settings.max_tiles)?;
     let stem = spec.graph.to_string();
     let graph = processor::build(spec, &settings, &ids).finish();
     Ok(Model { data: format!("{stem}.onnx_data"), stem, graph, metadata })
 }
 
 /// The ids of the tokens that stand for images.
-fn token_ids(
-    source: &Path,
-    config: &Config,
-    max_tiles: usize,
-) -> Result<ImageTokenIds, ExportError> {
+fn token_ids(source: &Path, max_tiles: usize) -> Result<ImageTokenIds, ExportError> {
     let tokens = ImageTokens::from_folder(source)?;
     let tokenizer = read_settings(source, "tokenizer.json")?;
     let id = |token: &str| id_of(&tokenizer, token).ok_or(ExportError::ImageToken(token.into()));
     let image = id(&tokens.image)?;
-    if image != i64::from(config.image_token_id) {
-        return Err(ExportError::ImageTokenId { tokenizer: image, config: config.image_token_id });
-    }
     // Grids have at most so many tiles; the rest of the table is never looked at.
     let tile = |row: usize, col: usize| match row * col <= max_tiles {
         true => id(&format!("<|img_row_{row}_col_{col}|>")),
@@ -54,10 +46,4 @@ fn token_ids(
         thumbnail: id(&tokens.thumbnail)?,
         tiles: (1..=max_tiles).map(row).collect::<Result<_, _>>()?,
     })
-}
-
-/// The id of a token that `tokenizer.json` reads as one.
-fn id_of(tokenizer: &Map<String, Value>, token: &str) -> Option<i64> {
-    let added = tokenizer.get("added_tokens")?.as_array()?;
-    added.iter().find(|added| added["content"] == token)?["id"].as_i64()
 }

@@ -8,6 +8,7 @@ mod genai;
 mod graphs;
 mod image_processor;
 mod reference;
+mod tokenizer;
 
 use std::{
     ops::ControlFlow,
@@ -169,6 +170,7 @@ pub fn export(
     if options.weights == Weights::Reference && checkpoint.adapter().is_some() {
         return Err(ExportError::ReferenceAdapter);
     }
+    tokenizer::check(checkpoint.folder(), checkpoint.config())?;
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
     let built = wanted(options);

@@ -156,6 +156,65 @@ fn headers_that_lie() {
     assert_contains(&message, &["same part of the model"]);
 }
 
+/// Tensors that the reference has no use for, of any type, in one file and in shards.
+#[test]
+fn what_the_reference_ignores_is_ignored() {
+    let ignored = [
+        ("model.vision_tower.vision_model.head.probe", "F32"),
+        ("model.vision_tower.vision_model.head.mlp.fc1.weight", "BF16"),
+        ("model.vision_tower.vision_model.embeddings.position_ids", "I64"),
+        ("model.language_model.layers.0.self_attn.rotary_emb.inv_freq", "F64"),
+    ];
+    for (variant, shard) in
+        [("untied", "model.safetensors"), ("sharded-f16", "model-00002-of-00003.safetensors")]
+    {
+        let copy = copy_of(&format!("variants/{variant}"));
+        let file = copy.path().join(shard);
+        let (mut header, mut data) = split(&file);
+        let index_file = copy.path().join("model.safetensors.index.json");
+        let mut index: Option<Value> =
+            fs::read(&index_file).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+        for (name, dtype) in ignored {
+            let size = match dtype {
+                "BF16" => 2,
+                "F32" => 4,
+                _ => 8,
+            };
+            let offsets = [data.len(), data.len() + 3 * size];
+            header[name] = json!({"dtype": dtype, "shape": [3], "data_offsets": offsets});
+            data.extend(vec![0xFF; 3 * size]);
+            if let Some(index) = &mut index {
+                index["weight_map"][name] = json!(shard);
+            }
+        }
+        join(&file, &header, &data);
+        if let Some(index) = index {
+            fs::write(&index_file, index.to_string()).unwrap();
+        }
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        let original = Checkpoint::open(&testdata(&format!("variants/{variant}"))).unwrap();
+        assert_eq!(checkpoint.dtypes(), original.dtypes());
+        for name in original.dtypes().into_keys() {
+            assert_eq!(checkpoint.load(&name).unwrap(), original.load(&name).unwrap());
+        }
+    }
+    // A retriever's head matters.
+    let message = with_header(|header| {
+        let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
+        let extra = json!({"dtype": "BF16", "shape": [0], "data_offsets": [end, end]});
+        header.insert("custom_text_proj.weight".into(), extra);
+    });
+    assert_contains(&message, &["custom_text_proj.weight", "not part of"]);
+}
+
+#[test]
+fn quantized_checkpoints() {
+    let message = with_config(|config| {
+        config["quantization_config"] = json!({"quant_method": "bitsandbytes"})
+    });
+    assert_contains(&message, &["quantization_config", "the model that it was made from"]);
+}
+
 #[test]
 fn shapes_that_the_config_does_not_ask_for() {
     let message = with_config(|config| config["text_config"]["vocab_size"] = json!(769));

@@ -18,6 +18,8 @@ pub(super) struct AdapterConfig {
     pub(super) use_dora: bool,
     /// Whether the second factor has a bias.
     pub(super) lora_bias: bool,
+    /// Whether token embedding and output head, where they are one, are tuned as one.
+    pub(super) ensure_weight_tying: bool,
     /// Modules that are saved whole: ends of their names.
     pub(super) modules_to_save: Vec<String>,
     rank: u64,
@@ -86,6 +88,7 @@ impl AdapterConfig {
         Ok(AdapterConfig {
             use_dora: keys.flag("use_dora")?,
             lora_bias: keys.flag("lora_bias")?,
+            ensure_weight_tying: keys.flag("ensure_weight_tying")?,
             modules_to_save,
             rank: keys
                 .get("r")

@@ -95,15 +95,22 @@ pub enum AdapterError {
         "the adapter's tensor {0} is for a layer that is neither linear nor an embedding, which cannot be merged; train without this layer"
     )]
     Layer(String),
+    /// A magnitude of an embedding.
+    #[error(
+        "the adapter's tensor {0} scales an embedding, which is not merged here; save what peft's merge_and_unload gives, and export that"
+    )]
+    EmbeddingMagnitude(String),
     /// Something that needs a setting that is off, or lacks what a setting asks for.
     #[error(
-        "the adapter's {tensor} does not go with {setting} in adapter_config.json; save both again"
+        "the adapter's {tensor} does not go with '{setting}': {is_on} in adapter_config.json; save both again"
     )]
     Disagrees {
-        /// The tensor, or the module.
+        /// The tensor that there should not be, or one of the module that lacks another.
         tensor: String,
-        /// The key and its value.
-        setting: String,
+        /// The key.
+        setting: &'static str,
+        /// Its value.
+        is_on: bool,
     },
     /// Tensors of a module that the config leaves out.
     #[error(

@@ -112,7 +112,7 @@ impl Adapter {
             if role == Role::Whole {
                 let shape = model.get(&canonical).ok_or_else(unknown)?;
                 expect_shape(tensor, shape)?;
-                let of_copy = self.is_saved(&trained);
+                let of_copy = self.is_saved(&trained) && !self.config.ensure_weight_tying;
                 let replacement = Replacement { tensor: tensor.clone(), of_copy };
                 if let Some(first) = changes.whole.insert(canonical, replacement) {
                     return Err(twice(&first.tensor, tensor));
@@ -140,70 +140,44 @@ impl Adapter {
         model: &HashMap<String, Vec<usize>>,
         changes: &mut Changes,
     ) -> Result<(), AdapterError> {
-        let first = module.tensors[0].1;
         let weight = format!("{name}.weight");
-        let shape = model.get(&weight);
-        let shape = shape.ok_or_else(|| AdapterError::UnknownTensor(first.name.clone()))?;
-        let [rows, columns] = shape[..] else {
-            return Err(AdapterError::Layer(first.name.clone()));
+        let unknown = || AdapterError::UnknownTensor(module.first().to_owned());
+        let shape = match model.get(&weight).ok_or_else(unknown)?[..] {
+            [rows, columns] => [rows, columns],
+            _ => return Err(AdapterError::Layer(module.first().to_owned())),
         };
         let mut names = vec![module.trained.clone()];
         names.extend(spellings(name).into_iter().filter(|name| *name != module.trained));
-        if !self.config.targets(&names)? {
+        let is_targeted = self.config.targets(&names)?
+            || name == "lm_head"
+                && self.config.ensure_weight_tying
+                && self.config.targets(&spellings("language_model.embed_tokens"))?;
+        if !is_targeted {
             return Err(AdapterError::NotTargeted(module.trained.clone()));
         }
         let (rank, scale) = self.config.rank_and_scale(&names)?;
         let is_embedding = super::names::is_embedding(name);
-        let (a, b) = match is_embedding {
-            true => (Role::EmbeddingA, Role::EmbeddingB),
-            false => (Role::A, Role::B),
-        };
-        let half = || AdapterError::Half(first.name.clone());
-        let a = module.get(&a).ok_or_else(half)?;
-        let b = module.get(&b).ok_or_else(half)?;
         let factors = match is_embedding {
-            true => {
-                expect_shape(a, &[rank, rows])?;
-                expect_shape(b, &[columns, rank])?;
-                Factors::Embedding { a: a.clone(), b: b.clone() }
-            }
-            false => {
-                expect_shape(a, &[rank, columns])?;
-                expect_shape(b, &[rows, rank])?;
-                Factors::Linear { a: a.clone(), b: b.clone() }
-            }
+            true => module.embedding_factors(shape, rank)?,
+            false => module.linear_factors(shape, rank)?,
         };
-        let disagrees = |tensor: &str, setting: &str| AdapterError::Disagrees {
-            tensor: tensor.to_owned(),
-            setting: setting.to_owned(),
-        };
-        let magnitude = match (module.get(&Role::Magnitude), self.config.use_dora) {
-            (None, false) => None,
-            (Some(tensor), false) => return Err(disagrees(&tensor.name, "'use_dora': false")),
-            (None, true) => return Err(disagrees(&first.name, "'use_dora': true")),
-            // An embedding's magnitudes are of its columns, whose lengths all rows make.
-            (Some(tensor), true) if is_embedding => {
-                return Err(AdapterError::Layer(tensor.name.clone()));
+        let magnitude = module.asked_for(Role::Magnitude, "use_dora", self.config.use_dora)?;
+        if let Some(magnitude) = magnitude {
+            // An embedding's are of its columns, whose lengths all rows make.
+            if is_embedding {
+                return Err(AdapterError::EmbeddingMagnitude(magnitude.name.clone()));
             }
-            (Some(tensor), true) => {
-                expect_shape(tensor, &[rows])?;
-                Some(tensor.clone())
-            }
-        };
-        match (module.get(&Role::BiasOfB), self.config.lora_bias) {
-            (None, false) => {}
-            (Some(tensor), false) => return Err(disagrees(&tensor.name, "'lora_bias': false")),
-            (None, true) if is_embedding => {}
-            (None, true) => return Err(disagrees(&first.name, "'lora_bias': true")),
-            (Some(tensor), true) => {
-                let bias = format!("{name}.bias");
-                let shape = model.get(&bias);
-                let shape = shape.ok_or_else(|| AdapterError::NoBias(tensor.name.clone()))?;
-                expect_shape(tensor, shape)?;
-                changes.merges.insert(bias, Merge::Bias { addition: tensor.clone(), scale });
-            }
+            expect_shape(magnitude, &[shape[0]])?;
         }
-        let product = Product { factors, rank, columns, scale, magnitude };
+        let wants_bias = self.config.lora_bias && !is_embedding;
+        if let Some(addition) = module.asked_for(Role::BiasOfB, "lora_bias", wants_bias)? {
+            let bias = format!("{name}.bias");
+            let no_bias = || AdapterError::NoBias(addition.name.clone());
+            expect_shape(addition, model.get(&bias).ok_or_else(no_bias)?)?;
+            changes.merges.insert(bias, Merge::Bias { addition: addition.clone(), scale });
+        }
+        let magnitude = magnitude.cloned();
+        let product = Product { factors, rank, columns: shape[1], scale, magnitude };
         changes.merges.insert(weight, Merge::Product(product));
         Ok(())
     }
@@ -262,8 +236,55 @@ impl<'a> Module<'a> {
         Module { trained, tensors: Vec::new() }
     }
 
-    fn get(&self, role: &Role) -> Option<&'a StoredTensor> {
-        self.tensors.iter().find(|(known, _)| known == role).map(|(_, tensor)| *tensor)
+    /// The name of one of its tensors.
+    fn first(&self) -> &str {
+        self.tensors.first().map_or(&self.trained, |(_, tensor)| &tensor.name)
+    }
+
+    fn get(&self, role: Role) -> Option<&'a StoredTensor> {
+        self.tensors.iter().find(|(known, _)| *known == role).map(|(_, tensor)| *tensor)
+    }
+
+    fn factor(&self, role: Role, shape: [usize; 2]) -> Result<StoredTensor, AdapterError> {
+        let half = || AdapterError::Half(self.first().to_owned());
+        let factor = self.get(role).ok_or_else(half)?;
+        expect_shape(factor, &shape)?;
+        Ok(factor.clone())
+    }
+
+    fn linear_factors(
+        &self,
+        [rows, columns]: [usize; 2],
+        rank: usize,
+    ) -> Result<Factors, AdapterError> {
+        let a = self.factor(Role::A, [rank, columns])?;
+        Ok(Factors::Linear { a, b: self.factor(Role::B, [rows, rank])? })
+    }
+
+    fn embedding_factors(
+        &self,
+        [rows, columns]: [usize; 2],
+        rank: usize,
+    ) -> Result<Factors, AdapterError> {
+        let a = self.factor(Role::EmbeddingA, [rank, rows])?;
+        Ok(Factors::Embedding { a, b: self.factor(Role::EmbeddingB, [columns, rank])? })
+    }
+
+    /// A tensor that there is where a setting is on, and only there.
+    fn asked_for(
+        &self,
+        role: Role,
+        setting: &'static str,
+        is_on: bool,
+    ) -> Result<Option<&'a StoredTensor>, AdapterError> {
+        let tensor = self.get(role);
+        match tensor.is_some() == is_on {
+            true => Ok(tensor),
+            false => {
+                let tensor = tensor.map_or(self.first(), |tensor| &tensor.name).to_owned();
+                Err(AdapterError::Disagrees { tensor, setting, is_on })
+            }
+        }
     }
 }
 

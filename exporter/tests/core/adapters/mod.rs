@@ -50,8 +50,10 @@ impl Merged {
         let bytes = fs::read(testdata(&path)).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().clone().unwrap();
-        let steps = serde_json::from_str(&metadata["step"]).unwrap();
-        Merged { golden: Golden::open(&path), base: testdata(&metadata["base"]), steps }
+        let merged: Value = serde_json::from_str(&metadata["merged"]).unwrap();
+        let steps = serde_json::from_value(merged["steps"].clone()).unwrap();
+        let base = testdata(merged["base"].as_str().unwrap());
+        Merged { golden: Golden::open(&path), base, steps }
     }
 }
 
@@ -107,7 +109,7 @@ fn difference(checkpoint: &Checkpoint, base: &Checkpoint, merged: &Merged) -> f3
     largest
 }
 
-/// The largest difference measured is 1.2e-7.
+/// The largest difference measured is 1.4e-7, with DoRA; all others have peft's very bits or nearly so.
 const TOLERANCE: f32 = 3e-7;
 
 #[test]
