@@ -149,7 +149,10 @@ impl Checkpoint {
         }
         self.merges = changes.merges;
         if is_tied {
-            self.own_head = self.head_differs()?;
+            let is_changed =
+                |name| changes.whole.contains_key(name) || self.merges.contains_key(name);
+            self.own_head =
+                (is_changed(EMBEDDING) || is_changed(LM_HEAD)) && self.head_differs()?;
             if !self.own_head {
                 self.tensors.remove(LM_HEAD);
                 self.merges.remove(LM_HEAD);

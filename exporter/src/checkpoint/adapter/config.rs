@@ -1,12 +1,9 @@
 //! `adapter_config.json`, typed. Keys, defaults and quirks are those of `LoraConfig` in peft 0.21.2
-//! (`tuners/lora/config.py`); what of them changes a merge is read, and what cannot be merged is refused.
+//! (`tuners/lora/config.py`); what of them changes a merge is read.
 
 use serde_json::Value;
 
-use super::{AdapterError, pattern::Pattern, short};
-
-const MERGE_THERE: &str =
-    "that is not merged here; save what peft's merge_and_unload gives, and export that";
+use super::{AdapterError, pattern::Pattern, refused, short, variants};
 
 /// Ranks above this are taken for damage.
 const LARGEST_RANK: u64 = 1 << 16;
@@ -75,7 +72,13 @@ impl AdapterConfig {
         if method != "LORA" {
             return Err(AdapterError::Method(method));
         }
-        keys.refuse_variants()?;
+        variants::refuse(json)?;
+        if let Some(bias) = keys.get("bias")
+            && !matches!(bias.as_str(), Some("none" | "all" | "lora_only"))
+        {
+            let remedy = "only 'none', 'all' and 'lora_only' are known; correct it";
+            return Err(refused("bias", bias, remedy));
+        }
         let modules_to_save = keys.names("modules_to_save")?;
         let saved_patterns = modules_to_save
             .iter()
@@ -210,14 +213,6 @@ fn alpha_error(key: &str, value: &Value) -> AdapterError {
     refused(key, value, "it must be a number; save the adapter again")
 }
 
-fn refused(key: &str, value: &Value, remedy: &str) -> AdapterError {
-    AdapterError::Config {
-        key: key.to_owned(),
-        value: short(&value.to_string()),
-        remedy: remedy.to_owned(),
-    }
-}
-
 /// The object of the file. A null counts as missing.
 struct Keys<'a>(&'a Value);
 
@@ -281,71 +276,5 @@ impl<'a> Keys<'a> {
         let layers: Vec<u64> = serde_json::from_value(value.clone())
             .map_err(|_| refused(key, value, "it must be a list of layers; correct it"))?;
         Ok((!layers.is_empty()).then_some(layers))
-    }
-
-    /// Refuses what makes of an adapter something else than a sum of products.
-    fn refuse_variants(&self) -> Result<(), AdapterError> {
-        // Some initialisations take their first product out of the base model's weights.
-        if let Some(value) = self.get("init_lora_weights") {
-            let name = value.as_str().unwrap_or_default().to_lowercase();
-            let changes_base = ["pissa", "olora", "corda", "loftq", "lora_ga"];
-            if changes_base.iter().any(|init| name.starts_with(init)) {
-                let remedy = "it changes the base model's weights; save the adapter with \
-                              path_initial_model_for_weight_conversion, or export what peft's merge_and_unload gives";
-                return Err(refused("init_lora_weights", value, remedy));
-            }
-        }
-        // Activated LoRA is used from some token on, so it has no merged weights.
-        if let Some(value) = self.get("alora_invocation_tokens") {
-            let remedy = "such an adapter applies to some tokens only, so it cannot be merged; export the model without it";
-            return Err(refused("alora_invocation_tokens", value, remedy));
-        }
-        let (Some(object), harmless) = (
-            self.0.as_object(),
-            [
-                "use_dora",
-                "use_rslora",
-                "eva_config",
-                "corda_config",
-                "lora_ga_config",
-                "loftq_config",
-                "runtime_config",
-            ],
-        ) else {
-            return Ok(());
-        };
-        let named = ["layer_replication", "target_parameters", "trainable_token_indices"];
-        for (key, value) in object {
-            // Newer variants have keys of this form, too.
-            let is_variant = key.starts_with("use_") || key.ends_with("_config");
-            if (named.contains(&key.as_str()) || is_variant && !harmless.contains(&key.as_str()))
-                && is_set(value)
-            {
-                return Err(refused(key, value, MERGE_THERE));
-            }
-        }
-        match self.get("bias").map_or(Some("none"), Value::as_str) {
-            Some("none" | "all" | "lora_only") => Ok(()),
-            _ => {
-                let value = self.get("bias").unwrap_or(&Value::Null);
-                Err(refused(
-                    "bias",
-                    value,
-                    "only 'none', 'all' and 'lora_only' are known; correct it",
-                ))
-            }
-        }
-    }
-}
-
-/// Whether Python takes it for true.
-fn is_set(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(set) => *set,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(object) => !object.is_empty(),
     }
 }

@@ -29,6 +29,13 @@ fn rename(header: &mut Object, from: &str, to: &str) {
     *header = renamed.collect();
 }
 
+/// Adds a tensor without elements.
+fn add(header: &mut Object, name: &str) {
+    let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
+    let value = json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
+    header.insert(name.to_owned(), value);
+}
+
 #[test]
 fn other_methods_and_variants() {
     for method in ["LOHA", "IA3", "VERA", "PROMPT_TUNING", "ADALORA"] {
@@ -133,11 +140,9 @@ fn tensors_for_no_part_of_the_model() {
 #[test]
 fn tensors_for_the_unused_pooling_head_are_ignored() {
     let folder = changed("plain", |_, header| {
-        let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
         for part in ["lora_A", "lora_B"] {
-            let name = format!("base_model.model.model.vision_tower.head.mlp.fc1.{part}.weight");
-            let value = json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
-            header.insert(name, value);
+            let module = "base_model.model.model.vision_tower.head.mlp.fc1";
+            add(header, &format!("{module}.{part}.weight"));
         }
     });
     Checkpoint::open_with_adapter(&testdata("tiny-shapes"), folder.path()).unwrap();
@@ -178,12 +183,16 @@ fn config_and_tensors_that_disagree() {
     assert_contains(&message, &["'use_dora': true"]);
     let message = error("lora-bias", |config, _| config["lora_bias"] = json!(false));
     assert_contains(&message, &["lora_B.bias", "'lora_bias': false"]);
-    let message = error("lora-bias", |config, header| {
-        config["target_modules"] = json!(["feed_forward.w1"]);
-        config["rank_pattern"] = json!({});
-        rename(header, "conv.in_proj", "feed_forward.w1");
+    let message = error("head", |config, header| {
+        config["lora_bias"] = json!(true);
+        add(header, "base_model.model.lm_head.lora_B.bias");
     });
-    assert_contains(&message, &["shape"]);
+    assert_contains(&message, &["lm_head.lora_B.bias", "without bias"]);
+    let message = error("embedding", |config, header| {
+        config["use_dora"] = json!(true);
+        add(header, "base_model.model.model.language_model.embed_tokens.lora_magnitude_vector");
+    });
+    assert_contains(&message, &["lora_magnitude_vector", "scales an embedding"]);
 }
 
 #[test]
