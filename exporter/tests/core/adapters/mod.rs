@@ -11,6 +11,7 @@ use std::{
 };
 
 use lfm2vl_exporter::checkpoint::Checkpoint;
+use ndarray::Axis;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
@@ -85,22 +86,27 @@ fn difference(checkpoint: &Checkpoint, base: &Checkpoint, merged: &Merged) -> f3
     for name in names {
         let ours = checkpoint.load(&name).unwrap();
         let released = lfm2vl_exporter::checkpoint::released_name(&name);
+        // A head of its own may have come of what the embedding was.
+        let stored = match base.tensor(&name) {
+            Some(_) => &name,
+            None => "language_model.embed_tokens.weight",
+        };
+        let stored = base.load(stored).unwrap();
         let Some(step) = merged.steps.get(&released) else {
-            // The head may be written because it remained what the embedding was.
-            let stored = match base.tensor(&name) {
-                Some(_) => &name,
-                None => "language_model.embed_tokens.weight",
-            };
-            assert_eq!(ours, base.load(stored).unwrap(), "{name}");
+            assert_eq!(ours, stored, "{name}");
             continue;
         };
         compared += 1;
         let golden = merged.golden.floats(&released);
-        let ours = ours.slice_axis(ndarray::Axis(0), ndarray::Slice::new(0, None, *step as isize));
+        let kept = ndarray::Slice::new(0, None, *step as isize);
+        let [ours, stored] = [&ours, &stored].map(|all| all.slice_axis(Axis(0), kept));
         assert_eq!(ours.shape(), golden.shape(), "{name}");
+        assert_ne!(stored, golden, "{name}");
         let scale = golden.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        assert!(scale > 0.0, "{name}");
         for (ours, golden) in ours.iter().zip(&golden) {
-            largest = largest.max((ours - golden).abs() / scale);
+            let error = (ours - golden).abs() / scale;
+            largest = if error <= largest { largest } else { error };
         }
     }
     let tied_head = usize::from(!checkpoint.has_lm_head());
@@ -109,7 +115,8 @@ fn difference(checkpoint: &Checkpoint, base: &Checkpoint, merged: &Merged) -> f3
     largest
 }
 
-/// The largest difference measured is 1.4e-7, with DoRA; all others have peft's very bits or nearly so.
+/// The largest difference measured is 1.4e-7, with DoRA; all others (ranks up to 96 were tried) have peft's
+/// very bits, which another processor's order of sums may change.
 const TOLERANCE: f32 = 3e-7;
 
 #[test]
