@@ -64,11 +64,33 @@ pub enum ExportError {
     /// The chat template or the names of image tokens cannot be used.
     #[error(transparent)]
     Tokens(#[from] ChatError),
+    /// Image processing and the model are made for another patch size or number of patches.
+    #[error(
+        "the image setting '{name}' is {setting}, and the model's config.json says {model}; correct the one that is wrong"
+    )]
+    ImageSetting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        setting: usize,
+        /// The value of the model.
+        model: usize,
+    },
     /// The tokenizer lacks a token that the image processor puts into prompts.
     #[error(
-        "tokenizer.json has no token {0}, which stands for a part of images; correct it, or leave the image processor out with --graphs"
+        "tokenizer.json has no token {0}, which stands for a part of images; correct it, or let the settings of images not ask for it"
     )]
     ImageToken(String),
+    /// There are tokens without an embedding.
+    #[error(
+        "tokenizer.json has a token with the id {largest}, and the model's embedding has {rows} rows; give the tokenizer.json that belongs to the model, or resize the model's embedding before saving it"
+    )]
+    TokenizerSize {
+        /// The largest id in `tokenizer.json`.
+        largest: u64,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// Two files say what stands for an image feature, and differently.
     #[error(
         "the image token has the id {tokenizer} in tokenizer.json and {config} in config.json; correct the one that is wrong"
@@ -113,6 +135,11 @@ pub enum ExportError {
         "--weights reference leaves the weights as they are; use it with --precision fp32 alone"
     )]
     ReferencePrecision,
+    /// Merged weights are in no file of the checkpoint.
+    #[error(
+        "--weights reference reads the checkpoint's own files, which do not have the adapter's part; leave --weights or the adapter out"
+    )]
+    ReferenceAdapter,
     /// The report's name is no page's.
     #[error("the report {0} is no name of a page; give a file that ends with .html")]
     ReportName(PathBuf),

@@ -20,7 +20,7 @@ mod verify;
 
 pub use calibrate::{Sample, SamplesError, View, read_samples};
 pub use error::ExportError;
-pub use package::{Draft, ExportOptions, Part, Progress, Report, Weights, export};
+pub use package::{Draft, ExportOptions, LeftOut, Part, Progress, Report, Weights, export};
 pub use partition::{Left, Partition, partitions};
 pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

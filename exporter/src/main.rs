@@ -17,7 +17,7 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Left, Part, Partition, Report, Verification, Weights,
+    ExportError, ExportOptions, Left, LeftOut, Part, Partition, Report, Verification, Weights,
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
@@ -36,6 +36,11 @@ struct Arguments {
     /// Folder to write; it appears only when the export is complete.
     #[arg(short, long, value_name = "DIR", required_unless_present = "check_provider")]
     output: Option<PathBuf>,
+    /// Folder of a LoRA adapter, as peft saves it, to merge into the weights. (One that lies in the
+    /// checkpoint's folder is merged without being asked for.) Not an id on the hub: download it first. The
+    /// tokenizer and the chat template remain the checkpoint's.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Precision of the weights; several make several sets of graphs. Without it, what the recipe
     /// says: fp32.
     #[arg(long, value_delimiter = ',', value_name = "fp32|fp16|q8|q4|q4f16")]
@@ -114,7 +119,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(unasked) = &found.unasked {
         eprintln!("warning: {unasked}");
     }
-    let checkpoint = Checkpoint::open(&found.folder)?;
+    let checkpoint = match &arguments.adapter {
+        Some(adapter) => Checkpoint::open_with_adapter(&found.folder, adapter)?,
+        None => Checkpoint::open(&found.folder)?,
+    };
+    if let Some(adapter) = checkpoint.adapter() {
+        eprintln!("the adapter in {} is merged into the weights", adapter.display());
+    }
     let recipe = recipe.check(&checkpoint.config().quantizable_modules())?;
     let mut precisions = match arguments.precision.is_empty() {
         true => recipe.precisions.clone(),
@@ -173,6 +184,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Err(ExportError::Interrupted.into());
     }
     let report = draft.publish()?;
+    if let Some(LeftOut { graph, why }) = &report.left_out {
+        eprintln!("warning: there is no {graph} in the export: {why}");
+    }
     if let (Some(files), Some(quality)) = (report_files, quality) {
         files.write(&quality)?;
     }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io::Write,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -13,8 +14,13 @@ use lfm2vl::{
     chat::Message,
     image::{Limits, open},
 };
-use lfm2vl_exporter::{ExportOptions, Weights, checkpoint::Checkpoint, export};
+use lfm2vl_exporter::{
+    ExportOptions, Weights,
+    checkpoint::{Checkpoint, Config, model_tensors, released_name},
+    export,
+};
 use lfm2vl_graphs::{Precision, Recipe};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// The six checkpoints that differ in their configs.
@@ -211,4 +217,26 @@ pub fn fail(command: &mut Command) -> String {
     let lines: Vec<&str> = message.lines().collect();
     assert!(lines.len() == 1 && lines[0].starts_with("error: "), "not one sentence: {message}");
     message
+}
+
+/// Writes a checkpoint whose weights are zeros that take no room on the disk; returns how many there are.
+pub fn hollow_checkpoint(config: &Value, folder: &Path) -> u64 {
+    std::fs::write(folder.join("config.json"), config.to_string())
+        .expect("a checkpoint can be written");
+    let (mut header, mut end) = (Map::new(), 0);
+    for (name, shape) in
+        model_tensors(&Config::from_json(config).expect("a checkpoint can be written"))
+    {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>() as u64;
+        let tensor = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(released_name(&name), tensor);
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = std::fs::File::create(folder.join("model.safetensors"))
+        .expect("a checkpoint can be written");
+    file.write_all(&(header.len() as u64).to_le_bytes()).expect("a checkpoint can be written");
+    file.write_all(header.as_bytes()).expect("a checkpoint can be written");
+    file.set_len(8 + header.len() as u64 + end).expect("a checkpoint can be written");
+    end / 2
 }

@@ -92,6 +92,9 @@ impl Config {
     pub fn from_json(json: &Value) -> Result<Self, CheckpointError> {
         let root = Section { name: "", json };
         root.expect_text("model_type", &["lfm2_vl"], None)?;
+        if root.get("quantization_config").is_some() {
+            return Err(CheckpointError::Quantized);
+        }
         root.expect_text("projector_hidden_act", &["gelu"], Some("gelu"))?;
         let tie_word_embeddings = root.flag("tie_word_embeddings", true)?;
         Ok(Config {

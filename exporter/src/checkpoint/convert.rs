@@ -1,10 +1,34 @@
 //! Reading stored weights and converting them to float32.
 
-use std::{fs::File, io};
+use std::{fs::File, io, ops::Range};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use super::StoredDtype;
+use super::{CHUNK, CheckpointError, StoredDtype, StoredTensor};
+
+impl StoredTensor {
+    /// Reads elements `range`, converted to float32, into `out`.
+    pub(super) fn read(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let size = self.dtype.size();
+        let read_error = |source| CheckpointError::Read { path: self.source.path.clone(), source };
+        let mut bytes = vec![0; range.len().min(CHUNK) * size];
+        for (i, out) in out[..range.len()].chunks_mut(CHUNK).enumerate() {
+            let first = range.start + i * CHUNK;
+            let bytes = &mut bytes[..out.len() * size];
+            let position = self.offset + (first * size) as u64;
+            read_exact_at(&self.source.file, bytes, position).map_err(read_error)?;
+            to_f32(self.dtype, bytes, out);
+            if let Some(at) = first_not_finite(out) {
+                return Err(CheckpointError::NotFinite {
+                    tensor: self.name.clone(),
+                    value: out[at],
+                    index: first + at,
+                });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Fills `bytes` from `position` of the file, whose cursor does not matter.
 #[cfg(unix)]
@@ -27,7 +51,7 @@ pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], position: u64) -> io:
 }
 
 /// Converts little-endian stored elements to float32.
-pub(super) fn to_f32(dtype: StoredDtype, bytes: &[u8], out: &mut [f32]) {
+fn to_f32(dtype: StoredDtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         // The upper half of a float32.
         StoredDtype::Bf16 => {

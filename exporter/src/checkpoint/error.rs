@@ -2,9 +2,14 @@
 
 use std::{io, path::PathBuf};
 
+use super::AdapterError;
+
 /// Why a checkpoint cannot be exported; found before anything is written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// The adapter cannot be merged.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// Not a folder.
     #[error("{0} is not a folder; give the folder of a checkpoint")]
     NotAFolder(PathBuf),
@@ -83,6 +88,11 @@ pub enum CheckpointError {
         /// What is supported.
         supported: String,
     },
+    /// The weights are no floats.
+    #[error(
+        "the checkpoint is quantized (config.json has a quantization_config), and only floats are exported; give the model that it was made from"
+    )]
+    Quantized,
     /// A tensor that the config asks for is missing.
     #[error("the checkpoint has no tensor {0}, which its config.json asks for; fetch it again")]
     MissingTensor(String),

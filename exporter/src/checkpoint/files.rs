@@ -11,7 +11,7 @@ use std::{
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::CheckpointError;
+use super::{CheckpointError, names};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,13 +70,22 @@ pub struct StoredTensor {
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Whether there are weights of a model in `folder`.
+pub(super) fn has_weights(folder: &Path) -> bool {
+    folder.join(SINGLE).is_file() || folder.join(INDEX).is_file()
+}
+
+fn is_ignored(stored: &str) -> bool {
+    names::is_ignored(&names::canonical(stored))
+}
+
 /// All tensors of the checkpoint in `folder`, and the headers of its files for the fingerprint.
 pub(super) fn read_headers(
     folder: &Path,
 ) -> Result<(Vec<StoredTensor>, Vec<Vec<u8>>), CheckpointError> {
     let index = folder.join(INDEX);
     if folder.join(SINGLE).is_file() {
-        let (tensors, header) = read_header(&folder.join(SINGLE))?;
+        let (tensors, header) = read_header(&folder.join(SINGLE), &is_ignored)?;
         return Ok((tensors, vec![header]));
     }
     if !index.is_file() {
@@ -89,8 +98,11 @@ pub(super) fn read_headers(
         if !path.is_file() {
             return Err(CheckpointError::MissingShard { index, shard: shard.clone() });
         }
-        let (in_shard, header) = read_header(&path)?;
+        let (in_shard, header) = read_header(&path, &is_ignored)?;
         for (tensor, _) in places.iter().filter(|(_, place)| *place == shard) {
+            if is_ignored(tensor) {
+                continue;
+            }
             if !in_shard.iter().any(|t| t.name == *tensor) {
                 return Err(CheckpointError::NotInShard {
                     index,
@@ -142,7 +154,11 @@ pub(super) fn read_json(path: &Path) -> Result<Value, CheckpointError> {
         .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })
 }
 
-fn read_header(path: &Path) -> Result<(Vec<StoredTensor>, Vec<u8>), CheckpointError> {
+/// The tensors of a file but for those to ignore, and its header.
+pub(super) fn read_header(
+    path: &Path,
+    is_ignored: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<StoredTensor>, Vec<u8>), CheckpointError> {
     let read_error = |source| CheckpointError::Read { path: path.to_owned(), source };
     let invalid = |reason: String| CheckpointError::Safetensors { path: path.to_owned(), reason };
     let file = File::open(path).map_err(read_error)?;
@@ -159,6 +175,7 @@ fn read_header(path: &Path) -> Result<(Vec<StoredTensor>, Vec<u8>), CheckpointEr
     let mut tensors = metadata
         .tensors()
         .into_iter()
+        .filter(|(name, _)| !is_ignored(name))
         .map(|(name, info)| {
             let dtype = match info.dtype {
                 Dtype::BF16 => StoredDtype::Bf16,

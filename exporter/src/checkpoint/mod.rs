@@ -1,6 +1,8 @@
 //! A checkpoint as published on the hub: `config.json`, safetensors files, tokenizer. Headers are
-//! checked when it is opened; weights are read in pieces when they are wanted.
+//! checked when it is opened; weights are read in pieces when they are wanted, and merged with an
+//! adapter's where there is one.
 
+mod adapter;
 mod config;
 mod convert;
 mod error;
@@ -16,6 +18,7 @@ use std::{
 use ndarray::{ArrayD, IxDyn};
 use sha2::{Digest, Sha256};
 
+pub use adapter::AdapterError;
 pub use config::{Config, ProjectorConfig, TextConfig, VisionConfig};
 pub(crate) use convert::read_exact_at;
 pub use error::CheckpointError;
@@ -23,6 +26,7 @@ pub(crate) use files::shards;
 pub use files::{StoredDtype, StoredTensor};
 pub use names::{released as released_name, tensors as model_tensors};
 
+use adapter::{Adapter, Merge};
 use names::{EMBEDDING, LM_HEAD, canonical};
 
 /// Elements read at a time.
@@ -36,16 +40,52 @@ pub struct Checkpoint {
     tensors: HashMap<String, StoredTensor>,
     own_head: bool,
     fingerprint: String,
+    /// What is added to tensors, by canonical name.
+    merges: HashMap<String, Merge>,
+    /// The folder of the adapter that is merged.
+    adapter: Option<PathBuf>,
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `folder` and checks its config and the headers of its files.
+    /// Opens the checkpoint in `folder`, with the adapter that lies beside it if there is one, and checks
+    /// its config and the headers of its files.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file, key or tensor that is missing, wrong or not supported.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::open_alone(folder)?;
+        match adapter::is_in(folder) {
+            true => checkpoint.merge(&Adapter::open(folder)?),
+            false => Ok(checkpoint),
+        }
+    }
+
+    /// Opens the checkpoint in `folder`, to be merged with the LoRA adapter that peft saved to `adapter`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`CheckpointError::Adapter`] where the adapter cannot be merged, or another
+    /// one lies beside the model.
+    pub fn open_with_adapter(folder: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::open_alone(folder)?;
+        let opened = Adapter::open(adapter)?;
+        let is_same = || match (folder.canonicalize(), adapter.canonicalize()) {
+            (Ok(folder), Ok(adapter)) => folder == adapter,
+            _ => false,
+        };
+        if adapter::is_in(folder) && !is_same() {
+            let (given, beside) = (adapter.to_owned(), folder.to_owned());
+            return Err(AdapterError::Two { given, beside }.into());
+        }
+        checkpoint.merge(&opened)
+    }
+
+    fn open_alone(folder: &Path) -> Result<Self, CheckpointError> {
         if !folder.is_dir() {
             return Err(CheckpointError::NotAFolder(folder.to_owned()));
+        }
+        let is_model = folder.join("config.json").is_file() && files::has_weights(folder);
+        if !is_model && adapter::is_in(folder) {
+            return Err(adapter::alone(folder)?.into());
         }
         for file in ["config.json", "tokenizer.json"] {
             if !folder.join(file).is_file() {
@@ -70,12 +110,65 @@ impl Checkpoint {
         let mut sha = Sha256::new();
         sha.update(json.to_string());
         headers.iter().for_each(|header| sha.update(header));
-        let fingerprint = sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
 
-        let folder = folder.to_owned();
-        let mut checkpoint = Checkpoint { folder, config, tensors, own_head: false, fingerprint };
+        let mut checkpoint = Checkpoint {
+            folder: folder.to_owned(),
+            config,
+            tensors,
+            own_head: false,
+            fingerprint: hex(sha),
+            merges: HashMap::new(),
+            adapter: None,
+        };
         checkpoint.own_head = checkpoint.head_differs()?;
         Ok(checkpoint)
+    }
+
+    /// The checkpoint whose tensors are read as `adapter` makes them.
+    fn merge(mut self, adapter: &Adapter) -> Result<Self, CheckpointError> {
+        let is_tied = !self.own_head;
+        if is_tied && let Some(embedding) = self.tensors.get(EMBEDDING).cloned() {
+            // Each of the two may become another.
+            self.tensors.insert(LM_HEAD.to_owned(), embedding);
+        }
+        let shape = |(name, tensor): (&String, &StoredTensor)| (name.clone(), tensor.shape.clone());
+        let changes = adapter.changes(&self.tensors.iter().map(shape).collect())?;
+        for (name, replacement) in &changes.whole {
+            let other = match name.as_str() {
+                EMBEDDING => Some(LM_HEAD),
+                LM_HEAD => Some(EMBEDDING),
+                _ => None,
+            };
+            // What is no copy of a module is still shared.
+            if let Some(other) = other.filter(|_| is_tied && !replacement.of_copy)
+                && !changes.whole.contains_key(other)
+            {
+                self.tensors.insert(other.to_owned(), replacement.tensor.clone());
+            }
+            self.tensors.insert(name.clone(), replacement.tensor.clone());
+        }
+        self.merges = changes.merges;
+        if is_tied {
+            let is_changed =
+                |name| changes.whole.contains_key(name) || self.merges.contains_key(name);
+            self.own_head =
+                (is_changed(EMBEDDING) || is_changed(LM_HEAD)) && self.head_differs()?;
+            if !self.own_head {
+                self.tensors.remove(LM_HEAD);
+                self.merges.remove(LM_HEAD);
+            }
+        }
+        let mut sha = Sha256::new();
+        sha.update(&self.fingerprint);
+        sha.update(adapter.fingerprint());
+        self.fingerprint = hex(sha);
+        self.adapter = Some(adapter.folder().to_owned());
+        Ok(self)
+    }
+
+    /// The folder of the adapter that is merged into the weights.
+    pub fn adapter(&self) -> Option<&Path> {
+        self.adapter.as_deref()
     }
 
     /// Its folder.
@@ -117,7 +210,7 @@ impl Checkpoint {
         self.own_head
     }
 
-    /// sha256 of the config and the safetensors headers, in hex.
+    /// sha256 of the config and the safetensors headers, and of the whole adapter, in hex.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -135,25 +228,10 @@ impl Checkpoint {
     ) -> Result<(), CheckpointError> {
         let tensor =
             self.tensor(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
-        let size = tensor.dtype.size();
-        let read_error =
-            |source| CheckpointError::Read { path: tensor.source.path.clone(), source };
-        let mut bytes = vec![0; range.len().min(CHUNK) * size];
-        for (i, out) in out[..range.len()].chunks_mut(CHUNK).enumerate() {
-            let first = range.start + i * CHUNK;
-            let bytes = &mut bytes[..out.len() * size];
-            let position = tensor.offset + (first * size) as u64;
-            convert::read_exact_at(&tensor.source.file, bytes, position).map_err(read_error)?;
-            convert::to_f32(tensor.dtype, bytes, out);
-            if let Some(at) = convert::first_not_finite(out) {
-                return Err(CheckpointError::NotFinite {
-                    tensor: tensor.name.clone(),
-                    value: out[at],
-                    index: first + at,
-                });
-            }
+        match self.merges.get(name) {
+            Some(merge) => merge.read(tensor, range, out),
+            None => tensor.read(range, out),
         }
-        Ok(())
     }
 
     /// A whole tensor as float32.
@@ -185,6 +263,10 @@ impl Checkpoint {
         }
         Ok(false)
     }
+}
+
+fn hex(sha: Sha256) -> String {
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checks that there is every tensor of the model, with its shape, and no other.

@@ -28,6 +28,21 @@ pub(super) const LM_HEAD: &str = "lm_head.weight";
 /// The token embedding.
 pub(super) const EMBEDDING: &str = "language_model.embed_tokens.weight";
 
+/// Whether a module is an embedding, not a linear layer.
+pub(super) fn is_embedding(module: &str) -> bool {
+    module == "language_model.embed_tokens" || module.ends_with(".position_embedding")
+}
+
+/// Whether the reference has no use for a tensor of this canonical name, of whatever type: the pooling head
+/// of SigLIP2, which `Siglip2VisionConfig` asks for by default and `get_image_features` never runs, and
+/// buffers that older releases saved (`_adjust_missing_and_unexpected_keys` in transformers 5.24).
+pub(super) fn is_ignored(canonical: &str) -> bool {
+    canonical.starts_with("vision_tower.head.")
+        || canonical.contains("rotary_emb.inv_freq")
+        || canonical == "position_ids"
+        || canonical.ends_with(".position_ids")
+}
+
 /// Canonical name and shape of every tensor of a model, the output head aside, in the order in
 /// which a checkpoint is written.
 pub fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
@@ -130,5 +145,32 @@ impl List {
         let (inner, outputs) = (projector.hidden_size, config.text.hidden_size);
         self.linear(&format!("{name}.linear_1"), inner, inputs, projector.bias);
         self.linear(&format!("{name}.linear_2"), outputs, inner, projector.bias);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_reference_ignores_and_nothing_else() {
+        for name in [
+            "model.vision_tower.vision_model.head.probe",
+            "model.vision_tower.head.attention.in_proj_weight",
+            "vision_tower.vision_model.embeddings.position_ids",
+            "model.language_model.rotary_emb.inv_freq",
+            "model.language_model.layers.3.self_attn.rotary_emb.inv_freq",
+        ] {
+            assert!(is_ignored(&canonical(name)), "{name}");
+        }
+        for name in [
+            "model.vision_tower.vision_model.header.weight",
+            "lm_head.weight",
+            "custom_text_proj.weight",
+            "model.language_model.layers.3.inv_freq",
+            "model.my_position_ids",
+        ] {
+            assert!(!is_ignored(&canonical(name)), "{name}");
+        }
     }
 }

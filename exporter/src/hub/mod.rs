@@ -39,6 +39,8 @@ const OPTIONAL: [&str; 5] = [
 const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// An adapter may lie beside the model; the weights belong to the config.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Where a checkpoint is.
 #[derive(Debug)]
@@ -139,6 +141,10 @@ fn collect(
         if find(file)?.is_some() {
             break;
         }
+    }
+    let [config, weights] = ADAPTER;
+    if find(config)?.is_some() {
+        find(weights)?.ok_or_else(|| absent(weights))?;
     }
     if find(WEIGHTS)?.is_some() {
         return Ok(());

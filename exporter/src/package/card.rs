@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-use lfm2vl::chat::ChatError;
 use lfm2vl_graphs::{
     CacheUpdate, Graph, GraphSpec, Manifest, Operators, Precision, Recipe, Tensor,
 };
@@ -31,13 +30,8 @@ pub(super) fn card(
     manifest: &Manifest,
     specs: &[GraphSpec],
     generation: &Map<String, Value>,
-    prompt: &Result<String, ChatError>,
+    prompt: Option<&str>,
 ) -> String {
-    let text = match prompt {
-        Ok(prompt) => Value::from(prompt.as_str()).to_string(),
-        Err(error) => error.to_string(),
-    };
-
     TEMPLATE
         .replace("{exporter}", &manifest.exporter)
         .replace("{contract}", &format!("{} {}", manifest.contract, manifest.contract_version))
@@ -50,7 +44,7 @@ pub(super) fn card(
         .replace("{sampling}", &sampling(generation))
         .replace("{kernels}", &kernels(manifest))
         .replace("{snippets}", &snippets(manifest, prompt))
-        .replace("{prompt}", &text)
+        .replace("{text}", &text(prompt))
 }
 
 /// How quantized products run faster, where there are any.
@@ -94,7 +88,7 @@ fn protocol(recipe: &Recipe) -> String {
 }
 
 /// Code to copy, with the prompt of the model, and the precision that the folder has where it has no float32.
-fn snippets(manifest: &Manifest, prompt: &Result<String, ChatError>) -> String {
+fn snippets(manifest: &Manifest, prompt: Option<&str>) -> String {
     let has = |graph| manifest.graphs.iter().any(|files| files.graph == graph);
     let Some(bundle) = manifest.bundles.last() else { return String::new() };
     if manifest.recipe.sizes.is_some() {
@@ -111,20 +105,52 @@ fn snippets(manifest: &Manifest, prompt: &Result<String, ChatError>) -> String {
         format!("## {title}\n\n```{language}\n{}\n```", code.trim_end())
     };
     let mut snippets = Vec::new();
-    if let Ok(prompt) = prompt
-        && has(Graph::GenaiEmbeddings)
-        && has_image_processor(manifest)
-    {
-        let prompt = Value::from(prompt.as_str()).to_string();
-        for (title, language, program) in PROGRAMS {
-            let program = program.replace(PROMPT, &prompt);
-            snippets.push(code(title, language, &with_suffix(&program, precision)));
+    let has_graphs = has(Graph::GenaiEmbeddings) && has_image_processor(manifest);
+    match prompt.filter(|_| has_graphs) {
+        Some(prompt) => {
+            let prompt = literal(prompt);
+            for (title, language, program) in PROGRAMS {
+                let program = program.replace(PROMPT, &prompt);
+                snippets.push(code(title, language, &with_suffix(&program, precision)));
+            }
         }
+        None => snippets.push(
+            "Programs in Python, JavaScript, Java, C++ and C# are in the card of an export that has \
+             image_processor and embeddings (of the recipes default, portable and cuda) and a template \
+             that puts a string around a plain question."
+                .to_owned(),
+        ),
     }
     let dtype = format!("dtype = '{precision}'");
     let program = TRANSFORMERS_JS.replace("dtype = 'fp32'", &dtype);
     snippets.push(code("Transformers.js", "js", &program));
     snippets.join("\n\n")
+}
+
+/// A string as all five languages write it: what is beyond ASCII is escaped, but for characters of two UTF-16
+/// units, which C++ escapes in another way than the others.
+fn literal(text: &str) -> String {
+    let json = Value::from(text).to_string();
+    let escape = |c: char| match c {
+        '\u{7f}'..='\u{ffff}' => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    json.chars().map(escape).collect()
+}
+
+/// How a plain question becomes a prompt.
+fn text(prompt: Option<&str>) -> String {
+    let Some(prompt) = prompt else {
+        return "Prompts are made by the template in `chat_template.jinja`, which does more to a plain \
+                question than putting a string around it: use a library of Jinja."
+            .to_owned();
+    };
+    let prompt = literal(prompt);
+    format!(
+        "A plain question is the string\n\n```json\n{prompt}\n```\n\nwith the question in place of \
+         `{{content}}`, and in front of it `<image>` for each image. Conversations and tools need the \
+         template in `chat_template.jinja`."
+    )
 }
 
 /// A program that takes the files of a precision.
@@ -154,11 +180,24 @@ fn files(manifest: &Manifest) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(table, "| {name} | {precision} | `{path}` | {size:.1} |");
     }
+    let name = Graph::ImageProcessor.to_string();
+    let path = format!("onnx/{name}.onnx");
+    if let Some(file) = manifest.files.iter().find(|file| file.path == path) {
+        let _ = writeln!(table, "| {name} | | `{path}` | {:.1} |", file.bytes as f64 / 1e6);
+    }
     table.trim_end().to_owned()
 }
 
+/// The sets of graphs that answer questions, where all of them are there.
 fn bundles(manifest: &Manifest) -> String {
-    let mut table = "| bundle | vision | embedding | decoder |\n|---|---|---|---|\n".to_owned();
+    let has = |weights: Graph| manifest.graphs.iter().any(|files| files.graph.weights() == weights);
+    let vision = has(Graph::VisionEncoder) || has(Graph::VisionTower) && has(Graph::Projector);
+    if !(vision && has(Graph::EmbedTokens) && has(Graph::Decoder)) {
+        return "These are not all graphs that answers need.".to_owned();
+    }
+    let mut table = "Precisions that go together; the first are what `lfm2vl run` takes:\n\n\
+                     | bundle | vision | embedding | decoder |\n|---|---|---|---|\n"
+        .to_owned();
     for bundle in &manifest.bundles {
         let (vision, embedding, decoder) = (bundle.vision, bundle.embedding, bundle.decoder);
         let _ = writeln!(table, "| {} | {vision} | {embedding} | {decoder} |", bundle.name);

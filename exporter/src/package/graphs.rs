@@ -38,7 +38,7 @@ pub(super) fn image_processor_spec(
     let recipe = &options.recipe;
     let mut spec = spec(contract, checkpoint, recipe, Graph::ImageProcessor, Precision::Fp32)?;
     if !options.image_inputs {
-        spec.inputs.truncate(1);
+        spec.inputs.retain(|input| input.name == "pixels");
     }
     Ok(Some(spec))
 }

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use lfm2vl::{chat::ImageTokens, image::ImageSettings};
 use lfm2vl_graphs::GraphSpec;
-use serde_json::{Map, Value};
 
-use super::files::read_settings;
+use super::{files::read_settings, tokenizer::id_of};
 use crate::{
-    checkpoint::{Checkpoint, Config},
+    checkpoint::Checkpoint,
     error::ExportError,
     onnx::Model,
     processor::{self, ImageTokenIds},
@@ -20,44 +19,46 @@ pub(super) fn model(
     spec: GraphSpec,
     metadata: Vec<(String, String)>,
 ) -> Result<Model, ExportError> {
-    let source = checkpoint.folder();
+    let (source, config) = (checkpoint.folder(), checkpoint.config());
     let settings = ImageSettings::from_folder(source)?;
-    let ids = token_ids(source, checkpoint.config(), settings.max_tiles)?;
+    for (name, setting, model) in [
+        ("encoder_patch_size", settings.encoder_patch_size, config.vision.patch_size),
+        ("downsample_factor", settings.downsample_factor, config.projector.downsample_factor),
+    ] {
+        if setting != model {
+            return Err(ExportError::ImageSetting { name, setting, model });
+        }
+    }
+    let ids = token_ids(source, &settings, spec.inputs.len() > 1)?;
     let stem = spec.graph.to_string();
     let graph = processor::build(spec, &settings, &ids).finish();
     Ok(Model { data: format!("{stem}.onnx_data"), stem, graph, metadata })
 }
 
-/// The ids of the tokens that stand for images.
+/// The ids of the tokens that stand for images; those that the settings never ask for may be missing, unless
+/// the settings are `inputs`.
 fn token_ids(
     source: &Path,
-    config: &Config,
-    max_tiles: usize,
+    settings: &ImageSettings,
+    inputs: bool,
 ) -> Result<ImageTokenIds, ExportError> {
     let tokens = ImageTokens::from_folder(source)?;
     let tokenizer = read_settings(source, "tokenizer.json")?;
     let id = |token: &str| id_of(&tokenizer, token).ok_or(ExportError::ImageToken(token.into()));
     let image = id(&tokens.image)?;
-    if image != i64::from(config.image_token_id) {
-        return Err(ExportError::ImageTokenId { tokenizer: image, config: config.image_token_id });
-    }
+    let id_if = |needed: bool, token: &str| if needed { id(token) } else { Ok(image) };
+    let splits = settings.do_image_splitting || inputs;
+    let max_tiles = if splits { settings.max_tiles } else { 1 };
     // Grids have at most so many tiles; the rest of the table is never looked at.
-    let tile = |row: usize, col: usize| match row * col <= max_tiles {
-        true => id(&format!("<|img_row_{row}_col_{col}|>")),
-        false => Ok(image),
+    let tile = |row: usize, col: usize| {
+        id_if(splits && row * col <= max_tiles, &format!("<|img_row_{row}_col_{col}|>"))
     };
     let row = |row: usize| (1..=max_tiles).map(|col| tile(row, col)).collect();
     Ok(ImageTokenIds {
         image,
         start: id(&tokens.start)?,
         end: id(&tokens.end)?,
-        thumbnail: id(&tokens.thumbnail)?,
+        thumbnail: id_if(splits && (settings.use_thumbnail || inputs), &tokens.thumbnail)?,
         tiles: (1..=max_tiles).map(row).collect::<Result<_, _>>()?,
     })
-}
-
-/// The id of a token that `tokenizer.json` reads as one.
-fn id_of(tokenizer: &Map<String, Value>, token: &str) -> Option<i64> {
-    let added = tokenizer.get("added_tokens")?.as_array()?;
-    added.iter().find(|added| added["content"] == token)?["id"].as_i64()
 }

@@ -8,6 +8,7 @@ mod genai;
 mod graphs;
 mod image_processor;
 mod reference;
+mod tokenizer;
 
 use std::{
     ops::ControlFlow,
@@ -15,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use lfm2vl::chat::{ChatError, ChatTemplate, Message, RenderOptions};
+use lfm2vl::chat::{self, ChatTemplate, Content, ImageTokens, Message, RenderOptions, Role};
 use lfm2vl_graphs::{
     Contract, Graph, GraphFiles, MANIFEST, Manifest, ManifestFile, Precision, Recipe, YamlError,
 };
@@ -94,6 +95,17 @@ pub struct Report {
     pub bytes: u64,
     /// Wall-clock time in seconds.
     pub seconds: f64,
+    /// A graph that could not be made; the others do not need it.
+    pub left_out: Option<LeftOut>,
+}
+
+/// A graph that is not in an export.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LeftOut {
+    /// Which one.
+    pub graph: Graph,
+    /// Why it could not be made.
+    pub why: String,
 }
 
 /// How far an export is, in bytes of weights.
@@ -167,14 +179,27 @@ pub fn export(
     if options.weights == Weights::Reference && options.precisions != [Precision::Fp32] {
         return Err(ExportError::ReferencePrecision);
     }
+    if options.weights == Weights::Reference && checkpoint.adapter().is_some() {
+        return Err(ExportError::ReferenceAdapter);
+    }
+    tokenizer::check(checkpoint.folder(), checkpoint.config())?;
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);
     let built = wanted(options);
     let mut models = graphs::models(&contract, checkpoint, options, &built)?;
-    let image_processor = graphs::image_processor_spec(&contract, checkpoint, options)?;
+    let mut image_processor = graphs::image_processor_spec(&contract, checkpoint, options)?;
+    let mut left_out = None;
     if let Some(spec) = &image_processor {
         let metadata = graphs::metadata(checkpoint, &contract, &options.recipe, Precision::Fp32);
-        models.push(image_processor::model(checkpoint, spec.clone(), metadata)?);
+        match image_processor::model(checkpoint, spec.clone(), metadata) {
+            Ok(model) => models.push(model),
+            // The model itself can be exported all the same.
+            Err(error) if options.parts.is_empty() => {
+                image_processor = None;
+                left_out = Some(LeftOut { graph: Graph::ImageProcessor, why: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
     }
     // All have as many digits.
     let onnxruntime = models.iter().map(|model| model.graph.oldest_onnxruntime()).max();
@@ -234,7 +259,7 @@ pub fn export(
     specs.extend(image_processor);
     let generation = files::read_settings(folder.path(), "generation_config.json")?;
     let prompt = plain_prompt(folder.path());
-    let card = card::card(&manifest, &specs, &generation, &prompt);
+    let card = card::card(&manifest, &specs, &generation, prompt.as_deref());
     let card = write_file(folder.path(), "README.md", card.as_bytes())?;
     manifest.files.push(manifest_file("", card));
     let text = serde_yaml::to_string(&manifest)
@@ -242,15 +267,30 @@ pub fn export(
     write_file(folder.path(), MANIFEST, text.as_bytes())?;
 
     let bytes = manifest.all_files().map(|file| file.bytes).sum::<u64>() - linked;
-    let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64() };
+    let report = Report { manifest, bytes, seconds: start.elapsed().as_secs_f64(), left_out };
     Ok(Draft { folder, report })
 }
 
-/// The prompt of the question `{content}`, by the template in `folder`.
-fn plain_prompt(folder: &Path) -> Result<String, ChatError> {
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    let question = [Message::user("{content}")];
-    ChatTemplate::from_folder(folder)?.render(&question, &options)
+/// The prompt of a plain question as a string with `{content}` in its place, in front of which stands `<image>`
+/// for each image; nothing where the template in `folder` makes something else of it.
+fn plain_prompt(folder: &Path) -> Option<String> {
+    const CONTENT: &str = "{content}";
+    let template = ChatTemplate::from_folder(folder).ok()?;
+    let mut options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    // Where the template asks for the time, the day of the export would stay in it: no function, so it fails.
+    options.variables.insert("strftime_now".to_owned(), false.into());
+    let render = |parts: Vec<chat::Part>| {
+        let content = Some(Content::Parts(parts));
+        let message = Message { role: Role::User, content, other: serde_json::Map::new() };
+        template.render(&[message], &options).ok()
+    };
+    let text = || chat::Part::Text(CONTENT.to_owned());
+    let prompt = render(vec![text()])?;
+    let with_image = render(vec![chat::Part::Image, text()])?;
+    let image = ImageTokens::from_folder(folder).ok()?.image;
+    let is_plain = prompt.matches(CONTENT).count() == 1
+        && with_image == prompt.replace(CONTENT, &(image + CONTENT));
+    is_plain.then_some(prompt)
 }
 
 fn manifest_file(prefix: &str, file: WrittenFile) -> ManifestFile {

@@ -35,6 +35,9 @@ impl<'g> Processor<'g> {
     pub(super) fn layout(self, size: Size<'g>) -> Layout<'g> {
         let _scope = self.g.enter("layout");
         let one = self.int(1);
+        let has_pixels = (size.height * size.width).greater(self.int(0));
+        let checked = self.require("the_image_has_no_pixels", has_pixels) * self.checked_settings();
+        let size = Size { height: size.height * checked, width: size.width * checked };
         let [rows, cols] = self.tile_grid(size);
         let is_split = self.is_too_large(size).and((rows * cols).greater(one)).to_i64();
         let splits = is_split * self.do_image_splitting;
@@ -44,6 +47,9 @@ impl<'g> Processor<'g> {
 
         let resized = self.smart_resize(size);
         let whole = Size { height: resized.height * wholes, width: resized.width * wholes };
+        let fits = self.is_within_limit(whole);
+        let fits = self.require("the_image_is_too_long_and_thin", fits);
+        let whole = Size { height: whole.height * fits, width: whole.width * fits };
         let tile = self.int(self.settings.tile_size);
         let tokens_per_tile = self.tokens(tile) * self.tokens(tile);
         let tokens_of_whole = self.tokens(whole.height) * self.tokens(whole.width);
@@ -58,6 +64,41 @@ impl<'g> Processor<'g> {
             tokens_of_whole,
             tokens: rows * cols * tokens_per_tile + tokens_of_whole,
         }
+    }
+
+    /// The int64 scalar 1, where the settings that a caller may change go together.
+    fn checked_settings(self) -> Value<'g> {
+        let (least, most) = self.table_range();
+        let tiles = self.max_tiles.greater_or_equal(self.int(least));
+        let tiles = tiles.and(self.int(most).greater_or_equal(self.max_tiles));
+        let tokens = self.max_image_tokens.greater_or_equal(self.min_image_tokens);
+        let tokens = tokens.and(self.min_image_tokens.greater(self.int(0)));
+        self.require("max_tiles_is_out_of_range", tiles)
+            * self.require("the_limits_of_image_tokens_do_not_go_together", tokens)
+    }
+
+    /// Whether a view has no more patches than are allowed. The reference has no such limit, and makes a
+    /// view of gigabytes out of a small file.
+    fn is_within_limit(self, view: Size<'g>) -> Value<'g> {
+        let patch = self.int(self.settings.encoder_patch_size);
+        let patches = (view.height / patch) * (view.width / patch);
+        let allowed = self.int(self.settings.max_view_patches);
+        allowed.max(self.padded_patches()).greater_or_equal(patches)
+    }
+
+    /// Patches to which the reference pads every view.
+    pub(super) fn padded_patches(self) -> Value<'g> {
+        let settings = self.settings;
+        let tile = self.int((settings.tile_size / settings.encoder_patch_size).pow(2));
+        let of_tokens = self.max_image_tokens * self.int(settings.downsample_factor.pow(2));
+        (tile * self.do_image_splitting).max(of_tokens)
+    }
+
+    /// The fewest and the most tiles that the graph has tables for.
+    fn table_range(self) -> (usize, usize) {
+        let most = self.settings.max_tiles;
+        let least = self.settings.min_tiles.min(most);
+        if self.g.find_input("max_tiles").is_some() { (least, most) } else { (most, most) }
     }
 
     /// Image tokens along so many pixels.
@@ -137,11 +178,11 @@ impl<'g> Processor<'g> {
     }
 
     /// Columns and rows, int64 [grids], of the grids of at most `max_tiles` tiles. Their order depends on
-    /// how many there may be, so there is a table for each number up to the checkpoint's.
+    /// how many there may be, so there is a table for each number that a caller may give.
     fn candidates(self) -> [Value<'g>; 2] {
-        let (least, most) = (self.settings.min_tiles, self.settings.max_tiles);
-        let least = least.min(most);
-        let tables: Vec<_> = (least..=most).map(|tiles| candidate_grids(least, tiles)).collect();
+        let (least, most) = self.table_range();
+        let fewest = self.settings.min_tiles.min(least);
+        let tables: Vec<_> = (least..=most).map(|tiles| candidate_grids(fewest, tiles)).collect();
         let longest = tables.iter().map(Vec::len).max().unwrap_or_default();
         // As wide as no image is.
         let filler = (u32::MAX as usize, 1);
@@ -152,7 +193,7 @@ impl<'g> Processor<'g> {
             let numbers: Vec<i64> = padded.map(|grid| number(grid) as i64).collect();
             self.g.ints(&numbers, &[tables.len(), longest])
         };
-        let row = (self.max_tiles - self.int(least)).clip(self.int(0), self.int(most - least));
+        let row = self.max_tiles - self.int(least);
         [table(|(cols, _)| *cols).gather(row, 0), table(|(_, rows)| *rows).gather(row, 0)]
     }
 }

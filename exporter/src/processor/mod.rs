@@ -45,6 +45,13 @@ impl<'a> Processor<'a> {
         }
     }
 
+    /// The int64 scalar 1 where a condition holds; where not, running the graph fails at a node of that name.
+    fn require(self, name: &str, holds: Value<'a>) -> Value<'a> {
+        let _scope = self.g.enter(name);
+        let outside = self.int(1) - holds.to_i64();
+        self.g.int_vector(&[1]).gather(outside, 0)
+    }
+
     /// A constant int64 scalar.
     fn int(self, value: usize) -> Value<'a> {
         self.g.ints(&[value as i64], &[])

@@ -85,9 +85,7 @@ impl<'g> Processor<'g> {
         let [rows, cols] = self.whole_grid(layout);
         let views = layout.rows * layout.cols;
 
-        let factor = self.settings.downsample_factor;
-        let of_tokens = self.max_image_tokens * self.int(factor * factor);
-        let of_all = (tile_patches * self.do_image_splitting).max(of_tokens) * self.do_pad;
+        let of_all = self.padded_patches() * self.do_pad;
         let largest = (tile_patches * views.min(self.int(1))).max(rows * cols);
         let patches = of_all.max(largest);
         let zero = self.int(0);

@@ -5,27 +5,12 @@ use std::{fs, path::Path};
 use lfm2vl_exporter::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
-use crate::common::{VARIANTS, copy_of, testdata};
+use crate::common::{VARIANTS, assert_contains, copy_of, join, split, testdata};
 
 fn error(folder: &Path) -> String {
     let message = Checkpoint::open(folder).unwrap_err().to_string();
     assert!(!message.contains('\n'), "{message}");
     message
-}
-
-/// The header of a safetensors file and the bytes after it.
-fn split(file: &Path) -> (Value, Vec<u8>) {
-    let bytes = fs::read(file).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
-}
-
-fn join(file: &Path, header: &Value, data: &[u8]) {
-    let header = header.to_string();
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(data);
-    fs::write(file, bytes).unwrap();
 }
 
 /// The message for a checkpoint whose header was changed.
@@ -46,12 +31,6 @@ fn with_config(change: impl FnOnce(&mut Value)) -> String {
     change(&mut config);
     fs::write(file, config.to_string()).unwrap();
     error(copy.path())
-}
-
-fn assert_contains(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "'{part}' is not in: {message}");
-    }
 }
 
 #[test]
@@ -175,6 +154,65 @@ fn headers_that_lie() {
         header.insert(name.trim_start_matches("model.").into(), twin);
     });
     assert_contains(&message, &["same part of the model"]);
+}
+
+/// Tensors that the reference has no use for, of any type, in one file and in shards.
+#[test]
+fn what_the_reference_ignores_is_ignored() {
+    let ignored = [
+        ("model.vision_tower.vision_model.head.probe", "F32"),
+        ("model.vision_tower.vision_model.head.mlp.fc1.weight", "BF16"),
+        ("model.vision_tower.vision_model.embeddings.position_ids", "I64"),
+        ("model.language_model.layers.0.self_attn.rotary_emb.inv_freq", "F64"),
+    ];
+    for (variant, shard) in
+        [("untied", "model.safetensors"), ("sharded-f16", "model-00002-of-00003.safetensors")]
+    {
+        let copy = copy_of(&format!("variants/{variant}"));
+        let file = copy.path().join(shard);
+        let (mut header, mut data) = split(&file);
+        let index_file = copy.path().join("model.safetensors.index.json");
+        let mut index: Option<Value> =
+            fs::read(&index_file).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+        for (name, dtype) in ignored {
+            let size = match dtype {
+                "BF16" => 2,
+                "F32" => 4,
+                _ => 8,
+            };
+            let offsets = [data.len(), data.len() + 3 * size];
+            header[name] = json!({"dtype": dtype, "shape": [3], "data_offsets": offsets});
+            data.extend(vec![0xFF; 3 * size]);
+            if let Some(index) = &mut index {
+                index["weight_map"][name] = json!(shard);
+            }
+        }
+        join(&file, &header, &data);
+        if let Some(index) = index {
+            fs::write(&index_file, index.to_string()).unwrap();
+        }
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        let original = Checkpoint::open(&testdata(&format!("variants/{variant}"))).unwrap();
+        assert_eq!(checkpoint.dtypes(), original.dtypes());
+        for name in original.dtypes().into_keys() {
+            assert_eq!(checkpoint.load(&name).unwrap(), original.load(&name).unwrap());
+        }
+    }
+    // A retriever's head matters.
+    let message = with_header(|header| {
+        let end = header.values().filter_map(|v| v["data_offsets"][1].as_u64()).max().unwrap();
+        let extra = json!({"dtype": "BF16", "shape": [0], "data_offsets": [end, end]});
+        header.insert("custom_text_proj.weight".into(), extra);
+    });
+    assert_contains(&message, &["custom_text_proj.weight", "not part of"]);
+}
+
+#[test]
+fn quantized_checkpoints() {
+    let message = with_config(|config| {
+        config["quantization_config"] = json!({"quant_method": "bitsandbytes"})
+    });
+    assert_contains(&message, &["quantization_config", "the model that it was made from"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
 
 use ndarray::ArrayD;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 pub(crate) const VARIANTS: [&str; 6] =
     ["conv-bias", "layernorm-tied", "no-layernorm", "old-config", "sharded-f16", "untied"];
@@ -25,6 +26,28 @@ pub(crate) fn copy_of(checkpoint: &str) -> tempfile::TempDir {
         }
     }
     copy
+}
+
+/// The header of a safetensors file and the bytes after it.
+pub(crate) fn split(file: &Path) -> (Value, Vec<u8>) {
+    let bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
+}
+
+/// Writes a safetensors file.
+pub(crate) fn join(file: &Path, header: &Value, data: &[u8]) {
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    fs::write(file, bytes).unwrap();
+}
+
+pub(crate) fn assert_contains(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "'{part}' is not in: {message}");
+    }
 }
 
 /// A safetensors file of goldens.

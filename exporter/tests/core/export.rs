@@ -413,3 +413,36 @@ fn verification_notices_a_wrong_weight() {
         assert!(error.starts_with(graph), "{error}");
     }
 }
+
+/// What the tokenizer gives must have an embedding, and mean the same; of every part, since prompts go
+/// through all of them.
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let changed = |file: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let copy = copy_of("variants/untied");
+        let path = copy.path().join(file);
+        let mut json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut json);
+        fs::write(path, json.to_string()).unwrap();
+        let options = ExportOptions { parts: vec![Part::Decoder], ..options("default") };
+        export_to(copy.path(), &out.path().join("model"), &options).map_err(|e| e.to_string())
+    };
+    let added = |id: u64| {
+        move |json: &mut serde_json::Value| {
+            let mut token = json["added_tokens"][0].clone();
+            token["content"] = "<|one more|>".into();
+            token["id"] = id.into();
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+    };
+    let error = changed("tokenizer.json", &added(768)).unwrap_err();
+    assert!(error.contains("the id 768") && error.contains("768 rows"), "{error}");
+    let in_vocabulary = |json: &mut serde_json::Value| json["model"]["vocab"]["more"] = 900.into();
+    let error = changed("tokenizer.json", &in_vocabulary).unwrap_err();
+    assert!(error.contains("the id 900") && error.contains("768 rows"), "{error}");
+    let error = changed("config.json", &|json| json["image_token_id"] = 397.into()).unwrap_err();
+    assert!(error.contains("396 in tokenizer.json and 397 in config.json"), "{error}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    changed("tokenizer.json", &added(767)).unwrap();
+}

@@ -1,9 +1,9 @@
-//! The exporter's library against goldens, independent readers, a local hub, and bad input.
+//! The exporter's library against goldens, peft, independent readers, a local hub, and bad input.
 
+mod adapters;
 mod bad_input;
 mod common;
 mod export;
-mod family;
 mod hub;
 mod onnx_reader;
 mod reference;

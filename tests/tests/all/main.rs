@@ -6,6 +6,7 @@ mod constraint;
 mod conversation;
 mod engine;
 mod export_program;
+mod family;
 mod image_processor;
 mod kernels;
 mod load;

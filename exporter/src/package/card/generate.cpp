@@ -3,8 +3,8 @@
 //     g++ -std=c++17 -O2 generate.cpp -o generate -lonnxruntime -lonnxruntime-genai
 //     ./generate FOLDER QUESTION [IMAGE...]
 //
-// Needs ONNX Runtime 1.24 or newer, onnxruntime-genai 0.18 or newer, for its tokenizer, and
-// stb_image.h. FOLDER is the one with tokenizer.json. Prints the new tokens' ids, then their text.
+// Needs ONNX Runtime, onnxruntime-genai 0.18 or newer, for its tokenizer, and stb_image.h. FOLDER is the
+// one with tokenizer.json. Prints the new tokens' ids, then their text.
 //
 // Images may have any size: before you decode those of strangers, refuse absurd sizes (say, over 50
 // megapixels); stbi_info reads a header alone. stb_image knows no WebP and does not turn photos as

@@ -43,7 +43,7 @@ const decoder = await load(`decoder_model_merged${SUFFIX}`);
 const places = [];
 const features = [];
 for (const file of images) {
-    const image = sharp(file).autoOrient().removeAlpha().toColourspace('srgb').raw();
+    const image = sharp(file, { ignoreIcc: true }).autoOrient().removeAlpha().toColourspace('srgb').raw();
     const { data, info } = await image.toBuffer({ resolveWithObject: true });
     const pixels = new ort.Tensor('uint8', data, [info.height, info.width, 3]);
     const { image_token_ids, pixel_values, pixel_attention_mask, spatial_shapes } =

@@ -98,6 +98,22 @@ fn shards_are_fetched_by_their_index() {
 }
 
 #[test]
+fn an_adapter_beside_the_model_is_fetched_with_it() {
+    let mut files = files_of(&testdata("tiny-shapes"));
+    files.extend(files_of(&testdata("adapters/plain")));
+    let hub = Hub::start(OLD, files.clone());
+    let cache = tempfile::tempdir().unwrap();
+    let found = find(&hub.settings(cache.path())).unwrap();
+    assert!(Checkpoint::open(&found.folder).unwrap().adapter().is_some());
+
+    files.remove("adapter_model.safetensors");
+    let hub = Hub::start(OLD, files);
+    let cache = tempfile::tempdir().unwrap();
+    let error = find(&hub.settings(cache.path())).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.safetensors"), "{error}");
+}
+
+#[test]
 fn tokens_stay_with_the_hub() {
     let hub = Hub::start(OLD, small_files("old"));
     hub.require("hf_secret");

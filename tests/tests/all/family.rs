@@ -1,16 +1,11 @@
 //! The released models' configs, at their real sizes, with weights that take no room on the disk.
 
-use std::{fs, io::Write, ops::ControlFlow, path::Path};
+use std::{fs, ops::ControlFlow};
 
-use lfm2vl_exporter::{
-    ExportOptions, Part, Weights,
-    checkpoint::{Checkpoint, Config, model_tensors, released_name},
-    export, partitions,
-};
+use lfm2vl_exporter::{ExportOptions, Part, Weights, checkpoint::Checkpoint, export, partitions};
 use lfm2vl_graphs::{Contract, Precision, ProviderTable, Recipe};
-use serde_json::{Map, Value, json};
-
-use crate::common::{copy_of, testdata};
+use lfm2vl_tests::{copy_folder, hollow_checkpoint, testdata};
+use serde_json::{Value, json};
 
 /// A member of the family.
 struct Member {
@@ -68,36 +63,19 @@ impl Member {
     }
 }
 
-/// Writes a checkpoint whose weights are a hole of zeros; returns how many there are.
-fn write_checkpoint(config: &Value, folder: &Path) -> u64 {
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let (mut header, mut end) = (Map::new(), 0);
-    for (name, shape) in model_tensors(&Config::from_json(config).unwrap()) {
-        let start = end;
-        end += 2 * shape.iter().product::<usize>() as u64;
-        let tensor = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
-        header.insert(released_name(&name), tensor);
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = fs::File::create(folder.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len(8 + header.len() as u64 + end).unwrap();
-    end / 2
-}
-
 /// Graphs and image processor; of the large ones the graphs are only built, since every byte that an
 /// export refers to is hashed.
 #[test]
 fn every_member_exports() {
     let table = ProviderTable::builtin("cpu").unwrap();
     for member in FAMILY {
-        let copy = copy_of("tiny-shapes");
+        let copy = tempfile::tempdir().unwrap();
         let folder = copy.path();
-        let parameters = write_checkpoint(&member.config(), folder) as f64 / 1e9;
+        copy_folder(&testdata("tiny-shapes"), folder);
+        let parameters = hollow_checkpoint(&member.config(), folder) as f64 / 1e9;
         let [least, most] = member.parameters;
         assert!((least..=most).contains(&parameters), "{}: {parameters} billion", member.name);
-        // Whichever settings a release has.
+        // One way of resizing, with and without a thumbnail.
         let first = member.generation == Generation::First;
         let settings = json!({"resample": if first { 2 } else { 3 }, "use_thumbnail": first});
         fs::remove_file(folder.join("processor_config.json")).unwrap();
