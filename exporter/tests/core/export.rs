@@ -110,6 +110,67 @@ fn the_manifest_and_the_card_tell_the_oldest_onnxruntime() {
 }
 
 #[test]
+fn an_image_processor_that_cannot_be_made_is_left_out_or_an_error() {
+    let out = tempfile::tempdir().unwrap();
+    let alone = ExportOptions { parts: vec![Part::ImageProcessor], ..options("default") };
+    let settings = |settings: serde_json::Value| {
+        let copy = copy_of("tiny-shapes");
+        fs::remove_file(copy.path().join("processor_config.json")).unwrap();
+        fs::write(copy.path().join("preprocessor_config.json"), settings.to_string()).unwrap();
+        copy
+    };
+    for (i, (wrong, message)) in [
+        (serde_json::json!({"max_tiles": 11}), "no token <|img_row_1_col_11|>"),
+        (serde_json::json!({"encoder_patch_size": 8}), "'encoder_patch_size' is 8"),
+        (serde_json::json!({"downsample_factor": 4}), "config.json says 2"),
+        (serde_json::json!({"resample": 0}), "'resample' is 0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let copy = settings(wrong);
+        let folder = out.path().join(i.to_string());
+        let error = export_to(copy.path(), &folder, &alone).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+        let report = export_to(copy.path(), &folder, &options("default")).unwrap();
+        let left_out = report.left_out.unwrap();
+        assert_eq!((left_out.graph, left_out.why), (Graph::ImageProcessor, error));
+        assert!(!folder.join("onnx/image_processor.onnx").exists());
+        let card = fs::read_to_string(folder.join("README.md")).unwrap();
+        assert!(!card.contains("## Python") && card.contains("an export that has image_processor"));
+    }
+    // What is never asked for need not be there.
+    let copy = settings(serde_json::json!({"max_tiles": 11, "do_image_splitting": false}));
+    export_to(copy.path(), &out.path().join("single"), &alone).unwrap();
+}
+
+#[test]
+fn the_card_has_a_prompt_only_where_it_is_a_plain_one() {
+    let out = tempfile::tempdir().unwrap();
+    let user = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}";
+    let plain = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}";
+    for (i, (template, is_plain)) in [
+        (format!("{user}{plain}é\u{2028}"), true),
+        (format!("{user}{plain}{{{{ strftime_now('%Y') }}}}"), false),
+        (format!("{user}{{{{ p.text }}}}{{% endfor %}}{{% endfor %}}"), false),
+        ("{{ raise_exception('no') }}".to_owned(), false),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}".to_owned(), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let copy = copy_of("tiny-shapes");
+        fs::write(copy.path().join("chat_template.jinja"), template).unwrap();
+        let folder = out.path().join(i.to_string());
+        export_to(copy.path(), &folder, &options("default")).unwrap();
+        let card = fs::read_to_string(folder.join("README.md")).unwrap();
+        assert_eq!(card.contains("A plain question is the string"), is_plain, "{i}");
+        assert_eq!(card.contains("## Python"), is_plain, "{i}");
+        assert_eq!(card.contains(r#"{content}\u00e9\u2028""#), is_plain, "{i}");
+    }
+}
+
+#[test]
 fn what_killed_exports_left_is_cleaned_up() {
     let out = tempfile::tempdir().unwrap();
     let (folder, source) = (out.path().join("m"), testdata("tiny-shapes"));

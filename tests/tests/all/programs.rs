@@ -26,6 +26,7 @@ fn questions() -> Vec<Question> {
         question("Describe this image.", &["number-tiled.png"]),
         question("Which colour does \"größte\" 😀 have? $& {content} %s", &["gray.png"]),
         question("What is different?", &["number-tiled.png", "rgba.png"]),
+        question("Describe this image.", &["tiled.jpg"]),
         question(&"Is there a red square, or a blue circle? ".repeat(120), &[]),
     ]
 }
