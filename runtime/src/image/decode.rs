@@ -13,7 +13,12 @@ use image::{
 };
 
 use super::{
-    ImageError, deadline::Deadline, gif, jpeg, orientation::orientation, pixels::from_dynamic,
+    ImageError,
+    deadline::Deadline,
+    gif, jpeg,
+    orientation::orientation,
+    pixels::from_dynamic,
+    png::{self, Metadata},
 };
 
 /// What an image may take. Bytes and pixels are checked before anything is decoded.
@@ -159,8 +164,13 @@ fn decode_format(
     let (width, height) = decoder.dimensions();
     limits.check_size(width, height)?;
     limits.check_decoded(decoder.total_bytes())?;
-    let exif = decoder.exif_metadata().map_err(broken)?;
-    let xmp = decoder.xmp_metadata().map_err(broken)?;
+    let Metadata { exif, xmp } = match format {
+        ImageFormat::Png => png::metadata(bytes),
+        _ => Metadata {
+            exif: decoder.exif_metadata().map_err(broken)?,
+            xmp: decoder.xmp_metadata().map_err(broken)?,
+        },
+    };
     let orientation = orientation(exif.as_deref(), xmp.as_deref());
     let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
     Ok((from_dynamic(image), orientation))

@@ -17,6 +17,7 @@ mod normalize;
 mod orientation;
 mod patches;
 mod pixels;
+mod png;
 mod processor;
 mod resize;
 mod settings;
