@@ -13,7 +13,7 @@ use image::{
 };
 
 use super::{
-    ImageError,
+    ImageError, bmp,
     deadline::Deadline,
     gif, jpeg,
     orientation::orientation,
@@ -172,8 +172,11 @@ fn decode_format(
         },
     };
     let orientation = orientation(exif.as_deref(), xmp.as_deref());
-    let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
-    Ok((from_dynamic(image), orientation))
+    let mut image = from_dynamic(DynamicImage::from_decoder(decoder).map_err(broken)?);
+    if format == ImageFormat::Bmp {
+        bmp::cut_off(bytes, &mut image);
+    }
+    Ok((image, orientation))
 }
 
 /// The chunk that ends a PNG file: no data, its name, and its checksum.

@@ -1,6 +1,7 @@
 //! From image files to the patches that the vision graphs take, exactly as
 //! `Lfm2VlImageProcessor` of transformers 5.24 makes them. Needs no ONNX Runtime.
 
+mod bmp;
 mod deadline;
 mod decode;
 mod error;

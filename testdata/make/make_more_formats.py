@@ -1,6 +1,6 @@
-"""Orientations as cameras and programs store them, and what transformers reads from them.
+"""Orientations as cameras and programs store them, BMP files of 16 bits, and what transformers reads from them.
 
-    python make_orientations.py ../formats
+    python make_more_formats.py ../formats
 
 As in make_formats.py, each file has a neighbour `NAME.rgb.png` with the pixels after `load_image`.
 """
@@ -68,6 +68,25 @@ png("profile-and-exif.png", (b"eXIf", tiff(3, value=3)), (b"tEXt", b"Raw profile
 xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
 png("xmp-behind.png", behind=[(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)])
 png("xmp-and-exif.png", (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp), (b"eXIf", tiff(3)))
+
+
+
+def bmp(name, *masks):
+    """All 5-bit and 6-bit values of each channel, in 16 bits for a pixel."""
+    values = np.arange(64, dtype=np.uint32)
+    red, green, blue = masks or (0x7C00, 0x03E0, 0x001F)
+    place = lambda mask: values * (mask & -mask) & mask
+    rows = np.stack([place(red), place(green), place(blue), random.integers(0, 0x10000, 64)]).astype("<u2")
+    fields = struct.pack("<III", *masks) if masks else b""
+    start = 14 + 40 + len(fields)
+    header = struct.pack("<IiiHHIIiiII", 40, 64, 4, 1, 16, 3 if masks else 0, rows.nbytes, 0, 0, 0, 0)
+    (out / name).write_bytes(b"BM" + struct.pack("<IHHI", start + rows.nbytes, 0, 0, start) + header + fields + rows.tobytes())
+    written.append(name)
+
+
+bmp("bits-16.bmp")
+bmp("bits-555.bmp", 0x7C00, 0x03E0, 0x001F)
+bmp("bits-565.bmp", 0xF800, 0x07E0, 0x001F)
 
 for name in written:
     load_image(str(out / name)).save(out / f"{name}.rgb.png")
