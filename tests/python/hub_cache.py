@@ -9,7 +9,7 @@ import sys
 mode, endpoint, model, commit, cache, *files = sys.argv[1:]
 # Files that the exporter looks for and the model does not have.
 ABSENT = ["generation_config.json", "preprocessor_config.json", "processor_config.json",
-          "special_tokens_map.json", "LICENSE", "model.safetensors"]
+          "special_tokens_map.json", "LICENSE", "adapter_config.json", "model.safetensors"]
 
 from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache, _CACHED_NO_EXIST
 from huggingface_hub.errors import EntryNotFoundError

@@ -26,12 +26,13 @@ enum Generation {
     Second,
 }
 
-const FAMILY: [Member; 6] = [
+const FAMILY: [Member; 7] = [
     member("LFM2-VL-450M", "lfm2-vl-450m", Generation::First, [0.44, 0.46]),
     member("LFM2-VL-1.6B", "lfm2-vl-1.6b", Generation::First, [1.55, 1.65]),
     member("LFM2-VL-3B", "3b-shape", Generation::First, [2.9, 3.1]),
     member("LFM2.5-VL-450M", "lfm2-vl-450m", Generation::Second, [0.44, 0.46]),
     member("LFM2.5-VL-1.6B", "lfm2-vl-1.6b", Generation::Second, [1.55, 1.65]),
+    member("LFM2.5-VL-1.6B-Extract", "lfm2-vl-1.6b", Generation::Second, [1.55, 1.65]),
     member("LFM2.5-VL-3B", "3b-shape", Generation::Second, [2.9, 3.1]),
 ];
 
