@@ -14,6 +14,7 @@ from PIL import Image
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
+# Threads that wait busily would slow down the peer that runs next.
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 session = onnxruntime.InferenceSession(sys.argv[1], options)
 for line in sys.stdin:

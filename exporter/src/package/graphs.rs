@@ -24,15 +24,16 @@ pub(super) fn wanted_graphs(options: &ExportOptions) -> Vec<Graph> {
     Contract::graphs(&options.recipe).into_iter().filter(is_wanted).collect()
 }
 
-/// Inputs and outputs of the image processor, if the options ask for it and the checkpoint has a tokenizer.
+/// Inputs and outputs of the image processor, if the options ask for it, or for everything and the checkpoint has a
+/// tokenizer.
 pub(super) fn image_processor_spec(
     contract: &Contract,
     checkpoint: &Checkpoint,
     options: &ExportOptions,
 ) -> Result<Option<GraphSpec>, ExportError> {
-    let is_wanted = options.parts.is_empty() || options.parts.contains(&Part::ImageProcessor);
     let has_tokenizer = checkpoint.folder().join("tokenizer.json").exists();
-    if !(is_wanted && has_tokenizer) {
+    let is_asked_for = options.parts.contains(&Part::ImageProcessor);
+    if !(is_asked_for || options.parts.is_empty() && has_tokenizer) {
         return Ok(None);
     }
     let recipe = &options.recipe;

@@ -16,7 +16,7 @@ const NOT_NAMES: [&str; 16] = [
     "..",
     "../victim",
     "../../../victim",
-    "/tmp/victim",
+    "/victim",
     "a/b",
     "a\\b",
     "..\\victim",
@@ -104,9 +104,7 @@ fn weak_etags_are_names() {
 
 #[test]
 fn shards_that_are_paths_are_refused() {
-    for name in
-        ["", ".", "..", "../victim", "/tmp/victim", "a/b", "a\\b", "C:victim", "a\0", "a\nb"]
-    {
+    for name in ["", ".", "..", "../victim", "/victim", "a/b", "a\\b", "C:victim", "a\0", "a\nb"] {
         let hub_files = |mut files: super::mock::Files| {
             let index = serde_json::json!({"weight_map": {"a": "model-1.safetensors", "b": name}});
             files.insert("model.safetensors.index.json".into(), index.to_string().into());
