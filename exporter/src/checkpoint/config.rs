@@ -1,5 +1,5 @@
 //! `config.json`, typed. Keys, defaults and quirks are those of `Lfm2VlConfig`, `Lfm2Config` and
-//! `Siglip2VisionConfig` in transformers 5.23.
+//! `Siglip2VisionConfig` in transformers 5.24.
 
 use lfm2vl_graphs::{LayerKind, ModelDims, Module};
 use serde_json::Value;

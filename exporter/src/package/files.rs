@@ -73,7 +73,10 @@ fn image_settings(source: &Path) -> Result<Map<String, Value>, ExportError> {
     all.extend(ImageSettings::default().to_json());
     // A limit of our own, which others would not know.
     all.remove("max_view_patches");
+    // Other clients know the numbers only.
+    let resample = ImageSettings::from_json(&own.clone().into())?.to_json().remove("resample");
     all.extend(own);
+    all.extend(resample.map(|resample| ("resample".into(), resample)));
     // transformers ignores this flag, and Transformers.js squeezes every image to one tile if set.
     all.insert("do_resize".into(), json!(false));
     Ok(all)

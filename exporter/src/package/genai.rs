@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use lfm2vl::image::{ImageSettings, Resample};
 use lfm2vl_graphs::{Bundle, Graph, LayerKind};
 use serde_json::{Map, Value, json};
 
@@ -23,7 +24,7 @@ pub(super) fn write(
     let images = read_settings(out, "preprocessor_config.json")?;
     Ok(vec![
         write_json(out, CONFIG, &genai_config(config, bundle, &generation))?,
-        write_json(out, IMAGE_PROCESSOR, &image_processor(&images))?,
+        write_json(out, IMAGE_PROCESSOR, &image_processor(&images)?)?,
     ])
 }
 
@@ -105,12 +106,18 @@ fn genai_config(config: &Config, bundle: &Bundle, generation: &Map<String, Value
 }
 
 /// One view at the size that keeps the image tokens within their limits: genai does not tile.
-fn image_processor(images: &Map<String, Value>) -> Value {
+fn image_processor(images: &Map<String, Value>) -> Result<Value, ExportError> {
+    let settings = ImageSettings::from_json(&images.clone().into())?;
     let number = |key: &str| images.get(key).and_then(Value::as_u64).unwrap_or_default();
     let (patch, factor, tile) =
         (number("encoder_patch_size"), number("downsample_factor"), number("tile_size"));
     let pixels = |tokens: &str| number(tokens) * (patch * factor).pow(2);
-    let interpolation = if number("resample") == 3 { "CUBIC" } else { "LINEAR" };
+    let interpolation = match settings.resample {
+        Resample::NearestExact | Resample::Nearest => "NEAREST",
+        Resample::Lanczos => "LANCZOS",
+        Resample::Bilinear => "LINEAR",
+        Resample::Bicubic => "CUBIC",
+    };
     let operation = |name: &str, kind: &str, attributes: Value| {
         let mut operation = json!({"name": name, "type": kind});
         if attributes.as_object().is_some_and(|attributes| !attributes.is_empty()) {
@@ -118,7 +125,7 @@ fn image_processor(images: &Map<String, Value>) -> Value {
         }
         json!({"operation": operation})
     };
-    json!({"processor": {"name": "lfm2_vl", "transforms": [
+    Ok(json!({"processor": {"name": "lfm2_vl", "transforms": [
         operation("decode", "DecodeImage", json!({"color_space": "RGB"})),
         operation("resize", "Resize", json!({
             "height": tile,
@@ -137,5 +144,5 @@ fn image_processor(images: &Map<String, Value>) -> Value {
         })),
         operation("permute", "Permute3D", json!({"dims": [2, 0, 1]})),
         operation("sizes", "PixtralImageSizes", json!({})),
-    ]}})
+    ]}}))
 }

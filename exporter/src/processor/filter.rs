@@ -1,7 +1,7 @@
 //! The weights of a resize along one axis: PyTorch's antialiased filters (`UpSampleKernel.cpp`, after
 //! Pillow-SIMD), computed in float64 and rounded to 16-bit integers.
 
-use lfm2vl::image::Resample;
+use std::f64::consts::PI;
 
 use super::Processor;
 use crate::onnx::Value;
@@ -25,13 +25,15 @@ pub(super) struct Filter<'g> {
 }
 
 impl<'g> Processor<'g> {
-    /// From `inputs` to `outputs` pixels (int64 scalars).
-    pub(super) fn filter(self, inputs: Value<'g>, outputs: Value<'g>) -> Filter<'g> {
+    /// The antialiased filter `kernel` from `inputs` to `outputs` pixels (int64 scalars).
+    pub(super) fn filter(
+        self,
+        kernel: Kernel,
+        inputs: Value<'g>,
+        outputs: Value<'g>,
+    ) -> Filter<'g> {
         let g = self.g;
-        let support = match self.settings.resample {
-            Resample::Bilinear => 1.0,
-            Resample::Bicubic => 2.0,
-        };
+        let support = kernel.support();
         let (zero, half, one) = (g.double(0.0), g.double(0.5), g.double(1.0));
         let length = inputs.to_f64();
         let scale = length / outputs.to_f64().max(one);
@@ -51,7 +53,7 @@ impl<'g> Processor<'g> {
         let start = first.slice(1, 0, 1).to_i64(); // [blocks, 1, 1]
         let input = start + reach.range(); // [blocks, 1, inputs]
         let place = input.to_f64();
-        let weights = self.weight((place - (centre - half)) * (one / stretch));
+        let weights = self.weight(kernel, (place - (centre - half)) * (one / stretch));
         let is_inside = place.greater_or_equal(first).and(place.less(end));
         let weights = is_inside.select(weights, zero);
         // One after the other, as the reference adds them: another order may round differently.
@@ -72,19 +74,61 @@ impl<'g> Processor<'g> {
     }
 
     /// The filter's value at a distance from the centre.
-    fn weight(self, distance: Value<'g>) -> Value<'g> {
+    fn weight(self, kernel: Kernel, distance: Value<'g>) -> Value<'g> {
         let number = |value| self.g.double(value);
         let x = distance.abs();
-        match self.settings.resample {
-            Resample::Bilinear => (number(1.0) - x).max(number(0.0)),
-            // Keys' cubic convolution with a = -0.5.
-            Resample::Bicubic => {
+        match kernel {
+            Kernel::Triangle => (number(1.0) - x).max(number(0.0)),
+            Kernel::Keys => {
                 const A: f64 = -0.5;
                 let near = (number(A + 2.0) * x - number(A + 3.0)) * x * x + number(1.0);
                 let far = (((x - number(5.0)) * x + number(8.0)) * x - number(4.0)) * number(A);
                 let far = x.less(number(2.0)).select(far, number(0.0));
                 x.less(number(1.0)).select(near, far)
             }
+            Kernel::Lanczos => {
+                let sinc = |x: Value<'g>| {
+                    let angle = x * number(PI);
+                    x.equal(number(0.0)).select(number(1.0), angle.sin() / angle)
+                };
+                let inside = sinc(x) * sinc(x / number(3.0));
+                x.less(number(3.0)).select(inside, number(0.0))
+            }
         }
+    }
+
+    /// The input of each output (int64 [outputs]) without a filter, in 32 bits as PyTorch has it: that at a
+    /// `shift` (in outputs) from the output's left edge.
+    pub(super) fn nearest(self, shift: f32, inputs: Value<'g>, outputs: Value<'g>) -> Value<'g> {
+        let scale = inputs.to_f32() / outputs.max(self.int(1)).to_f32();
+        let places = (outputs.range().to_f32() + self.g.float(shift)) * scale;
+        places.floor().to_i64().min(inputs - self.int(1))
+    }
+}
+
+/// An antialiased filter, from what lies at a distance from its centre.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// Bilinear.
+    Triangle,
+    /// Keys' cubic convolution with a = -0.5.
+    Keys,
+    /// The sinc function under a sinc of three times its width.
+    Lanczos,
+}
+
+impl Kernel {
+    /// How far it reaches to each side.
+    fn support(self) -> f64 {
+        match self {
+            Kernel::Triangle => 1.0,
+            Kernel::Keys => 2.0,
+            Kernel::Lanczos => 3.0,
+        }
+    }
+
+    /// Whether any value is below 0.
+    pub(super) fn has_negative_values(self) -> bool {
+        self != Kernel::Triangle
     }
 }

@@ -1,4 +1,4 @@
-//! The image processor as a graph of standard operators: what `Lfm2VlImageProcessor` of transformers 5.23
+//! The image processor as a graph of standard operators: what `Lfm2VlImageProcessor` of transformers 5.24
 //! computes, equal bit for bit. There is no control flow: what an image does not have is of size 0.
 
 mod filter;

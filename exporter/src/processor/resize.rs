@@ -6,7 +6,7 @@ use lfm2vl::image::Resample;
 
 use super::{
     Processor, Size,
-    filter::{BLOCK, Filter},
+    filter::{BLOCK, Filter, Kernel},
 };
 use crate::onnx::Value;
 
@@ -54,8 +54,16 @@ impl<'g> Processor<'g> {
 
     /// From uint8 [`inputs` or more, values] to uint8 [outputs, values].
     fn resample(self, levels: Value<'g>, inputs: Value<'g>, outputs: Value<'g>) -> Value<'g> {
+        let nearest = |shift| levels.gather(self.nearest(shift, inputs, outputs), 0);
+        let kernel = match self.settings.resample {
+            Resample::NearestExact => return nearest(0.5),
+            Resample::Nearest => return nearest(0.0),
+            Resample::Lanczos => Kernel::Lanczos,
+            Resample::Bilinear => Kernel::Triangle,
+            Resample::Bicubic => Kernel::Keys,
+        };
         let g = self.g;
-        let Filter { inputs, weights, one } = self.filter(inputs, outputs);
+        let Filter { inputs, weights, one } = self.filter(kernel, inputs, outputs);
         let levels = levels.gather(inputs, 0); // [blocks, inputs, values]
 
         let (offset, bytes) = (g.int32(OFFSET.into()), g.int32(256));
@@ -63,17 +71,19 @@ impl<'g> Processor<'g> {
         let high = (weights + offset - low) / bytes + offset;
         let product = |weights: Value<'g>| weights.to_u8().matmul_integer(g.byte(OFFSET), levels);
         let sums = product(high) * bytes + product(low) + one / g.int32(2);
-        let sums = match self.settings.resample {
-            // No weight is negative, so no sum is, nor is one above 255 by more than what is cut off.
-            Resample::Bilinear => sums,
-            Resample::Bicubic => sums.clip(g.int32(0), one * g.int32(255)),
+        // Without negative weights no sum is negative, nor is one above 255 by more than what is cut off.
+        let sums = if kernel.has_negative_values() {
+            sums.clip(g.int32(0), one * g.int32(255))
+        } else {
+            sums
         };
         let rounded = (sums / one).to_u8(); // [blocks, BLOCK, values]
         let [blocks, values] = [rounded.dim(0), rounded.dim(2)];
         let rounded = rounded.reshape_to_sizes(&[blocks * self.int(BLOCK), values]);
-        match self.settings.token_side().is_multiple_of(BLOCK) {
-            true => rounded,
-            false => rounded.take(0, g.vector(&[outputs])),
+        if self.settings.token_side().is_multiple_of(BLOCK) {
+            rounded
+        } else {
+            rounded.take(0, g.vector(&[outputs]))
         }
     }
 }

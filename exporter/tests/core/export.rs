@@ -123,7 +123,7 @@ fn an_image_processor_that_cannot_be_made_is_left_out_or_an_error() {
         (serde_json::json!({"max_tiles": 11}), "no token <|img_row_1_col_11|>"),
         (serde_json::json!({"encoder_patch_size": 8}), "'encoder_patch_size' is 8"),
         (serde_json::json!({"downsample_factor": 4}), "config.json says 2"),
-        (serde_json::json!({"resample": 0}), "'resample' is 0"),
+        (serde_json::json!({"resample": 5}), "'resample' is 5"),
     ]
     .into_iter()
     .enumerate()

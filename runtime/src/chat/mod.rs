@@ -1,4 +1,4 @@
-//! From messages to token ids and back, as `Lfm2VlProcessor` of transformers 5.23 does it. Needs
+//! From messages to token ids and back, as `Lfm2VlProcessor` of transformers 5.24 does it. Needs
 //! no ONNX Runtime.
 
 mod cover;

@@ -1,6 +1,6 @@
 //! The weights of a resize along one axis.
 
-use std::ops::Range;
+use std::{f64::consts::PI, ops::Range};
 
 use super::Resample;
 
@@ -26,31 +26,18 @@ const MAX_PRECISION: u32 = 32 - 8 - 2;
 impl Filter {
     /// From `inputs` to `outputs` pixels, with a number of taps that is a multiple of `padding`.
     pub(super) fn new(inputs: usize, outputs: usize, resample: Resample, padding: usize) -> Self {
-        let (support, weight): (f64, fn(f64) -> f64) = match resample {
-            Resample::Bilinear => (1.0, triangle),
-            Resample::Bicubic => (2.0, keys),
+        let windows = match resample {
+            Resample::NearestExact => nearest(inputs, outputs, 0.5),
+            Resample::Nearest => nearest(inputs, outputs, 0.0),
+            Resample::Lanczos => windows(inputs, outputs, 3.0, lanczos),
+            Resample::Bilinear => windows(inputs, outputs, 1.0, triangle),
+            Resample::Bicubic => windows(inputs, outputs, 2.0, keys),
         };
-        let scale = inputs as f64 / outputs as f64;
-        let stretch = scale.max(1.0);
-        let radius = support * stretch;
+        Self::quantized(inputs, &windows, padding)
+    }
 
-        let mut windows = Vec::with_capacity(outputs);
-        for output in 0..outputs {
-            let centre = (output as f64 + 0.5) * scale;
-            let first = (centre - radius).floor().max(0.0) as usize;
-            let end = ((centre + radius).ceil() as usize).min(inputs);
-            let inverse = 1.0 / stretch;
-            let weights: Vec<f64> = (first..end)
-                .map(|input| weight((input as f64 - (centre - 0.5)) * inverse))
-                .collect();
-            let sum: f64 = weights.iter().sum();
-            let zeros = weights.iter().take_while(|&&weight| weight == 0.0).count();
-            let last = weights.iter().rposition(|&weight| weight != 0.0).map_or(zeros, |i| i + 1);
-            let weights: Vec<f64> =
-                weights[zeros..last].iter().map(|weight| weight / sum).collect();
-            windows.push((first + zeros, weights));
-        }
-
+    fn quantized(inputs: usize, windows: &[Window], padding: usize) -> Self {
+        let outputs = windows.len();
         let largest = windows.iter().flat_map(|(_, weights)| weights).copied().fold(0.0, f64::max);
         // The most bits with which the largest weight still fits into 16.
         let fits = |bits: u32| (largest * f64::from(1 << (bits + 1))).round() < f64::from(1 << 15);
@@ -111,6 +98,47 @@ impl Filter {
     }
 }
 
+/// First input of an output, and the weights from there on.
+type Window = (usize, Vec<f64>);
+
+/// The windows of an antialiased filter that reaches `support` inputs to each side.
+fn windows(
+    inputs: usize,
+    outputs: usize,
+    support: f64,
+    weight: fn(f64) -> f64,
+) -> Vec<Window> {
+    let scale = inputs as f64 / outputs as f64;
+    let stretch = scale.max(1.0);
+    let radius = support * stretch;
+
+    let mut windows = Vec::with_capacity(outputs);
+    for output in 0..outputs {
+        let centre = (output as f64 + 0.5) * scale;
+        let first = (centre - radius).floor().max(0.0) as usize;
+        let end = ((centre + radius).ceil() as usize).min(inputs);
+        let inverse = 1.0 / stretch;
+        let weights: Vec<f64> = (first..end)
+            .map(|input| weight((input as f64 - (centre - 0.5)) * inverse))
+            .collect();
+        let sum: f64 = weights.iter().sum();
+        let zeros = weights.iter().take_while(|&&weight| weight == 0.0).count();
+        let last = weights.iter().rposition(|&weight| weight != 0.0).map_or(zeros, |i| i + 1);
+        let weights: Vec<f64> =
+            weights[zeros..last].iter().map(|weight| weight / sum).collect();
+        windows.push((first + zeros, weights));
+    }
+    windows
+}
+
+/// Windows of one input each, in 32 bits as PyTorch has it: that at a `shift` (in outputs) from the
+/// output's left edge.
+fn nearest(inputs: usize, outputs: usize, shift: f32) -> Vec<Window> {
+    let scale = inputs as f32 / outputs as f32;
+    let input = |output: usize| ((output as f32 + shift) * scale) as usize;
+    (0..outputs).map(|output| (input(output).min(inputs - 1), vec![1.0])).collect()
+}
+
 fn triangle(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
@@ -126,4 +154,10 @@ fn keys(x: f64) -> f64 {
     } else {
         0.0
     }
+}
+
+/// The sinc function under a sinc of three times its width.
+fn lanczos(x: f64) -> f64 {
+    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) };
+    if x.abs() < 3.0 { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }

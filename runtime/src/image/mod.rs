@@ -1,5 +1,5 @@
 //! From image files to the patches that the vision graphs take, exactly as
-//! `Lfm2VlImageProcessor` of transformers 5.23 makes them. Needs no ONNX Runtime.
+//! `Lfm2VlImageProcessor` of transformers 5.24 makes them. Needs no ONNX Runtime.
 
 mod bmp;
 mod deadline;

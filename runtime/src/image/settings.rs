@@ -6,12 +6,18 @@ use serde_json::{Map, Value};
 
 use super::ImageError;
 
-/// How an image is resized.
+/// How an image is resized. In the processor files it is Pillow's number or torchvision's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {
-    /// Bilinear with antialiasing; 2 in the processor files.
+    /// The pixel whose centre is nearest: 0 or `nearest-exact`.
+    NearestExact,
+    /// The pixel at the upper left, without half a pixel's shift: `nearest`.
+    Nearest,
+    /// Lanczos of three lobes with antialiasing: 1 or `lanczos`.
+    Lanczos,
+    /// Bilinear with antialiasing: 2 or `bilinear`.
     Bilinear,
-    /// Bicubic with antialiasing; 3 in the processor files.
+    /// Bicubic with antialiasing: 3 or `bicubic`.
     Bicubic,
 }
 
@@ -318,21 +324,27 @@ impl Setting for [f32; 3] {
 }
 
 impl Setting for Resample {
-    const EXPECTED: &str = "only 2 (bilinear) and 3 (bicubic) are supported";
+    const EXPECTED: &str = "it must be 0 to 3, or nearest-exact, nearest, lanczos, bilinear or bicubic";
 
     fn from_value(value: &Value) -> Option<Self> {
-        match value.as_f64()? {
-            2.0 => Some(Resample::Bilinear),
-            3.0 => Some(Resample::Bicubic),
+        match (value.as_f64(), value.as_str()) {
+            (Some(0.0), _) | (_, Some("nearest-exact")) => Some(Resample::NearestExact),
+            (_, Some("nearest")) => Some(Resample::Nearest),
+            (Some(1.0), _) | (_, Some("lanczos")) => Some(Resample::Lanczos),
+            (Some(2.0), _) | (_, Some("bilinear")) => Some(Resample::Bilinear),
+            (Some(3.0), _) | (_, Some("bicubic")) => Some(Resample::Bicubic),
             _ => None,
         }
     }
 
     fn to_value(&self) -> Value {
         match self {
-            Resample::Bilinear => 2,
-            Resample::Bicubic => 3,
+            Resample::NearestExact => 0.into(),
+            // Pillow has no number for it.
+            Resample::Nearest => "nearest".into(),
+            Resample::Lanczos => 1.into(),
+            Resample::Bilinear => 2.into(),
+            Resample::Bicubic => 3.into(),
         }
-        .into()
     }
 }
