@@ -80,3 +80,8 @@ pub use engine::AnswerStream;
 #[cfg(all(doctest, feature = "onnxruntime"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// So is that of the page on the library.
+#[cfg(all(doctest, feature = "onnxruntime"))]
+#[doc = include_str!("../../docs/runtime.md")]
+struct Page;
