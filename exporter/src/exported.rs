@@ -9,6 +9,7 @@ use std::{
 };
 
 use half::f16;
+use lfm2vl_graphs::Activations;
 use ndarray::Array2;
 use prost::Message;
 use rayon::prelude::*;
@@ -49,9 +50,19 @@ impl ExportedWeights {
         Ok(ExportedWeights { folder, initializers, nodes: graph.node })
     }
 
-    /// Whether inputs of a layer are rounded to 8 bits with one scale.
-    pub(crate) fn has_one_scale(&self) -> bool {
-        self.nodes.iter().any(|node| node.op_type == "DynamicQuantizeMatMul")
+    /// What the inputs of the quantized layers are computed in: the least exact, where layers differ.
+    pub(crate) fn activations(&self) -> Activations {
+        let is_int8 = |node: &NodeProto| {
+            let level = node.attribute.iter().find(|attribute| attribute.name == "accuracy_level");
+            level.is_some_and(|level| level.i == Some(4))
+        };
+        if self.nodes.iter().any(|node| node.op_type == "DynamicQuantizeMatMul") {
+            Activations::Tensor
+        } else if self.nodes.iter().any(is_int8) {
+            Activations::Int8
+        } else {
+            Activations::Float
+        }
     }
 
     /// The stored tensor `name` [rows, columns], if the graph has it quantized.
@@ -92,9 +103,10 @@ impl ExportedWeights {
         let zero_points = zero_points.map(|tensor| self.bytes(tensor)).transpose()?;
         let integers = self.bytes(integers)?;
         let weight = ExportedWeight { integers, scales, zero_points, layout, rows, columns };
-        match weight.is_whole() {
-            true => Ok(Some(weight)),
-            false => Err(io::Error::other(format!("{name} does not have the bytes of its shape"))),
+        if weight.is_whole() {
+            Ok(Some(weight))
+        } else {
+            Err(io::Error::other(format!("{name} does not have the bytes of its shape")))
         }
     }
 

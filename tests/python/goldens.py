@@ -2,8 +2,8 @@
 
     python goldens.py TESTDATA FOLDER=GOLDEN.safetensors...
 
-Bars: image features 1e-4, logits 1e-3, states 1e-4 (absolute, scaled by the golden's largest
-magnitude where that exceeds 1), and the 16 greedy tokens identical.
+Image features, logits and states may differ by 2e-5, about ten times what is measured (absolute, scaled by
+the golden's largest magnitude where that exceeds 1); the 16 greedy tokens are to be identical.
 """
 
 import json
@@ -15,7 +15,7 @@ import onnxruntime
 import static_folder
 from safetensors.numpy import load_file
 
-BARS = {"features": 1e-4, "logits": 1e-3, "steps": 1e-3, "states": 1e-4}
+BAR = 2e-5
 
 
 def sessions(folder):
@@ -105,7 +105,7 @@ for pair in sys.argv[2:]:
     folder, name = pair.split("=")
     golden = load_file(pathlib.Path(sys.argv[1]) / name)
     errors, same = check(pathlib.Path(folder), golden)
-    wrong = [key for key, value in errors.items() if not value <= BARS[key]] + [[], ["greedy tokens"]][not same]
+    wrong = [key for key, value in errors.items() if not value <= BAR] + [[], ["greedy tokens"]][not same]
     failed |= bool(wrong)
     largest = {key: max(value, largest.get(key, 0.0)) for key, value in errors.items()}
     figures = "  ".join(f"{key} {value:.1e}" for key, value in errors.items())

@@ -4,12 +4,12 @@ use ndarray::{Array2, Array3, Axis, concatenate};
 
 use crate::{
     metrics::{Comparison, argmax},
+    reference::{ReferenceModel, ReferenceState},
     session::{DecoderSession, GraphSession, Tensor},
 };
 
 use super::{
     DECODE_STEPS, VerifyError,
-    reference::{ReferenceModel, ReferenceState},
     sample::{Sample, SampleView, padded},
 };
 

@@ -1,8 +1,8 @@
 //! `--verify`: every exported graph, run in ONNX Runtime, against the reference implementation
-//! in [`reference`], on the same inputs.
+//! in [`reference`](crate::reference), on the same inputs.
 
+mod bounds;
 mod graphs;
-pub mod reference;
 mod sample;
 
 use std::{
@@ -14,42 +14,15 @@ use std::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     exported::ExportedWeights,
+    reference::ReferenceModel,
     session::{GraphSession, SessionError},
 };
-use lfm2vl_graphs::{Contract, Graph, GraphFiles, Manifest, Precision, YamlError};
-use reference::ReferenceModel;
+use bounds::Bounds;
+use lfm2vl_graphs::{Activations, Contract, Graph, GraphFiles, Manifest, Precision, YamlError};
 use sample::Sample;
 
 /// Cached decode steps after the prompt.
 const DECODE_STEPS: usize = 6;
-
-/// How far graphs of a precision may be from the reference.
-struct Bounds {
-    /// The largest absolute difference over the reference's largest magnitude, where that exceeds 1.
-    error: f32,
-    /// The least cosine similarity.
-    cosine: f64,
-    /// Whether the best token must be the reference's at every position.
-    top1: bool,
-}
-
-impl Bounds {
-    /// Quantized graphs are compared with the reference on the weights that they have, so what is
-    /// left is how their inputs are rounded: to float16, to 8 bits with a scale for each block, or to
-    /// 8 bits with one scale in all.
-    fn of(precision: Precision, one_scale: bool) -> Self {
-        match precision {
-            Precision::Fp32 => Bounds { error: 1e-3, cosine: 0.9999, top1: true },
-            Precision::Fp16 => Bounds { error: 2e-2, cosine: 0.9999, top1: false },
-            Precision::Q8 | Precision::Q4 | Precision::Q4F16 if one_scale => {
-                Bounds { error: 0.3, cosine: 0.99, top1: false }
-            }
-            Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
-                Bounds { error: 0.1, cosine: 0.999, top1: false }
-            }
-        }
-    }
-}
 
 /// Why a graph could not be verified, or did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -127,8 +100,8 @@ pub struct GraphCheck {
     pub cosine: f64,
     /// Positions whose best token is the reference's, of how many; for the decoder.
     pub top1: Option<(usize, usize)>,
-    /// Whether inputs of layers are rounded to 8 bits with one scale.
-    pub one_scale: bool,
+    /// What the inputs of quantized layers are computed in; without such layers, floats.
+    pub activations: Activations,
 }
 
 /// How all graphs compare.
@@ -145,7 +118,7 @@ impl Verification {
     /// [`VerifyError::Differs`] names the first graph that is not.
     pub fn check(&self) -> Result<(), VerifyError> {
         let fails = |c: &&GraphCheck| {
-            let bounds = Bounds::of(c.precision, c.one_scale);
+            let bounds = Bounds::of(c.precision, c.activations);
             // Written so that NaN fails.
             let close = c.scaled_error <= bounds.error && c.cosine >= bounds.cosine;
             !close || (bounds.top1 && c.top1.is_some_and(|(agree, all)| agree < all))
@@ -165,28 +138,22 @@ impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<22} {:<6} {:>9} {:>10} {:>7}",
-            "graph", "", "max error", "cosine", "top-1"
+            "{:<22} {:<6} {:>9} {:>12} {:>7} {:>10} {:>10} {:>7}",
+            "graph", "", "max error", "scaled error", "bound", "cosine", "bound", "top-1"
         )?;
         for c in &self.graphs {
-            let top1 = c.top1.map_or(String::new(), |(agree, all)| format!("{agree}/{all}"));
+            let Bounds { error, cosine, top1 } = Bounds::of(c.precision, c.activations);
+            let agreed = c.top1.map_or(String::new(), |(agree, all)| format!("{agree}/{all}"));
+            let all = if top1 && c.top1.is_some() { " (all)" } else { "" };
             writeln!(
                 f,
-                "{:<22} {:<6} {:>9.1e} {:>10.7} {:>7}",
+                "{:<22} {:<6} {:>9.1e} {:>12.1e} {error:>7.0e} {:>10.7} {cosine:>10} {agreed:>7}{all}",
                 c.graph.name(),
                 c.precision.to_string(),
                 c.max_abs_error,
+                c.scaled_error,
                 c.cosine,
-                top1
             )?;
-        }
-        let mut precisions: Vec<(Precision, bool)> =
-            self.graphs.iter().map(|c| (c.precision, c.one_scale)).collect();
-        precisions.dedup();
-        for (precision, one_scale) in precisions {
-            let Bounds { error, cosine, top1 } = Bounds::of(precision, one_scale);
-            let top1 = if top1 { ", top-1 all" } else { "" };
-            writeln!(f, "bounds of {precision}: scaled error {error:.0e}, cosine {cosine}{top1}")?;
         }
         Ok(())
     }
@@ -290,7 +257,7 @@ pub fn verify(
             scaled_error: comparison.scaled_error(),
             cosine: comparison.cosine(),
             top1,
-            one_scale: weights.as_ref().is_some_and(ExportedWeights::has_one_scale),
+            activations: weights.as_ref().map_or(Activations::Float, ExportedWeights::activations),
         });
     }
     Ok(Verification { graphs: checks })

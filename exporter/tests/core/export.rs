@@ -119,11 +119,14 @@ fn an_image_processor_that_cannot_be_made_is_left_out_or_an_error() {
         fs::write(copy.path().join("preprocessor_config.json"), settings.to_string()).unwrap();
         copy
     };
+    // What no client could process is an error.
+    let copy = settings(serde_json::json!({"resample": 5}));
+    let error = export_to(copy.path(), &out.path().join("x"), &options("default")).unwrap_err();
+    assert!(error.to_string().contains("'resample' is 5"), "{error}");
     for (i, (wrong, message)) in [
         (serde_json::json!({"max_tiles": 11}), "no token <|img_row_1_col_11|>"),
         (serde_json::json!({"encoder_patch_size": 8}), "'encoder_patch_size' is 8"),
         (serde_json::json!({"downsample_factor": 4}), "config.json says 2"),
-        (serde_json::json!({"resample": 5}), "'resample' is 5"),
     ]
     .into_iter()
     .enumerate()

@@ -102,12 +102,7 @@ impl Filter {
 type Window = (usize, Vec<f64>);
 
 /// The windows of an antialiased filter that reaches `support` inputs to each side.
-fn windows(
-    inputs: usize,
-    outputs: usize,
-    support: f64,
-    weight: fn(f64) -> f64,
-) -> Vec<Window> {
+fn windows(inputs: usize, outputs: usize, support: f64, weight: fn(f64) -> f64) -> Vec<Window> {
     let scale = inputs as f64 / outputs as f64;
     let stretch = scale.max(1.0);
     let radius = support * stretch;
@@ -118,14 +113,12 @@ fn windows(
         let first = (centre - radius).floor().max(0.0) as usize;
         let end = ((centre + radius).ceil() as usize).min(inputs);
         let inverse = 1.0 / stretch;
-        let weights: Vec<f64> = (first..end)
-            .map(|input| weight((input as f64 - (centre - 0.5)) * inverse))
-            .collect();
+        let weights: Vec<f64> =
+            (first..end).map(|input| weight((input as f64 - (centre - 0.5)) * inverse)).collect();
         let sum: f64 = weights.iter().sum();
         let zeros = weights.iter().take_while(|&&weight| weight == 0.0).count();
         let last = weights.iter().rposition(|&weight| weight != 0.0).map_or(zeros, |i| i + 1);
-        let weights: Vec<f64> =
-            weights[zeros..last].iter().map(|weight| weight / sum).collect();
+        let weights: Vec<f64> = weights[zeros..last].iter().map(|weight| weight / sum).collect();
         windows.push((first + zeros, weights));
     }
     windows

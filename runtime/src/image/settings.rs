@@ -324,7 +324,8 @@ impl Setting for [f32; 3] {
 }
 
 impl Setting for Resample {
-    const EXPECTED: &str = "it must be 0 to 3, or nearest-exact, nearest, lanczos, bilinear or bicubic";
+    const EXPECTED: &str =
+        "it must be 0 to 3, or nearest-exact, nearest, lanczos, bilinear or bicubic";
 
     fn from_value(value: &Value) -> Option<Self> {
         match (value.as_f64(), value.as_str()) {
