@@ -63,15 +63,15 @@ fn report(prompt: &Prompt, sizes: &[(u32, u32)]) -> Value {
         .iter()
         .zip(sizes)
         .map(|(image, (width, height))| {
-            let shapes = image.grids.iter().map(|grid| [grid.rows, grid.cols]);
+            let shapes = image.grids().iter().map(|grid| [grid.rows, grid.cols]);
             json!({
                 "width": width,
                 "height": height,
-                "rows": image.layout.rows,
-                "cols": image.layout.cols,
-                "thumbnail": image.layout.thumbnail,
+                "rows": image.layout().rows,
+                "cols": image.layout().cols,
+                "thumbnail": image.layout().thumbnail,
                 "spatial_shapes": shapes.collect::<Vec<_>>(),
-                "image_tokens": image.layout.tokens(),
+                "image_tokens": image.layout().tokens(),
             })
         })
         .collect();
@@ -114,7 +114,7 @@ fn write_tensors(path: &Path, prompt: &Prompt, patches: usize) -> Result<()> {
     )]);
     let views: Vec<View<'_>> = prompt.images.iter().flat_map(|image| image.views()).collect();
     if !views.is_empty() {
-        let batch = PaddedViews::new(&views, patches);
+        let batch = PaddedViews::new(&views, patches)?;
         let pixels = batch.pixel_values.iter().map(|v| v.to_le_bytes());
         let mask = batch.pixel_attention_mask.iter().map(|v| v.to_le_bytes());
         let shapes = batch.spatial_shapes.iter().map(|v| v.to_le_bytes());

@@ -21,7 +21,7 @@ pub use library::{
     DEVICES, LibraryError, environment, library_path, search_library_above, set_library, with_cpu,
 };
 pub use manifest::{
-    Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestFile, size_and_sha256,
+    Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestError, ManifestFile, size_and_sha256,
 };
 pub use provider::{OperatorSupport, ProviderTable};
 pub use quantization::{

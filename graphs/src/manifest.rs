@@ -6,17 +6,25 @@ use std::{
     path::{Component, Path},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_yaml::Mapping;
 use sha2::{Digest, Sha256};
 
-use crate::{Graph, Precision, Recipe};
+use crate::{Contract, Graph, Precision, Recipe, YamlError};
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "lfm2vl.yaml";
 
-/// What an exported folder holds and what it was made from.
+/// What an exported folder holds and what it was made from. Keys that a reader does not know change nothing
+/// that it needs to know: for whatever does, [`Manifest::FORMAT`] or the contract's version is raised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Version of the manifest's format; earlier exports do not tell.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// Program and version that wrote the folder.
     pub exporter: String,
     /// Name of the contract that the graphs keep.
@@ -31,8 +39,10 @@ pub struct Manifest {
     /// sha256 over the checkpoint's config and safetensors headers: which checkpoint it was.
     pub source_fingerprint: String,
     /// The graphs, each in one precision.
+    #[serde(deserialize_with = "known")]
     pub graphs: Vec<GraphFiles>,
     /// Recommended sets of graphs, the best first.
+    #[serde(deserialize_with = "known")]
     pub bundles: Vec<Bundle>,
     /// The other files of the folder (configs, tokenizer, template).
     pub files: Vec<ManifestFile>,
@@ -95,7 +105,84 @@ pub enum FileError {
     },
 }
 
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not as an exporter writes it.
+    #[error("{source}; export the model again")]
+    Invalid {
+        /// The parser's message.
+        #[from]
+        source: serde_yaml::Error,
+    },
+    /// It was written for readers that know more.
+    #[error(
+        "its {what} has the version {found}, and this program knows {known}; update this program"
+    )]
+    Newer {
+        /// The format of the manifest, or a contract.
+        what: String,
+        /// The version.
+        found: u32,
+        /// The newest that is known.
+        known: u32,
+    },
+    /// Its graphs keep a contract that is not built in.
+    #[error(transparent)]
+    Contract(#[from] YamlError),
+}
+
+fn first_format() -> u32 {
+    1
+}
+
+/// The entries of a list that name only graphs and precisions that this version knows.
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let entries = Vec::<Mapping>::deserialize(deserializer)?;
+    let is_known = |entry: &Mapping| {
+        let of = |key: &str| entry.get(key).cloned();
+        let graph = of("graph").is_none_or(|name| serde_yaml::from_value::<Graph>(name).is_ok());
+        let precisions = ["precision", "vision", "embedding", "decoder"].into_iter().filter_map(of);
+        graph && precisions.map(serde_yaml::from_value::<Precision>).all(|name| name.is_ok())
+    };
+    let known = entries.into_iter().filter(is_known);
+    let values = known.map(|entry| serde_yaml::from_value(entry.into()));
+    values.collect::<Result<_, _>>().map_err(D::Error::custom)
+}
+
 impl Manifest {
+    /// The format that this version writes.
+    pub const FORMAT: u32 = 1;
+
+    /// Reads the content of `lfm2vl.yaml`.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when it is no manifest, or newer than this version can read.
+    pub fn read(content: &[u8]) -> Result<Self, ManifestError> {
+        /// What has to be known before the rest is read.
+        #[derive(Deserialize)]
+        struct Versions {
+            #[serde(default = "first_format")]
+            format: u32,
+            contract: String,
+            contract_version: u32,
+        }
+
+        let newer = |what: String, found, known| ManifestError::Newer { what, found, known };
+        let versions: Versions = serde_yaml::from_slice(content)?;
+        if versions.format > Self::FORMAT {
+            return Err(newer("format".to_owned(), versions.format, Self::FORMAT));
+        }
+        let known = Contract::builtin(&versions.contract)?.version;
+        if versions.contract_version > known {
+            let what = format!("contract '{}'", versions.contract);
+            return Err(newer(what, versions.contract_version, known));
+        }
+        Ok(serde_yaml::from_slice(content)?)
+    }
+
     /// Every file that the manifest lists.
     pub fn all_files(&self) -> impl Iterator<Item = &ManifestFile> {
         self.graphs.iter().flat_map(|graph| &graph.files).chain(&self.files)
@@ -168,5 +255,52 @@ impl Bundle {
             Graph::Decoder => self.decoder,
             _ => self.vision,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = "\
+exporter: lfm2vl-export 0.9.0
+contract: community
+contract_version: 1
+recipe: {recipe: new, contract: community, vision: fused, operators: standard, logits: last,
+  last_hidden_state: false, later: 1, quantization: {q4: {bits: 4, block_size: 32, symmetric: true,
+  method: search, activations: int8, later: 2}}}
+source_fingerprint: x
+graphs:
+- {graph: vision_encoder, precision: fp32, files: [], later: 3}
+- {graph: later, precision: fp32, files: []}
+- {graph: vision_encoder, precision: q2, files: []}
+bundles:
+- {name: a, vision: q2, embedding: q4, decoder: q4}
+- {name: b, vision: q8, embedding: q4, decoder: q4}
+files: []
+later: [4]
+";
+
+    #[test]
+    fn what_newer_versions_add_is_left_out() {
+        let manifest = Manifest::read(MANIFEST.as_bytes()).unwrap();
+        assert_eq!((manifest.format, manifest.graphs.len(), manifest.bundles.len()), (1, 1, 1));
+        assert_eq!(manifest.bundles[0].name, "b");
+        let again = serde_yaml::to_string(&manifest).unwrap();
+        assert_eq!(Manifest::read(again.as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told() {
+        let error = |old: &str, new: &str| {
+            assert!(MANIFEST.contains(old));
+            Manifest::read(MANIFEST.replace(old, new).as_bytes()).unwrap_err().to_string()
+        };
+        assert!(error("exporter:", "format: 2\nexporter:").contains("format has the version 2"));
+        let version = error("contract_version: 1", "contract_version: 7");
+        assert!(version.contains("contract 'community' has the version 7"), "{version}");
+        assert!(error("contract: community\ncon", "contract: other\ncon").contains("no contract"));
+        assert!(error("files: [], later: 3", "file: []").contains("files"));
+        assert!(error("vision: fused", "vision: both").contains("both"));
     }
 }

@@ -122,7 +122,6 @@ pub struct WeightFormat {
 
 /// How the weights of one precision are quantized, with exceptions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Quantization {
     /// Bits of a weight.
     pub bits: Bits,
@@ -141,7 +140,6 @@ pub struct Quantization {
 
 /// Modules that are quantized otherwise, or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Exception {
     /// Which modules: a name such as `language_model.layers.0.feed_forward.w1`, in which `*` stands
     /// for anything, and a negative layer counts from the end (`language_model.layers.-1.*`).

@@ -116,7 +116,6 @@ impl std::str::FromStr for Precision {
 /// Sizes that the contract `static` fixes, for providers that want to know all shapes beforehand. Each
 /// is named as the dimension that it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FixedSizes {
     /// Views that go through the vision encoder at a time; any number when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,7 +155,6 @@ pub enum TiedWeights {
 
 /// How a folder of graphs is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Name of the recipe.
     #[serde(rename = "recipe")]
@@ -245,7 +243,7 @@ impl Recipe {
                 });
             }
         };
-        Self::parse(text, format!("the built-in recipe '{name}'"))
+        Ok(RecipeSource::parse(text.to_owned(), format!("the built-in recipe '{name}'"))?.recipe)
     }
 
     /// A built-in recipe by its name, or one of the user's own by the path of a YAML file.
@@ -287,15 +285,6 @@ impl Recipe {
              out split vision, genai, speculation, last_hidden_state and all logits",
         ))
     }
-
-    fn parse(text: &str, what: String) -> Result<Self, YamlError> {
-        let invalid = |source| YamlError::Invalid { what: what.clone(), source };
-        let mut recipe: Recipe = serde_yaml::from_str(text).map_err(invalid)?;
-        for (precision, quantization) in Quantization::builtin().map_err(invalid)? {
-            recipe.quantization.entry(precision).or_insert(quantization);
-        }
-        Ok(recipe)
-    }
 }
 
 /// A recipe with the text it was read from, so that what is wrong can be pointed at.
@@ -320,7 +309,29 @@ impl RecipeSource {
         let text = std::fs::read_to_string(path)
             .map_err(|source| YamlError::Io { path: path.into(), source })?;
         let what = format!("recipe {name_or_path}");
-        Ok(RecipeSource { recipe: Recipe::parse(&text, what.clone())?, text, what })
+        Self::parse(text, what)
+    }
+
+    /// Unlike the recipe in a manifest, which newer versions may have written, one that is read here has no
+    /// unknown keys.
+    fn parse(text: String, what: String) -> Result<Self, YamlError> {
+        let invalid = |source| YamlError::Invalid { what: what.clone(), source };
+        let mut unknown = None;
+        let mut note = |path: serde_ignored::Path<'_>| {
+            unknown.get_or_insert(path.to_string());
+        };
+        let yaml = serde_yaml::Deserializer::from_str(&text);
+        let recipe = serde_ignored::deserialize(yaml, &mut note);
+        // A misspelled key may be the one that is missing.
+        if let Some(path) = unknown {
+            let key = path.rsplit('.').next().unwrap_or(&path);
+            return Err(mismatch(&text, what, key, format!("a recipe has no key '{path}'")));
+        }
+        let mut recipe: Recipe = recipe.map_err(invalid)?;
+        for (precision, quantization) in Quantization::builtin().map_err(invalid)? {
+            recipe.quantization.entry(precision).or_insert(quantization);
+        }
+        Ok(RecipeSource { recipe, text, what })
     }
 
     /// The recipe, if it makes sense for a model with these `modules`.
@@ -368,34 +379,37 @@ impl RecipeSource {
         Ok(self.recipe)
     }
 
-    /// An error that points at the first place of `value` outside comments, below the line
-    /// `quantization:` if it is there.
     fn mismatch(&self, value: &str, message: String) -> YamlError {
-        let lines: Vec<&str> = self
-            .text
-            .lines()
-            .map(|line| match line.split_once(" #") {
-                Some((code, _)) => code,
-                None if line.trim_start().starts_with('#') => "",
-                None => line,
-            })
-            .collect();
-        let start = lines.iter().position(|line| line.starts_with("quantization:")).unwrap_or(0);
-        // A pattern may be part of another word; as a whole value it ends where a value ends.
-        let whole = |code: &str| {
-            code.match_indices(value).map(|(at, _)| at).find(|&at| {
-                let is_end = |c: Option<char>| c.is_none_or(|c| " :,}]'\"".contains(c));
-                let before = code[..at].chars().next_back();
-                is_end(code[at + value.len()..].chars().next())
-                    && before.is_none_or(|c| " {['\"".contains(c))
-            })
-        };
-        let below = lines.iter().enumerate().skip(start);
-        let all = below.chain(lines.iter().enumerate());
-        let found = all.filter_map(|(line, code)| Some((line, whole(code)?))).next();
-        let (line, column) = found.map_or((1, 1), |(line, at)| (line + 1, at + 1));
-        YamlError::Mismatch { what: self.what.clone(), message, line, column }
+        mismatch(&self.text, self.what.clone(), value, message)
     }
+}
+
+/// An error that points at the first place of `value` outside comments, below the line `quantization:` if it
+/// is there.
+fn mismatch(text: &str, what: String, value: &str, message: String) -> YamlError {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| match line.split_once(" #") {
+            Some((code, _)) => code,
+            None if line.trim_start().starts_with('#') => "",
+            None => line,
+        })
+        .collect();
+    let start = lines.iter().position(|line| line.starts_with("quantization:")).unwrap_or(0);
+    // A pattern may be part of another word; as a whole value it ends where a value ends.
+    let whole = |code: &str| {
+        code.match_indices(value).map(|(at, _)| at).find(|&at| {
+            let is_end = |c: Option<char>| c.is_none_or(|c| " :,}]'\"".contains(c));
+            let before = code[..at].chars().next_back();
+            is_end(code[at + value.len()..].chars().next())
+                && before.is_none_or(|c| " {['\"".contains(c))
+        })
+    };
+    let below = lines.iter().enumerate().skip(start);
+    let all = below.chain(lines.iter().enumerate());
+    let found = all.filter_map(|(line, code)| Some((line, whole(code)?))).next();
+    let (line, column) = found.map_or((1, 1), |(line, at)| (line + 1, at + 1));
+    YamlError::Mismatch { what, message, line, column }
 }
 
 #[cfg(test)]

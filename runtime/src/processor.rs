@@ -61,7 +61,7 @@ pub struct Prompt {
 impl Prompt {
     /// Image tokens of all images.
     pub fn image_tokens(&self) -> usize {
-        self.images.iter().map(|image| image.layout.tokens()).sum()
+        self.images.iter().map(|image| image.layout().tokens()).sum()
     }
 }
 
@@ -147,7 +147,7 @@ impl Processor {
         images: Vec<ProcessedImage>,
         options: &PromptOptions,
     ) -> Result<Prompt, ProcessorError> {
-        let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout).collect();
+        let layouts: Vec<ImageLayout> = images.iter().map(|image| image.layout()).collect();
         let messages = messages.iter().map(|message| self.cover(message, options));
         let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let covered = self.render(&messages, &layouts, options)?;

@@ -131,6 +131,20 @@ pub enum CheckpointError {
         /// Its type.
         dtype: String,
     },
+    /// Elements that a tensor does not have, or that the caller has no room for.
+    #[error(
+        "elements {range:?} of tensor {tensor} were asked for, with room for {room}; it has {count}: ask for those"
+    )]
+    Range {
+        /// The tensor.
+        tensor: String,
+        /// The elements.
+        range: std::ops::Range<usize>,
+        /// How many it has.
+        count: usize,
+        /// How many the caller takes.
+        room: usize,
+    },
     /// A weight is NaN or infinite.
     #[error("tensor {tensor} holds {value} at element {index}; the checkpoint is damaged")]
     NotFinite {

@@ -218,8 +218,9 @@ impl Checkpoint {
     /// Reads elements `range` of a tensor, converted to float32, into `out`.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`], [`CheckpointError::Read`], or
-    /// [`CheckpointError::NotFinite`] for a NaN or an infinity.
+    /// [`CheckpointError::MissingTensor`], [`CheckpointError::Range`] for elements that the tensor does not have
+    /// or `out` has no room for, [`CheckpointError::Read`], or [`CheckpointError::NotFinite`] for a NaN or an
+    /// infinity.
     pub fn read(
         &self,
         name: &str,
@@ -228,6 +229,11 @@ impl Checkpoint {
     ) -> Result<(), CheckpointError> {
         let tensor =
             self.tensor(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
+        let count = tensor.shape.iter().product();
+        if range.start > range.end || range.end > count || range.len() > out.len() {
+            let (tensor, room) = (name.to_owned(), out.len());
+            return Err(CheckpointError::Range { tensor, range, count, room });
+        }
         match self.merges.get(name) {
             Some(merge) => merge.read(tensor, range, out),
             None => tensor.read(range, out),

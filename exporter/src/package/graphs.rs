@@ -136,7 +136,7 @@ pub(super) fn quantizer(
         vision: wants(Graph::VisionEncoder) || wants(Graph::VisionTower) || wants(Graph::Projector),
         decoder: wants(Graph::Decoder),
     };
-    let mut quantizer = Quantizer::default();
+    let mut quantizer = Quantizer::new(folder);
     for &precision in &options.precisions {
         let floats = floats(precision);
         let build = build(checkpoint, &options.recipe, precision, &floats);

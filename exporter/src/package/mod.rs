@@ -238,6 +238,7 @@ pub fn export(
         .collect();
 
     let mut manifest = Manifest {
+        format: Manifest::FORMAT,
         exporter: format!("lfm2vl-export {}", env!("CARGO_PKG_VERSION")),
         contract: contract.name.clone(),
         contract_version: contract.version,

@@ -3,8 +3,9 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, Seek, Write},
+    io::{Seek, Write},
     ops::Range,
+    path::{Path, PathBuf},
 };
 
 use half::{f16, slice::HalfFloatSliceExt};
@@ -14,8 +15,9 @@ use super::BlockEncoder;
 use crate::{checkpoint::read_exact_at, error::ExportError, onnx::Encoding};
 
 /// Makes the encoders of an export, and keeps the results of calibration for them.
-#[derive(Default)]
 pub(crate) struct Quantizer {
+    /// Where the scratch file is made: on the disk that has room for the export.
+    folder: PathBuf,
     /// Where the parts of a calibrated weight are in the scratch file.
     kept: HashMap<(String, Encoding), Vec<Range<u64>>>,
     /// A file without a name, which goes when this does.
@@ -36,6 +38,10 @@ pub(crate) enum Encoder {
 }
 
 impl Quantizer {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Quantizer { folder: folder.to_owned(), kept: HashMap::new(), scratch: None }
+    }
+
     /// Keeps the initializers of a calibrated weight until it is written.
     pub(crate) fn keep(
         &mut self,
@@ -43,9 +49,11 @@ impl Quantizer {
         encoding: Encoding,
         parts: Vec<Vec<u8>>,
     ) -> Result<(), ExportError> {
+        let path = self.folder.clone();
+        let scratch_error = |source| ExportError::Write { path: path.clone(), source };
         let scratch = match self.scratch.take() {
             Some(scratch) => scratch,
-            None => tempfile::tempfile().map_err(scratch_error)?,
+            None => tempfile::tempfile_in(&path).map_err(scratch_error)?,
         };
         let file = self.scratch.insert(scratch);
         let mut places = Vec::new();
@@ -63,7 +71,8 @@ impl Quantizer {
         let (Some(places), Some(file)) = (places, &self.scratch) else { return Ok(None) };
         let read = |place: &Range<u64>| {
             let mut bytes = vec![0; (place.end - place.start) as usize];
-            read_exact_at(file, &mut bytes, place.start).map_err(scratch_error)?;
+            read_exact_at(file, &mut bytes, place.start)
+                .map_err(|source| ExportError::Write { path: self.folder.clone(), source })?;
             Ok(bytes)
         };
         places.iter().map(read).collect::<Result<_, ExportError>>().map(Some)
@@ -86,10 +95,6 @@ impl Quantizer {
             Encoding::Columns => Encoder::Columns(ColumnEncoder::new(columns)),
         })
     }
-}
-
-fn scratch_error(source: io::Error) -> ExportError {
-    ExportError::Write { path: std::env::temp_dir(), source }
 }
 
 impl Encoder {

@@ -108,8 +108,10 @@ pub fn measure(
 ) -> Result<QualityReport, ExportError> {
     check(&manifest.recipe)?;
     let samples = read_samples(samples, folder)?;
-    let scratch = tempfile::tempdir()
-        .map_err(|source| ExportError::Write { path: std::env::temp_dir(), source })?;
+    // On the disk that has room for an export.
+    let scratch = tempfile::Builder::new().prefix(".report-").tempdir_in(folder);
+    let scratch =
+        scratch.map_err(|source| ExportError::Write { path: folder.to_owned(), source })?;
     let options = ExportOptions {
         recipe: manifest.recipe.clone(),
         precisions: vec![Precision::Fp32],

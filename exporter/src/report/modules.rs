@@ -43,7 +43,7 @@ pub(super) fn measure(
     let mut activations = Activations::of_patches(samples);
     let mut stages = |stages: Vec<Stage>, activations: &mut Activations| {
         for stage in stages {
-            let (session, taps) = run.open(stage, float, &Quantizer::default(), true)?;
+            let (session, taps) = run.open(stage, float, &Quantizer::new(scratch), true)?;
             let inputs = activations.advance_with_taps(stage, session, ROWS)?;
             for tap in taps {
                 for module in &tap.modules {

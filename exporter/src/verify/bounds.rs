@@ -24,7 +24,7 @@ impl Bounds {
                 Bounds { error: 2e-2, cosine: 0.99999, top1: false }
             }
             (Activations::Float, Precision::Fp32 | Precision::Q8 | Precision::Q4) => {
-                Bounds { error: 2e-5, cosine: 0.999_999_999, top1: true }
+                Bounds { error: 5e-5, cosine: 0.999_999_999, top1: true }
             }
         }
     }

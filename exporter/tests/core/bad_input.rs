@@ -306,3 +306,17 @@ fn a_stored_head_that_differs_is_used_even_if_tied() {
     fs::write(file, config.to_string()).unwrap();
     assert!(Checkpoint::open(copy.path()).unwrap().has_lm_head());
 }
+
+#[test]
+fn elements_that_a_tensor_does_not_have_are_not_read() {
+    let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
+    let read = |range, room| {
+        let mut values = vec![0.0; room];
+        checkpoint.read("language_model.embedding_norm.weight", range, &mut values)
+    };
+    assert!(read(0..128, 128).is_ok() && read(100..128, 28).is_ok() && read(128..128, 0).is_ok());
+    for (range, room) in [(100..129, 29), (128..256, 128), (0..2, 1), (0..usize::MAX, 5)] {
+        let message = read(range, room).unwrap_err().to_string();
+        assert_contains(&message, &["embedding_norm", "it has 128"]);
+    }
+}

@@ -20,6 +20,11 @@ pub enum ChatError {
     /// The template is not valid, or refused the messages.
     #[error("the chat template cannot render this conversation ({0}); check roles and contents")]
     Template(String),
+    /// The template took more steps, or would write more, than any conversation of that size needs.
+    #[error(
+        "the chat template does not end on this conversation; correct the loops of the template"
+    )]
+    EndlessTemplate,
     /// A prompt cannot both continue a message and start another.
     #[error(
         "the prompt is to continue the final message and to start an answer; ask for one of these"

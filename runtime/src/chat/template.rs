@@ -32,6 +32,10 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat_template";
+/// Steps of the engine that a template may take, with a step for each byte that it prints: about a second.
+const FUEL: u64 = 10_000_000;
+/// And so many more for each byte of the messages and tools.
+const FUEL_OF_BYTE: u64 = 100;
 /// Put after text that is to be continued, to find its end in the rendered prompt.
 const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
@@ -125,9 +129,15 @@ impl ChatTemplate {
         context.insert("documents".into(), serde_json::Value::Null);
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         context.extend(options.variables.clone());
-        let template = self.environment.get_template(NAME).map_err(|e| template_error(&e))?;
+        let mut environment = self.environment.clone();
+        let bytes = serde_json::to_vec(&context).map_err(|e| template_error(&e))?.len();
+        environment.set_fuel(Some(FUEL + FUEL_OF_BYTE * bytes as u64));
+        let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
         let mut prompt =
-            template.render(Value::from(Serde(context))).map_err(|e| template_error(&e))?;
+            template.render(Value::from(Serde(context))).map_err(|error| match error.kind() {
+                ErrorKind::OutOfFuel => ChatError::EndlessTemplate,
+                _ => template_error(&error),
+            })?;
 
         if options.continue_final_message {
             // The template may have trimmed the space at the mark's end.
@@ -158,9 +168,9 @@ fn without_generation_blocks(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let end = start + length + 2;
-        let tag = &rest[start + 2..end - 2];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let tag = &rest[start + 2..][..length];
+        let end = start + 2 + length + 2;
         let inner = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
         result.push_str(&rest[..start]);
         let replacement = match inner.trim() {
@@ -250,6 +260,42 @@ mod tests {
         assert!(error.to_string().contains("roles must alternate"), "{error}");
         let error = render("{% if %}").unwrap_err();
         assert!(matches!(error, ChatError::Template(_)));
+    }
+
+    #[test]
+    fn templates_that_are_cut_off_are_errors() {
+        let source = "{%- for m in messages -%}{% generation %}{{ m['content'] | trim }}{#- x -#}{% endgeneration %}\
+                      {%- if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% endfor %}{%}{{}}";
+        for start in 0..source.len() {
+            for end in start..=source.len() {
+                // Text is valid, too; what counts is that nothing panics.
+                let _ = render(&source[start..end]);
+            }
+        }
+        assert!(render("{%}").is_err());
+    }
+
+    #[test]
+    fn endless_templates_end() {
+        for endless in [
+            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+            "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% set n = namespace(s='long') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "{{ 'x' * 1000000000000 }}",
+            "{{ 'x' | indent(1000000000000) }}",
+        ] {
+            let error = render(endless).unwrap_err();
+            let expected = matches!(error, ChatError::EndlessTemplate);
+            assert!(expected || endless.contains("macro"), "{endless}: {error}");
+        }
+        // A long conversation is not endless.
+        let messages: Vec<Message> =
+            (0..2000).map(|_| Message::user("word ".repeat(500))).collect();
+        let source = "{% set n = namespace(s='') %}{% for m in messages %}{% set n.s = n.s ~ m.content %}\
+                      {{ m.content }}{% endfor %}";
+        let template = ChatTemplate::new(source, &Map::new()).unwrap();
+        let text = template.render(&messages, &RenderOptions::default()).unwrap();
+        assert_eq!(text.len(), 2000 * 2500);
     }
 
     #[test]

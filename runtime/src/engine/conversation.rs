@@ -161,16 +161,12 @@ impl Conversation {
     /// need be ([`ImageProcessor::with`](crate::image::ImageProcessor::with)).
     ///
     /// # Errors
-    /// [`Error::Chat`] when the message says where more or fewer images are; [`Error::Image`] where an image's
-    /// patches, grids and layout do not belong together.
+    /// [`Error::Chat`] when the message says where more or fewer images are.
     pub fn push_with_processed(
         &mut self,
         message: Message,
         images: Vec<ProcessedImage>,
     ) -> Result<(), Error> {
-        if let Some(wrong) = images.iter().find_map(|image| image.check().err()) {
-            return Err(wrong.into());
-        }
         let images = images.into_iter().map(|image| ImageSource::Processed(Arc::new(image)).into());
         self.push_with(message, images.collect())
     }

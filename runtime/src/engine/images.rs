@@ -15,14 +15,14 @@ pub(super) struct ImageKey(pub(super) [u8; 32]);
 impl ImageKey {
     fn of(image: &ProcessedImage) -> Self {
         let mut hash = Sha256::new();
-        for grid in &image.grids {
+        for grid in image.grids() {
             hash.update((grid.rows as u64).to_le_bytes());
             hash.update((grid.cols as u64).to_le_bytes());
         }
-        hash.update(format!("{:?}", image.layout));
-        match image.patches.as_slice() {
+        hash.update(format!("{:?}", image.layout()));
+        match image.patches().as_slice() {
             Some(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
-            None => image.patches.iter().for_each(|value| hash.update(value.to_le_bytes())),
+            None => image.patches().iter().for_each(|value| hash.update(value.to_le_bytes())),
         }
         ImageKey(hash.finalize().into())
     }
@@ -44,7 +44,7 @@ pub(super) enum ImageContent {
 
 impl PromptImage {
     pub(super) fn new(image: Arc<ProcessedImage>) -> Self {
-        let (key, layout) = (ImageKey::of(&image), image.layout);
+        let (key, layout) = (ImageKey::of(&image), image.layout());
         let content = Arc::new(Mutex::new(ImageContent::Patches(image)));
         PromptImage { key, layout, content }
     }

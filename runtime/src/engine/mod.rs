@@ -279,10 +279,9 @@ impl Engine {
     /// between the steps of answers, which wait for it.
     ///
     /// # Errors
-    /// [`Error::Image`], [`Error::TooManyPatches`], [`Error::FeatureCount`], [`Error::Busy`],
+    /// [`Error::TooManyPatches`], [`Error::FeatureCount`], [`Error::Busy`],
     /// [`Error::Stopped`], or those of a run.
     pub fn image_features(&self, image: &ProcessedImage) -> Result<Array2<f32>, Error> {
-        image.check()?;
         let image = image.clone();
         self.run_job(false, move |model, _| prompt::image_features(model, &image))
     }

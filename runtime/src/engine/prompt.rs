@@ -137,13 +137,13 @@ pub(super) fn image_features(
     image: &ProcessedImage,
 ) -> Result<Array2<f32>, Error> {
     let (mut features, mut view) = (Vec::new(), 0);
-    while view < image.grids.len() {
+    while view < image.grids().len() {
         let views = model.vision.views_of_run(image, view);
         let options = model.vision.run_options(image, &views)?;
         view = views.end;
         features.extend(model.vision.run(image, views, &options)?);
     }
-    joined(&features, image.layout.tokens())
+    joined(&features, image.layout().tokens())
 }
 
 /// Hidden states of a prompt, in a slot that is free.

@@ -213,7 +213,7 @@ impl ImageQueue {
         }
         (self.current, self.views) = (next.index, next.view + views);
         self.features.extend(features);
-        if self.views < next.patches.grids.len() {
+        if self.views < next.patches.grids().len() {
             return Ok(None);
         }
         self.views = 0;

@@ -15,7 +15,7 @@ pub struct PatchGrid {
 impl PatchGrid {
     /// Patches in all.
     pub fn patches(self) -> usize {
-        self.rows * self.cols
+        self.rows.saturating_mul(self.cols)
     }
 }
 
@@ -49,9 +49,10 @@ impl ImageLayout {
         let resized = smart_resize(size, settings);
         let splitting =
             settings.do_image_splitting && !(settings.min_tiles == 1 && settings.max_tiles == 1);
-        let (rows, cols) = match splitting && is_too_large(size, settings) {
-            true => tile_grid(size, settings),
-            false => (1, 1),
+        let (rows, cols) = if splitting && is_too_large(size, settings) {
+            tile_grid(size, settings)
+        } else {
+            (1, 1)
         };
         let tokens = |pixels: usize| {
             (pixels / settings.encoder_patch_size).div_ceil(settings.downsample_factor)
@@ -60,7 +61,7 @@ impl ImageLayout {
             rows,
             cols,
             tokens_per_tile: tokens(settings.tile_size).pow(2),
-            tokens_for_image: tokens(resized.height) * tokens(resized.width),
+            tokens_for_image: tokens(resized.height).saturating_mul(tokens(resized.width)),
             thumbnail: settings.use_thumbnail && rows * cols > 1,
             image_size: (resized.height, resized.width),
         }
@@ -68,15 +69,15 @@ impl ImageLayout {
 
     /// Whether the image is split into tiles.
     pub fn is_split(&self) -> bool {
-        self.rows * self.cols > 1
+        self.rows.saturating_mul(self.cols) > 1
     }
 
     /// Image tokens of all views.
     pub fn tokens(&self) -> usize {
-        let tiles = self.rows * self.cols * self.tokens_per_tile;
+        let tiles = self.rows.saturating_mul(self.cols).saturating_mul(self.tokens_per_tile);
         match (self.is_split(), self.thumbnail) {
             (false, _) => self.tokens_for_image,
-            (true, true) => tiles + self.tokens_for_image,
+            (true, true) => tiles.saturating_add(self.tokens_for_image),
             (true, false) => tiles,
         }
     }
@@ -84,7 +85,7 @@ impl ImageLayout {
 
 /// `number / factor`, rounded half to even, times `factor`.
 fn round_by_factor(number: usize, factor: usize) -> usize {
-    (number as f64 / factor as f64).round_ties_even() as usize * factor
+    ((number as f64 / factor as f64).round_ties_even() as usize).saturating_mul(factor)
 }
 
 /// The size of the single view: multiples of a token's side, between the fewest and the most
@@ -96,15 +97,17 @@ fn smart_resize(size: Size, settings: &ImageSettings) -> Size {
         (area_of(settings.min_image_tokens), area_of(settings.max_image_tokens));
     let height = round_by_factor(size.height, side).max(side);
     let width = round_by_factor(size.width, side).max(side);
-    let area = (size.height * size.width) as f64;
+    let area = size.height.saturating_mul(size.width) as f64;
     let steps = |length: f64| length / side as f64;
-    if height * width > max_area {
+    let rounded = height.saturating_mul(width);
+    if rounded > max_area {
         let beta = (area / max_area as f64).sqrt();
-        let shrink = |length| (steps(length as f64 / beta).floor() as usize * side).max(side);
+        let shrink =
+            |length| (steps(length as f64 / beta).floor() as usize).saturating_mul(side).max(side);
         Size { height: shrink(size.height), width: shrink(size.width) }
-    } else if height * width < min_area {
+    } else if rounded < min_area {
         let beta = (min_area as f64 / area).sqrt();
-        let enlarge = |length| steps(length as f64 * beta).ceil() as usize * side;
+        let enlarge = |length| (steps(length as f64 * beta).ceil() as usize).saturating_mul(side);
         Size { height: enlarge(size.height), width: enlarge(size.width) }
     } else {
         Size { height, width }
@@ -115,7 +118,7 @@ fn smart_resize(size: Size, settings: &ImageSettings) -> Size {
 fn is_too_large(size: Size, settings: &ImageSettings) -> bool {
     let side = settings.token_side();
     let rounded = |length| round_by_factor(length, side).max(settings.encoder_patch_size);
-    let area = (rounded(size.height) * rounded(size.width)) as f64;
+    let area = rounded(size.height).saturating_mul(rounded(size.width)) as f64;
     let tokens_area = settings.max_image_tokens * side * side;
     area > tokens_area as f64 * settings.max_pixels_tolerance
 }
@@ -124,7 +127,7 @@ fn is_too_large(size: Size, settings: &ImageSettings) -> bool {
 /// the later one (of more tiles) is taken if the image has more than half of its pixels.
 fn tile_grid(size: Size, settings: &ImageSettings) -> (usize, usize) {
     let aspect_ratio = size.width as f64 / size.height as f64;
-    let area = (size.width * size.height) as f64;
+    let area = size.width.saturating_mul(size.height) as f64;
     let tile_area = settings.tile_size * settings.tile_size;
     let mut best = (1, 1);
     let mut best_difference = f64::INFINITY;

@@ -5,7 +5,7 @@ use std::{mem::MaybeUninit, ops::Range};
 use ndarray::{Array2, Array3, ArrayView2, s};
 
 use super::{
-    PatchGrid,
+    ImageError, PatchGrid,
     normalize::{Normalizer, normalize},
     resize::{Resize, Scratch},
 };
@@ -82,9 +82,19 @@ pub struct PaddedViews {
 
 impl PaddedViews {
     /// Pads every view to the largest of them, or to `patches` where that is more.
-    pub fn new(views: &[View<'_>], patches: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`ImageError::NotProcessed`] for a view whose patches are not those of its grid, or of another size than
+    /// the others'.
+    pub fn new(views: &[View<'_>], patches: usize) -> Result<Self, ImageError> {
         let patches = views.iter().map(|v| v.grid.patches()).max().unwrap_or(0).max(patches);
         let values = views.first().map_or(0, |view| view.patches.ncols());
+        let is_whole = |view: &View<'_>| view.patches.dim() == (view.grid.patches(), values);
+        let size =
+            views.len().checked_mul(patches).and_then(|rows| rows.checked_mul(values.max(1)));
+        if !views.iter().all(is_whole) || size.is_none_or(|size| size > isize::MAX as usize / 4) {
+            return Err(ImageError::NotProcessed);
+        }
         let mut batch = PaddedViews {
             pixel_values: Array3::zeros((views.len(), patches, values)),
             pixel_attention_mask: Array2::zeros((views.len(), patches)),
@@ -97,6 +107,6 @@ impl PaddedViews {
             batch.spatial_shapes[[i, 0]] = view.grid.rows as i64;
             batch.spatial_shapes[[i, 1]] = view.grid.cols as i64;
         }
-        batch
+        Ok(batch)
     }
 }

@@ -26,26 +26,46 @@ pub struct ImageProcessor {
 /// The views of one image: the single view; or the tiles row by row, then the thumbnail.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessedImage {
-    /// Patches of all views, one view after the other [patches, values].
-    pub patches: Array2<f32>,
-    /// The shape of each view.
-    pub grids: Vec<PatchGrid>,
-    /// How the views belong together.
-    pub layout: ImageLayout,
+    patches: Array2<f32>,
+    grids: Vec<PatchGrid>,
+    layout: ImageLayout,
 }
 
 impl ProcessedImage {
-    /// Whether patches, grids and layout belong together, where they were not made here.
-    #[cfg(feature = "onnxruntime")]
-    pub(crate) fn check(&self) -> Result<(), ImageError> {
-        let patches = self.grids.iter().try_fold(0_usize, |sum, grid| {
+    /// An image that was processed elsewhere: patches of all views, one view after the other [patches, values],
+    /// the shape of each view, and how the views belong together.
+    ///
+    /// # Errors
+    /// [`ImageError::NotProcessed`] when these do not go together.
+    pub fn from_parts(
+        patches: Array2<f32>,
+        grids: Vec<PatchGrid>,
+        layout: ImageLayout,
+    ) -> Result<Self, ImageError> {
+        let count = grids.iter().try_fold(0_usize, |sum, grid| {
             sum.checked_add(grid.rows.checked_mul(grid.cols).filter(|&patches| patches > 0)?)
         });
-        let is_whole = patches == Some(self.patches.nrows()) && self.patches.is_standard_layout();
-        match is_whole && !self.grids.is_empty() && self.layout.tokens() > 0 {
-            true => Ok(()),
-            false => Err(ImageError::NotProcessed),
+        let is_whole = count == Some(patches.nrows()) && patches.is_standard_layout();
+        if is_whole && !grids.is_empty() && layout.tokens() > 0 {
+            Ok(ProcessedImage { patches, grids, layout })
+        } else {
+            Err(ImageError::NotProcessed)
         }
+    }
+
+    /// Patches of all views, one view after the other [patches, values].
+    pub fn patches(&self) -> &Array2<f32> {
+        &self.patches
+    }
+
+    /// The shape of each view.
+    pub fn grids(&self) -> &[PatchGrid] {
+        &self.grids
+    }
+
+    /// How the views belong together.
+    pub fn layout(&self) -> ImageLayout {
+        self.layout
     }
 
     /// The views.

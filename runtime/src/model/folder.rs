@@ -30,7 +30,7 @@ impl ModelFolder {
         }
         let path = root.join(MANIFEST);
         let manifest = read(&path)?
-            .map(|content| serde_yaml::from_slice(&content))
+            .map(|content| Manifest::read(&content))
             .transpose()
             .map_err(|e| Error::File { path, source: Box::new(e) })?;
         let path = root.join("config.json");

@@ -84,11 +84,11 @@ impl Vision {
     pub(crate) fn views_of_run(&self, image: &ProcessedImage, start: usize) -> Range<usize> {
         let session = self.sessions()[0];
         if let Some(views) = self.fixed_sizes().map(|(views, _)| views) {
-            return start..(start + views).min(image.grids.len());
+            return start..(start + views).min(image.grids().len());
         }
         let limits = if session.is_on_host() { ON_CPU } else { ELSEWHERE };
-        let Some(grid) = image.grids.get(start) else { return start..start };
-        let equal = image.grids[start..].iter().take_while(|other| *other == grid).count();
+        let Some(grid) = image.grids().get(start) else { return start..start };
+        let equal = image.grids()[start..].iter().take_while(|other| *other == grid).count();
         // Always counted from the first of them, so that an image has the same runs each time.
         let most = (limits.patches / grid.patches().max(1)).clamp(1, limits.views);
         start..start + equal.min(most)
@@ -103,7 +103,7 @@ impl Vision {
     ) -> Result<RunOptions, Error> {
         self.sessions()[0].ask(|_| {
             let mut options = RunOptions::new()?;
-            if views.end >= image.grids.len() && self.fixed_sizes().is_none() {
+            if views.end >= image.grids().len() && self.fixed_sizes().is_none() {
                 options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
             }
             Ok(options)
@@ -135,11 +135,11 @@ impl Vision {
         views: Range<usize>,
         options: &RunOptions,
     ) -> Result<Vec<Array2<f32>>, Error> {
-        let Some(&grid) = image.grids.get(views.start) else { return Ok(Vec::new()) };
-        let first: usize = image.grids[..views.start].iter().map(|grid| grid.patches()).sum();
+        let Some(&grid) = image.grids().get(views.start) else { return Ok(Vec::new()) };
+        let first: usize = image.grids()[..views.start].iter().map(|grid| grid.patches()).sum();
         let patches = first..first + views.len() * grid.patches();
-        let shape = (views.len(), grid.patches(), image.patches.ncols());
-        let patches = image.patches.slice(s![patches, ..]).into_shape_with_order(shape);
+        let shape = (views.len(), grid.patches(), image.patches().ncols());
+        let patches = image.patches().slice(s![patches, ..]).into_shape_with_order(shape);
         let patches = patches.map_err(|_| self.shape_error("of contiguous patches"))?;
         let features = self.run_batch(&Batch::of_equals(grid, patches), options)?;
         let features = features.into_dimensionality::<Ix2>();
@@ -161,7 +161,7 @@ impl Vision {
         }
         let again = repeat_n(batch.last(), count).flatten();
         let filled: Vec<View<'_>> = batch.iter().chain(again).take(count).copied().collect();
-        let padded = PaddedViews::new(&filled, patches);
+        let padded = PaddedViews::new(&filled, patches)?;
         let inputs = Batch {
             pixel_values: padded.pixel_values.view(),
             pixel_attention_mask: padded.pixel_attention_mask,

@@ -30,18 +30,18 @@ fn settings_and_sizes_give_the_pixels_of_the_reference() {
         let settings = ImageSettings::from_json(&golden["settings"]).unwrap();
         let image = noise(number("width") as u32, number("height") as u32, number("seed"));
         let processed = ImageProcessor::new(settings).unwrap().process(&image).unwrap();
-        let layout = processed.layout;
+        let layout = processed.layout();
         let name = golden.to_string();
         assert_eq!(
             (layout.rows as u64, layout.cols as u64),
             (number("rows"), number("cols")),
             "{name}"
         );
-        let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
+        let shapes: Vec<_> = processed.grids().iter().map(|grid| [grid.rows, grid.cols]).collect();
         assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
         assert_eq!(layout.tokens() as u64, number("image_tokens"), "{name}");
 
-        let values = processed.patches.iter();
+        let values = processed.patches().iter();
         let levels: Vec<u8> =
             values.map(|v| ((v * 0.5 + 0.5) * 255.0).round_ties_even() as u8).collect();
         let hash: String = Sha256::digest(&levels).iter().map(|b| format!("{b:02x}")).collect();
@@ -67,15 +67,15 @@ fn any_setting_may_be_replaced_for_one_image() {
         let processor = ImageProcessor::new(settings).unwrap().with(&overrides).unwrap();
         let processed = processor.process(&image).unwrap();
         let name = golden["overrides"].to_string();
-        let layout = processed.layout;
+        let layout = processed.layout();
         assert_eq!([layout.rows as u64, layout.cols as u64], [number("rows"), number("cols")]);
-        let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
+        let shapes: Vec<_> = processed.grids().iter().map(|grid| [grid.rows, grid.cols]).collect();
         assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
         let views: Vec<_> = processed.views().collect();
-        let batch = PaddedViews::new(&views, processor.settings().max_num_patches());
+        let batch = PaddedViews::new(&views, processor.settings().max_num_patches()).unwrap();
         assert_eq!(batch.pixel_values.shape()[1] as u64, number("padded_patches"), "{name}");
         let mut hash = Sha256::new();
-        processed.patches.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        processed.patches().iter().for_each(|value| hash.update(value.to_le_bytes()));
         let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hash, golden["sha256"].as_str().unwrap(), "{name}");
         replaced.extend(golden["overrides"].as_object().unwrap().keys().cloned());

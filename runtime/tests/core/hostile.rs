@@ -3,7 +3,11 @@
 
 use std::{fs, path::PathBuf};
 
-use lfm2vl::image::{ImageProcessor, ImageSettings, Limits, Overrides, decode};
+use lfm2vl::image::{
+    ImageLayout, ImageProcessor, ImageSettings, Limits, Overrides, PaddedViews, PatchGrid, ProcessedImage, RgbImage,
+    View, decode,
+};
+use ndarray::s;
 
 use crate::common::testdata;
 
@@ -153,5 +157,37 @@ fn images_like_threads_are_refused() {
     assert!(processor.with(&wider).unwrap().process(&image::RgbImage::new(40_000, 1)).is_ok());
     // As in the reference, if not for long.
     let processed = processor.process(&image::RgbImage::new(9_000, 10)).unwrap();
-    assert!(processed.layout.tokens() > 400);
+    assert!(processed.layout().tokens() > 400);
+}
+
+/// What callers put together themselves is an error, not a panic.
+#[test]
+fn views_that_do_not_fit() {
+    let processor = ImageProcessor::new(ImageSettings::default()).unwrap();
+    let image = processor.process(&RgbImage::new(300, 200)).unwrap();
+    let (patches, grids, layout) = (image.patches(), image.grids(), image.layout());
+    let parts = |patches, grids: &[PatchGrid], layout| {
+        ProcessedImage::from_parts(patches, grids.to_vec(), layout)
+    };
+    assert_eq!(parts(patches.clone(), grids, layout).unwrap(), image);
+    let huge = PatchGrid { rows: usize::MAX, cols: 2 };
+    for wrong in [&[][..], &[PatchGrid { rows: 0, cols: 7 }], &[huge], &[huge, huge]] {
+        assert!(parts(patches.clone(), wrong, layout).is_err(), "{wrong:?}");
+    }
+    assert!(parts(patches.t().to_owned(), grids, layout).is_err());
+    assert!(parts(patches.slice(s![1.., ..]).to_owned(), grids, layout).is_err());
+    let layout = ImageLayout { rows: usize::MAX, cols: usize::MAX, ..layout };
+    assert!(layout.is_split() && layout.tokens() == usize::MAX);
+
+    let view = image.views().next().unwrap();
+    let shorter = View { patches: view.patches.slice_move(s![.., 1..]), ..view };
+    let other = View { grid: huge, ..view };
+    assert!(PaddedViews::new(&[view, view], 7).is_ok());
+    for wrong in [&[view, shorter][..], &[other]] {
+        assert!(PaddedViews::new(wrong, 7).is_err());
+    }
+    assert!(PaddedViews::new(&[view], usize::MAX).is_err());
+    for (height, width) in [(0, 0), (0, 9), (1, usize::MAX), (usize::MAX, usize::MAX)] {
+        processor.layout(height, width);
+    }
 }

@@ -36,10 +36,10 @@ fn check_layout(processor: &ImageProcessor, golden: &Value) {
     assert_eq!(shorten(&prompt), golden["expansion"].as_str().unwrap(), "{name}");
 
     let processed = processor.process(&image::RgbImage::new(width as u32, height as u32)).unwrap();
-    let shapes: Vec<_> = processed.grids.iter().map(|grid| [grid.rows, grid.cols]).collect();
+    let shapes: Vec<_> = processed.grids().iter().map(|grid| [grid.rows, grid.cols]).collect();
     assert_eq!(json!(shapes), golden["spatial_shapes"], "{name}");
     let views: Vec<_> = processed.views().collect();
-    let batch = PaddedViews::new(&views, processor.settings().max_num_patches());
+    let batch = PaddedViews::new(&views, processor.settings().max_num_patches()).unwrap();
     assert_eq!(json!(batch.pixel_values.shape()), golden["pixel_values_shape"], "{name}");
     assert_eq!(json!(batch.pixel_attention_mask.sum_axis(Axis(1)).to_vec()), golden["mask_sums"]);
 }

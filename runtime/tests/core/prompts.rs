@@ -79,7 +79,7 @@ fn whole_prompts_equal_the_reference() {
         let message = Message::user(text("prompt")).with_images(files.len());
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let rendered = template.render(&[message], &options).unwrap();
-        let layouts: Vec<_> = processed.iter().map(|p| p.layout).collect();
+        let layouts: Vec<_> = processed.iter().map(|p| p.layout()).collect();
         let ids = tokenizer.encode(&tokens.expand(&rendered, &layouts).unwrap()).unwrap();
         let expected = golden.ints("input_ids");
         assert_eq!(
@@ -97,7 +97,7 @@ fn whole_prompts_equal_the_reference() {
         assert_eq!(patches, valid.as_slice().unwrap(), "{name}");
 
         let levels =
-            processed.iter().flat_map(|p| p.patches.iter().map(|v| (v * 0.5 + 0.5) * 255.0));
+            processed.iter().flat_map(|p| p.patches().iter().map(|v| (v * 0.5 + 0.5) * 255.0));
         let expected = golden.ints("pixels_uint8");
         let errors: Vec<i64> = levels
             .zip(&expected)

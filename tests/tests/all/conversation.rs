@@ -242,7 +242,7 @@ fn each_image_may_have_settings_of_its_own() {
     let image = sample("tiled.jpg");
     let images =
         vec![engine.image_processor().process(&image).unwrap(), coarse.process(&image).unwrap()];
-    let tokens: Vec<usize> = images.iter().map(|image| image.layout.tokens()).collect();
+    let tokens: Vec<usize> = images.iter().map(|image| image.layout().tokens()).collect();
     assert!(tokens[0] > 4 * tokens[1], "{tokens:?}");
     let mut conversation = Conversation::new();
     conversation.push_with_processed(Message::user("Which has more shapes?"), images).unwrap();

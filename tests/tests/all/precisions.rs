@@ -150,6 +150,8 @@ fn calibration_makes_up_for_larger_blocks() {
         export.arg(testdata("tiny-shapes")).arg("-o").arg(&folder).arg("--recipe").arg(&file);
         export.args(["--precision", "q4", "--verify", "--calibration"]);
         export.arg(testdata("tiny-shapes/calibration"));
+        // Large temporary files lie on the disk of the export.
+        export.env("TMPDIR", "/none");
         export.arg("--report").arg(&report).arg("--samples").arg(testdata("tiny-shapes/samples"));
         succeed(&mut export);
 
