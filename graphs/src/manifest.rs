@@ -231,7 +231,7 @@ pub fn size_and_sha256(path: &Path) -> io::Result<(u64, String)> {
         sha.update(&buffer[..count]);
         bytes += count as u64;
     }
-    Ok((bytes, sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((bytes, hex::encode(sha.finalize())))
 }
 
 /// A set of graphs that go well together.

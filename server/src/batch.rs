@@ -58,9 +58,8 @@ impl Service {
 
 /// What a line of a batch is known by in its answer, as `response.request_id`: the same for the same text.
 pub fn line_id(line: &str) -> String {
-    let hash = Sha256::digest(line.trim());
-    let digits: String = hash.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    format!("req_{digits}")
+    let hash = hex::encode(Sha256::digest(line.trim()));
+    format!("req_{}", &hash[..24])
 }
 
 /// The request of a line.

@@ -72,7 +72,7 @@ impl Service {
             return Err(ServiceError::Origin(wrong.clone()));
         }
         let folder = engine.folder().path();
-        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let folder = dunce::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let of_folder = || folder.file_name().map(|name| name.to_string_lossy().into_owned());
         let model_name = settings.model_name.clone().or_else(of_folder);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -167,6 +167,6 @@ fn fingerprint(engine: &Engine) -> String {
     for graph in engine.graphs() {
         hash.update(format!("{} {} {}", graph.graph, graph.precision, graph.provider));
     }
-    let digits: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("fp_{digits}")
+    let hash = hex::encode(hash.finalize());
+    format!("fp_{}", &hash[..12])
 }

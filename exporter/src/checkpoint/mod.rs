@@ -116,7 +116,7 @@ impl Checkpoint {
             config,
             tensors,
             own_head: false,
-            fingerprint: hex(sha),
+            fingerprint: hex::encode(sha.finalize()),
             merges: HashMap::new(),
             adapter: None,
         };
@@ -161,7 +161,7 @@ impl Checkpoint {
         let mut sha = Sha256::new();
         sha.update(&self.fingerprint);
         sha.update(adapter.fingerprint());
-        self.fingerprint = hex(sha);
+        self.fingerprint = hex::encode(sha.finalize());
         self.adapter = Some(adapter.folder().to_owned());
         Ok(self)
     }
@@ -269,10 +269,6 @@ impl Checkpoint {
         }
         Ok(false)
     }
-}
-
-fn hex(sha: Sha256) -> String {
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checks that there is every tensor of the model, with its shape, and no other.

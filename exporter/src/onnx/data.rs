@@ -36,11 +36,11 @@ pub(super) struct DataFile {
 struct OpenFile {
     position: u64,
     /// Filled buffers to the writer, and from there to the hasher; empty ones come back.
-    filled: mpsc::SyncSender<Vec<u8>>,
+    filled: Option<mpsc::SyncSender<Vec<u8>>>,
     emptied: mpsc::Receiver<Vec<u8>>,
-    /// Gone once its failure has been told.
+    /// Gone once it has ended.
     writer: Option<thread::JoinHandle<io::Result<()>>>,
-    hasher: thread::JoinHandle<Sha256>,
+    hasher: Option<thread::JoinHandle<Sha256>>,
 }
 
 impl DataFile {
@@ -99,7 +99,13 @@ impl OpenFile {
             }
             sha
         });
-        Ok(OpenFile { position: 0, filled, emptied, writer: Some(writer), hasher })
+        Ok(OpenFile {
+            position: 0,
+            filled: Some(filled),
+            emptied,
+            writer: Some(writer),
+            hasher: Some(hasher),
+        })
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -107,34 +113,37 @@ impl OpenFile {
         let mut buffer = self.emptied.try_recv().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        match self.filled.send(buffer) {
-            Ok(()) => Ok(()),
-            // The writer stops at its first error.
-            Err(_) => Err(failure(self.writer.take())),
+        // The writer stops at its first error.
+        match self.filled.as_ref().map(|filled| filled.send(buffer)) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(self.join().err().unwrap_or_else(stopped)),
         }
     }
 
     /// The file's size and sha256.
-    fn finish(self) -> io::Result<(u64, String)> {
-        drop(self.filled);
-        match self.writer.map(thread::JoinHandle::join) {
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => return Err(error),
-            _ => return Err(failure(None)),
-        }
-        let sha = self.hasher.join().map_err(|_| failure(None))?;
-        Ok((self.position, hex(&sha.finalize())))
+    fn finish(mut self) -> io::Result<(u64, String)> {
+        self.join()?;
+        let hasher = self.hasher.take().ok_or_else(stopped)?;
+        let sha = hasher.join().map_err(|_| stopped())?;
+        Ok((self.position, hex::encode(sha.finalize())))
+    }
+
+    /// Waits for the writer.
+    fn join(&mut self) -> io::Result<()> {
+        self.filled = None;
+        let writer = self.writer.take().ok_or_else(stopped)?;
+        writer.join().map_err(|_| stopped())?
     }
 }
 
-/// Why a writer stopped.
-fn failure(writer: Option<thread::JoinHandle<io::Result<()>>>) -> io::Error {
-    match writer.map(thread::JoinHandle::join) {
-        Some(Ok(Err(error))) => error,
-        _ => io::Error::other("the writing thread stopped"),
+/// The file is closed before its folder is removed: not every system removes open files.
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // Whoever cares for the error has called `finish`.
+        let _ = self.join();
     }
 }
 
-pub(super) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+fn stopped() -> io::Error {
+    io::Error::other("the writing thread stopped")
 }

@@ -7,7 +7,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
-    data::{DataFile, WrittenFile, hex},
+    data::{DataFile, WrittenFile},
     graph::FinishedGraph,
     proto::{DataLocation, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto},
     weight::{Encoding, Part},
@@ -397,6 +397,6 @@ pub(crate) fn write_file(
     Ok(WrittenFile {
         name: name.to_owned(),
         bytes: content.len() as u64,
-        sha256: hex(&Sha256::digest(content)),
+        sha256: hex::encode(Sha256::digest(content)),
     })
 }

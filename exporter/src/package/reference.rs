@@ -25,7 +25,7 @@ pub(super) fn link(
         .map(|(name, path)| {
             let link_error = |source| ExportError::Link { path: path.clone(), source };
             // In the hub's cache the files are symbolic links themselves.
-            let real = fs::canonicalize(&path).map_err(link_error)?;
+            let real = dunce::canonicalize(&path).map_err(link_error)?;
             fs::hard_link(&real, folder.join(&name)).map_err(link_error)?;
             let read_error = |source| ExportError::Read { path: path.clone(), source };
             let (bytes, sha256) = size_and_sha256(&real).map_err(read_error)?;

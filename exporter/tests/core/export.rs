@@ -77,7 +77,7 @@ fn the_manifest_tells_every_file_and_its_hash() {
     for file in manifest.graphs.iter().flat_map(|g| &g.files).chain(&manifest.files) {
         let content = files.remove(&file.path).unwrap();
         assert_eq!(content.len() as u64, file.bytes, "{}", file.path);
-        let hash: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex::encode(Sha256::digest(&content));
         assert_eq!(hash, file.sha256, "{}", file.path);
     }
     assert!(files.is_empty(), "not in the manifest: {:?}", files.keys());

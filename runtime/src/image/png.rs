@@ -62,10 +62,11 @@ fn text<'d>(name: &[u8], data: &'d [u8]) -> Option<(&'d [u8], Vec<u8>)> {
         }
     };
     let mut read = Vec::new();
-    match is_compressed {
-        true => ZlibDecoder::new(text).take(MAX_TEXT).read_to_end(&mut read).ok()?,
-        false => text.take(MAX_TEXT).read_to_end(&mut read).ok()?,
-    };
+    if is_compressed {
+        ZlibDecoder::new(text).take(MAX_TEXT).read_to_end(&mut read).ok()?;
+    } else {
+        text.take(MAX_TEXT).read_to_end(&mut read).ok()?;
+    }
     Some((keyword, read))
 }
 
@@ -75,7 +76,5 @@ fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
     let lines = text.split(|&byte| byte == b'\n').skip(3);
     let digits: Vec<u8> =
         lines.flatten().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let value = |digit: u8| (digit as char).to_digit(16);
-    let byte = |pair: &[u8]| Some((value(pair[0])? << 4 | value(*pair.get(1)?)?) as u8);
-    digits.chunks(2).map(byte).collect()
+    hex::decode(digits).ok()
 }

@@ -44,7 +44,7 @@ fn settings_and_sizes_give_the_pixels_of_the_reference() {
         let values = processed.patches().iter();
         let levels: Vec<u8> =
             values.map(|v| ((v * 0.5 + 0.5) * 255.0).round_ties_even() as u8).collect();
-        let hash: String = Sha256::digest(&levels).iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex::encode(Sha256::digest(&levels));
         assert_eq!(hash, golden["sha256"].as_str().unwrap(), "{name}");
         split += usize::from(layout.is_split());
         bicubic += usize::from(golden["settings"]["resample"] == 3);
@@ -76,7 +76,7 @@ fn any_setting_may_be_replaced_for_one_image() {
         assert_eq!(batch.pixel_values.shape()[1] as u64, number("padded_patches"), "{name}");
         let mut hash = Sha256::new();
         processed.patches().iter().for_each(|value| hash.update(value.to_le_bytes()));
-        let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex::encode(hash.finalize());
         assert_eq!(hash, golden["sha256"].as_str().unwrap(), "{name}");
         replaced.extend(golden["overrides"].as_object().unwrap().keys().cloned());
     }

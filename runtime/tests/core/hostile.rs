@@ -4,8 +4,8 @@
 use std::{fs, path::PathBuf};
 
 use lfm2vl::image::{
-    ImageLayout, ImageProcessor, ImageSettings, Limits, Overrides, PaddedViews, PatchGrid, ProcessedImage, RgbImage,
-    View, decode,
+    ImageLayout, ImageProcessor, ImageSettings, Limits, Overrides, PaddedViews, PatchGrid,
+    ProcessedImage, RgbImage, View, decode,
 };
 use ndarray::s;
 

@@ -52,7 +52,7 @@ pub(super) fn small_files(mark: &str) -> Files {
 }
 
 pub(super) fn etag_of(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(content))
 }
 
 #[derive(Debug, Clone)]

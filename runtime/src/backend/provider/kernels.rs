@@ -6,7 +6,6 @@ use std::{
         self,
         consts::{DLL_PREFIX, DLL_SUFFIX},
     },
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -88,7 +87,7 @@ fn default_library() -> Option<PathBuf> {
 /// The library by its own path. What is loaded without being named runs with the rights of this process,
 /// so who may write it, or put another in its place, must have them, too.
 fn refuse_if_others_write(library: &Path) -> Result<PathBuf, Unavailable> {
-    let itself = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
+    let itself = dunce::canonicalize(library).unwrap_or_else(|_| library.to_owned());
     for path in [Some(itself.as_path()), itself.parent(), library.parent()].into_iter().flatten() {
         if let Some(cause) = written_by_others(path) {
             return Err(Unavailable {
@@ -102,7 +101,7 @@ fn refuse_if_others_write(library: &Path) -> Result<PathBuf, Unavailable> {
 
 #[cfg(all(test, unix))]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 

@@ -177,18 +177,22 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     Ok(loaded)
 }
 
-/// Loads a library that the system did not find, as it says in `message`, from the folder of the
-/// provider's library: packages bring some under longer names. False where there is none, or it was
-/// of no use before.
+/// Loads a library that the system did not find, as it says in `message` in whatever words, from the folder
+/// of the provider's library: packages bring some under longer names. False where there is none, or it was of
+/// no use before. (Windows looks there itself, and does not tell the name.)
 fn load_neighbour(library: &Path, message: &str) -> bool {
     static LOADED: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
-    let name = message.split_once(": cannot open shared object file").map(|(before, _)| before);
-    let Some(name) = name.and_then(|before| before.split_whitespace().last()) else { return false };
+    let words = message.split(|c: char| c.is_whitespace() || ":;,()'\"".contains(c));
+    let names = words.filter_map(|word| word.rsplit('/').next());
+    let names: Vec<&str> =
+        names.filter(|name| name.contains(".so") || name.contains(".dylib")).collect();
+    let is_named = |path: &PathBuf| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        path != library && names.iter().any(|name| file.starts_with(name))
+    };
     let entries = library.parent().and_then(|folder| fs::read_dir(folder).ok());
     let mut paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-    let found = paths
-        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)));
-    found.is_some_and(|path| {
+    paths.find(is_named).is_some_and(|path| {
         ort::util::preload_dylib(&path).is_ok()
             && LOADED.lock().unwrap_or_else(PoisonError::into_inner).insert(path)
     })
@@ -206,7 +210,7 @@ fn ep_name(device: &Device<'_>) -> Option<String> {
 /// The library itself, or the one in a folder or a folder below it whose name says that it is a
 /// provider.
 fn find_library(path: &Path) -> Result<PathBuf, Unavailable> {
-    let absolute = fs::canonicalize(path).map_err(|error| Unavailable {
+    let absolute = dunce::canonicalize(path).map_err(|error| Unavailable {
         cause: format!("{} cannot be read: {error}", path.display()),
         remedy: "give the path of a provider's library, or of a folder that has one",
     })?;
