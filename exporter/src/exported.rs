@@ -95,9 +95,10 @@ impl ExportedWeights {
         let scales = self.initializers.get(&format!("{name}.scales"));
         let scales = scales.ok_or_else(|| io::Error::other(format!("{name} has no scales")))?;
         let scale_bytes = self.bytes(scales)?;
-        let scales = match scales.data_type == DataType::Float16 as i32 {
-            true => chunks(&scale_bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-            false => chunks(&scale_bytes).map(f32::from_le_bytes).collect(),
+        let scales = if scales.data_type == DataType::Float16 as i32 {
+            chunks(&scale_bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect()
+        } else {
+            chunks(&scale_bytes).map(f32::from_le_bytes).collect()
         };
         let zero_points = self.initializers.get(&format!("{name}.zero_points"));
         let zero_points = zero_points.map(|tensor| self.bytes(tensor)).transpose()?;

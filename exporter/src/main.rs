@@ -25,7 +25,8 @@ use lfm2vl_exporter::{
     report::{self, ReportFiles},
     verify,
 };
-use lfm2vl_graphs::{Precision, ProviderTable, RecipeSource, search_library_above};
+use lfm2vl_graphs::{Precision, ProviderTable, RecipeSource};
+use lfm2vl_onnxruntime::search_library_above;
 
 /// Build ONNX graphs of an LFM2-VL model from its safetensors checkpoint.
 #[derive(Parser)]
@@ -109,9 +110,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-    let mut go_on = || match interrupted.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let mut go_on = || {
+        if interrupted.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
 
     let settings = HubSettings::from_environment(!arguments.json);
@@ -127,9 +131,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("the adapter in {} is merged into the weights", adapter.display());
     }
     let recipe = recipe.check(&checkpoint.config().quantizable_modules())?;
-    let mut precisions = match arguments.precision.is_empty() {
-        true => recipe.precisions.clone(),
-        false => arguments.precision.clone(),
+    let mut precisions = if arguments.precision.is_empty() {
+        recipe.precisions.clone()
+    } else {
+        arguments.precision.clone()
     };
     precisions.sort();
     precisions.dedup();

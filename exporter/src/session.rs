@@ -3,7 +3,8 @@
 use std::{collections::HashMap, path::Path};
 
 use half::f16;
-use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LibraryError, environment, with_cpu};
+use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec};
+use lfm2vl_onnxruntime::{LibraryError, environment, with_cpu};
 use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension, s};
 use ort::{
     session::{Session, SessionInputValue},

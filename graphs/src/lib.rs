@@ -1,24 +1,18 @@
-//! What the exporter and the runtime agree on, and the only thing they share: the contracts of
-//! the graphs, the recipes, the manifest of an exported folder, and where the ONNX Runtime
-//! library is found.
+//! What the exporter and the runtime agree on: the contracts of the graphs, the recipes, and the
+//! manifest of an exported folder.
 //!
 //! The YAML files beside this crate are the single source of truth; they are embedded here.
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod contract;
-mod library;
 mod manifest;
 mod provider;
 mod quantization;
 mod recipe;
-mod trust;
 
 pub use contract::{
     Contract, Dim, Dtype, Graph, GraphSpec, IN_PLACE, LayerKind, ModelDims, Tensor,
-};
-pub use library::{
-    DEVICES, LibraryError, environment, library_path, search_library_above, set_library, with_cpu,
 };
 pub use manifest::{
     Bundle, FileError, GraphFiles, MANIFEST, Manifest, ManifestError, ManifestFile, size_and_sha256,
@@ -31,8 +25,6 @@ pub use recipe::{
     CacheUpdate, FixedSizes, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
     TiedWeights, VisionLayout,
 };
-
-pub use trust::written_by_others;
 
 /// A YAML file that could not be read as what it should be.
 #[derive(Debug, thiserror::Error)]

@@ -161,9 +161,10 @@ unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Ou
             let place = index * rows.block_size * LANES;
             let values = panel.values.map(|values| values.add(place));
             let steps = rows.block_size.div_ceil(BYTES);
-            match range.len() > ROWS {
-                true => two_by_two(inputs, rows.stride, values, steps, totals),
-                false => one_by_two(inputs, rows.stride, values, steps, totals),
+            if range.len() > ROWS {
+                two_by_two(inputs, rows.stride, values, steps, totals)
+            } else {
+                one_by_two(inputs, rows.stride, values, steps, totals)
             }
         };
         multiply(0, &mut totals[0]);

@@ -167,9 +167,10 @@ impl Job<'_> {
             None => (0..sizes.keys).collect(),
             Some(mask) => {
                 let mask = &mask[part.sequence * sizes.keys..][..sizes.keys];
-                match mask.iter().any(|&is_seen| is_seen > 0) {
-                    true => (0..sizes.keys).filter(|&key| mask[key] > 0).collect(),
-                    false => (0..sizes.keys).collect(),
+                if mask.iter().any(|&is_seen| is_seen > 0) {
+                    (0..sizes.keys).filter(|&key| mask[key] > 0).collect()
+                } else {
+                    (0..sizes.keys).collect()
                 }
             }
         };

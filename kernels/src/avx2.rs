@@ -417,9 +417,10 @@ unsafe fn many<D: Dot, const M: usize>(
                 let at = index * LANES + lane;
                 let mut totals = [[_mm256_setzero_si256(); PANEL_GROUPS]; M];
                 for slot in 0..PANEL_GROUPS {
-                    let offsets = match D::UNSIGNED {
-                        true => _mm256_loadu_si256(panel.offsets[slot].add(at).cast()),
-                        false => _mm256_setzero_si256(),
+                    let offsets = if D::UNSIGNED {
+                        _mm256_loadu_si256(panel.offsets[slot].add(at).cast())
+                    } else {
+                        _mm256_setzero_si256()
                     };
                     for m in 0..M {
                         totals[m][slot] = offsets;
@@ -460,15 +461,12 @@ unsafe fn many<D: Dot, const M: usize>(
             }
             for m in 0..M {
                 for slot in 0..PANEL_GROUPS {
-                    match panel.is_last {
-                        true => {
-                            let output = to.row(row + m, panel.group + slot).wrapping_add(lane);
-                            _mm256_maskstore_ps(output, masks[slot], sums[m][slot]);
-                        }
-                        false => {
-                            let between = panel.sums(row + m).add(slot * LANES + lane);
-                            _mm256_store_ps(between, sums[m][slot]);
-                        }
+                    if panel.is_last {
+                        let output = to.row(row + m, panel.group + slot).wrapping_add(lane);
+                        _mm256_maskstore_ps(output, masks[slot], sums[m][slot]);
+                    } else {
+                        let between = panel.sums(row + m).add(slot * LANES + lane);
+                        _mm256_store_ps(between, sums[m][slot]);
                     }
                 }
             }

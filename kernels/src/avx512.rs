@@ -197,10 +197,7 @@ unsafe fn prefetch_rest<const G: usize>(weights: &PackedWeights, group: usize, b
 #[inline(always)]
 fn ahead<const G: usize>(weights: &PackedWeights, place: usize) -> usize {
     let record = weights.record();
-    match place + AHEAD < record.scales {
-        true => AHEAD,
-        false => AHEAD + G * record.len - record.scales,
-    }
+    if place + AHEAD < record.scales { AHEAD } else { AHEAD + G * record.len - record.scales }
 }
 
 /// Weights of 4 bits are the unsigned ones; the zero point enters as `-zero point * sum of inputs`.
@@ -245,9 +242,10 @@ unsafe fn few4<const G: usize, const M: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(ahead).cast());
                     let values = _mm512_loadu_si512(values.cast());
                     let even = _mm512_and_si512(values, low_mask);
-                    let odd = match keeps_high {
-                        true => _mm512_and_si512(values, high_mask),
-                        false => _mm512_and_si512(_mm512_srli_epi16::<4>(values), low_mask),
+                    let odd = if keeps_high {
+                        _mm512_and_si512(values, high_mask)
+                    } else {
+                        _mm512_and_si512(_mm512_srli_epi16::<4>(values), low_mask)
                     };
                     for m in 0..M {
                         let x = rows.values(m, block).add(word * 8).cast::<i32>();
@@ -465,15 +463,12 @@ unsafe fn many<const M: usize>(panel: &Panel, rows: &QuantizedRows, row: usize, 
         }
         for m in 0..M {
             for slot in 0..PANEL_GROUPS {
-                match panel.is_last {
-                    true => {
-                        let output = to.row(row + m, panel.group + slot);
-                        _mm512_mask_storeu_ps(output, masks[slot], sums[m][slot]);
-                    }
-                    false => {
-                        let between = panel.sums(row + m).add(slot * LANES);
-                        _mm512_store_ps(between, sums[m][slot]);
-                    }
+                if panel.is_last {
+                    let output = to.row(row + m, panel.group + slot);
+                    _mm512_mask_storeu_ps(output, masks[slot], sums[m][slot]);
+                } else {
+                    let between = panel.sums(row + m).add(slot * LANES);
+                    _mm512_store_ps(between, sums[m][slot]);
                 }
             }
         }

@@ -130,10 +130,8 @@ impl Record {
             Bits::Four => offsets,
             Bits::Eight => offsets + blocks * LANES * size_of::<i32>(),
         };
-        let (points, end) = match has_zero_points {
-            true => (after, after + blocks * LANES),
-            false => (0, after),
-        };
+        let (points, end) =
+            if has_zero_points { (after, after + blocks * LANES) } else { (0, after) };
         Record { scales, offsets, points, end, len: end.next_multiple_of(LINE) }
     }
 }

@@ -145,10 +145,7 @@ unsafe impl Kernels for Portable {
                             *sum = (total as f32).mul_add(scale, *sum);
                         }
                     }
-                    match panel.is_last {
-                        true => finish(&sums, to, row, group),
-                        false => *between = sums,
-                    }
+                    if panel.is_last { finish(&sums, to, row, group) } else { *between = sums }
                 }
             }
         }

@@ -145,9 +145,10 @@ unsafe fn instructions(
     }
     let name = CStr::from_bytes_until_nul(&value).unwrap_or_default().to_string_lossy();
     let named: Instructions = name.parse().map_err(|error| failure(format!("{error}")))?;
-    match named.are_available() {
-        true => Ok(Some(named)),
-        false => Err(failure(format!("this processor has no {named}; leave 'instructions' out"))),
+    if named.are_available() {
+        Ok(Some(named))
+    } else {
+        Err(failure(format!("this processor has no {named}; leave 'instructions' out")))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use lfm2vl_graphs::{Graph, LibraryError, Precision, YamlError};
+use lfm2vl_graphs::{Graph, Precision, YamlError};
+use lfm2vl_onnxruntime::LibraryError;
 
 use crate::{ProcessorError, chat::ChatError, image::ImageError};
 
@@ -296,9 +297,10 @@ impl Error {
     /// What it means that a run of `graph` failed.
     pub(crate) fn of_run(graph: Graph, error: ort::Error) -> Self {
         let source = Arc::new(error);
-        match ran_out_of_memory(source.message()) {
-            true => Error::OutOfMemory { graph, source },
-            false => Error::Run { graph, source },
+        if ran_out_of_memory(source.message()) {
+            Error::OutOfMemory { graph, source }
+        } else {
+            Error::Run { graph, source }
         }
     }
 
@@ -318,9 +320,10 @@ impl Error {
     /// What it means that `graph` could not be loaded.
     pub(crate) fn of_loading(graph: Graph, error: ort::Error) -> Self {
         let source = Arc::new(error);
-        match ran_out_of_memory(source.message()) {
-            true => Error::OutOfMemory { graph, source },
-            false => Error::Load { graph, source },
+        if ran_out_of_memory(source.message()) {
+            Error::OutOfMemory { graph, source }
+        } else {
+            Error::Load { graph, source }
         }
     }
 }

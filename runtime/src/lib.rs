@@ -31,6 +31,7 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 pub mod chat;
+mod files;
 pub mod image;
 mod processor;
 
@@ -67,9 +68,8 @@ pub use {
         Constraint, Event, FinishReason, GenerationOptions, History, LogitsProcessor, NoToken,
         Part, Sampler, TokenLogprob, TokenLogprobs,
     },
-    lfm2vl_graphs::{
-        Graph, LibraryError, Manifest, Precision, library_path, search_library_above, set_library,
-    },
+    lfm2vl_graphs::{Graph, Manifest, Precision},
+    lfm2vl_onnxruntime::{LibraryError, library_path, search_library_above, set_library},
     model::ModelFolder,
 };
 

@@ -152,10 +152,8 @@ impl Processor {
         let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let covered = self.render(&messages, &layouts, options)?;
         let input_ids = self.encode(&covered, options)?;
-        let text = match options.special_tokens_in_text {
-            true => covered,
-            false => self.cover.remove(&covered),
-        };
+        let text =
+            if options.special_tokens_in_text { covered } else { self.cover.remove(&covered) };
         Ok(Prompt { input_ids, text, images })
     }
 
@@ -167,9 +165,10 @@ impl Processor {
         options: &PromptOptions,
     ) -> Result<Message, ChatError> {
         let message = message.clone().for_template()?;
-        Ok(match options.special_tokens_in_text {
-            true => message,
-            false => self.cover.message(&message, !options.special_tokens_in_system),
+        Ok(if options.special_tokens_in_text {
+            message
+        } else {
+            self.cover.message(&message, !options.special_tokens_in_system)
         })
     }
 
@@ -196,9 +195,10 @@ impl Processor {
         covered: &str,
         options: &PromptOptions,
     ) -> Result<Vec<u32>, ChatError> {
-        match options.special_tokens_in_text {
-            true => self.tokenizer.encode(covered),
-            false => self.tokenizer.encode_covered(covered, &self.cover),
+        if options.special_tokens_in_text {
+            self.tokenizer.encode(covered)
+        } else {
+            self.tokenizer.encode_covered(covered, &self.cover)
         }
     }
 }
@@ -233,9 +233,10 @@ impl Processor {
             let text = self.tokenizer.decode(run, false)?;
             let rest = left.strip_prefix(text.as_str());
             let text = if rest.is_some() { text.as_str() } else { left };
-            covered += &match options.special_tokens_in_text {
-                true => text.to_owned(),
-                false => self.cover.text(text),
+            covered += &if options.special_tokens_in_text {
+                text.to_owned()
+            } else {
+                self.cover.text(text)
             };
             match rest {
                 Some(rest) => left = rest,

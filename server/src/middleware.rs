@@ -20,9 +20,10 @@ pub(crate) async fn check_key(
         Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"Bearer ") => key,
         _ => &[],
     };
-    match service.keys().allow(key) {
-        true => next.run(request).await,
-        false => ApiError::unauthorized().into_response(),
+    if service.keys().allow(key) {
+        next.run(request).await
+    } else {
+        ApiError::unauthorized().into_response()
     }
 }
 

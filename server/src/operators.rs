@@ -32,10 +32,7 @@ pub(crate) async fn healthz() -> &'static str {
     ),
 )]
 pub(crate) async fn readyz(State(service): State<Service>) -> Result<&'static str, ApiError> {
-    match service.is_stopping() {
-        true => Err(ApiError::unavailable()),
-        false => Ok("ready\n"),
-    }
+    if service.is_stopping() { Err(ApiError::unavailable()) } else { Ok("ready\n") }
 }
 
 /// Figures in Prometheus' text format.

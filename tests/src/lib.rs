@@ -189,9 +189,10 @@ pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("the folder can be made");
     for entry in std::fs::read_dir(from).expect("the folder can be read") {
         let (path, name) = entry.map(|e| (e.path(), e.file_name())).expect("it can be read");
-        match path.is_dir() {
-            true => copy_folder(&path, &to.join(name)),
-            false => drop(std::fs::copy(&path, to.join(name)).expect("it can be copied")),
+        if path.is_dir() {
+            copy_folder(&path, &to.join(name))
+        } else {
+            std::fs::copy(&path, to.join(name)).expect("it can be copied");
         }
     }
 }

@@ -47,12 +47,11 @@ fn core_alone() -> Result<()> {
         .args(["--print", "target-libdir", "--target", wasm])
         .output()
         .context("cannot start rustc")?;
-    match Path::new(String::from_utf8_lossy(&printed.stdout).trim()).is_dir() {
-        true => setup::run(cargo(&core).args(["--target", wasm])),
-        false => {
-            eprintln!("not built for {wasm}: this toolchain lacks it (rustup target add {wasm})");
-            Ok(())
-        }
+    if Path::new(String::from_utf8_lossy(&printed.stdout).trim()).is_dir() {
+        setup::run(cargo(&core).args(["--target", wasm]))
+    } else {
+        eprintln!("not built for {wasm}: this toolchain lacks it (rustup target add {wasm})");
+        Ok(())
     }
 }
 

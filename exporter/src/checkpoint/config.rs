@@ -115,9 +115,10 @@ impl Config {
 
     /// A module by its canonical name, for the patterns of recipes.
     pub fn module(&self, name: &str) -> Module {
-        let layers = match name.starts_with("vision_tower") {
-            true => self.vision.num_hidden_layers,
-            false => self.text.layer_types.len(),
+        let layers = if name.starts_with("vision_tower") {
+            self.vision.num_hidden_layers
+        } else {
+            self.text.layer_types.len()
         };
         Module::new(name, layers)
     }
@@ -229,10 +230,8 @@ fn layer_types(section: &Section<'_>, layers: usize) -> Result<Vec<LayerKind>, C
     } else if let Some(indices) = section.json.get("full_attn_idxs").filter(|v| !v.is_null()) {
         let indices: Vec<usize> = serde_json::from_value(indices.clone())
             .map_err(|_| section.unsupported("full_attn_idxs", "it must be a list of layers"))?;
-        let kind = |i| match indices.contains(&i) {
-            true => LayerKind::FullAttention,
-            false => LayerKind::Conv,
-        };
+        let kind =
+            |i| if indices.contains(&i) { LayerKind::FullAttention } else { LayerKind::Conv };
         (0..layers).map(kind).collect()
     } else {
         vec![LayerKind::FullAttention; layers]

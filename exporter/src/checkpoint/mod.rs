@@ -54,9 +54,10 @@ impl Checkpoint {
     /// [`CheckpointError`] names the file, key or tensor that is missing, wrong or not supported.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let checkpoint = Self::open_alone(folder)?;
-        match adapter::is_in(folder) {
-            true => checkpoint.merge(&Adapter::open(folder)?),
-            false => Ok(checkpoint),
+        if adapter::is_in(folder) {
+            checkpoint.merge(&Adapter::open(folder)?)
+        } else {
+            Ok(checkpoint)
         }
     }
 

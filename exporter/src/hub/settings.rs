@@ -65,9 +65,10 @@ impl HubSettings {
         let defaults = HubSettings::default();
         HubSettings {
             endpoint: variables.text("HF_ENDPOINT"),
-            token: match variables.flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-                true => None,
-                false => variables.token(in_home("token")),
+            token: if variables.flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+                None
+            } else {
+                variables.token(in_home("token"))
             },
             cache: (variables.path("HF_HUB_CACHE"))
                 .or_else(|| variables.path("HUGGINGFACE_HUB_CACHE"))

@@ -546,10 +546,7 @@ impl FinishedGraph {
         if uses(&["CausalConvWithState"]) {
             return "1.30";
         }
-        match uses(&["GatherBlockQuantized", "MatMulNBits"]) {
-            true => "1.23",
-            false => "1.20",
-        }
+        if uses(&["GatherBlockQuantized", "MatMulNBits"]) { "1.23" } else { "1.20" }
     }
 }
 

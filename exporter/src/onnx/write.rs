@@ -351,9 +351,10 @@ impl Sink {
         let file = &mut data_files[self.job.data_file];
         if self.parts.len() == index {
             let length = part.bytes();
-            self.parts.push(match length < EXTERNAL_FROM {
-                true => Place::Inline(Vec::new()),
-                false => Place::External { offset: file.start(length)?, length },
+            self.parts.push(if length < EXTERNAL_FROM {
+                Place::Inline(Vec::new())
+            } else {
+                Place::External { offset: file.start(length)?, length }
             });
         }
         match &mut self.parts[index] {

@@ -51,9 +51,10 @@ pub(super) fn card(
 fn kernels(manifest: &Manifest) -> String {
     let is_quantized = |precision| matches!(precision, Precision::Q8 | Precision::Q4);
     let mut precisions = manifest.graphs.iter().map(|files| files.precision);
-    match manifest.recipe.operators == Operators::OnnxRuntime && precisions.any(is_quantized) {
-        true => format!("{KERNELS}\n"),
-        false => String::new(),
+    if manifest.recipe.operators == Operators::OnnxRuntime && precisions.any(is_quantized) {
+        format!("{KERNELS}\n")
+    } else {
+        String::new()
     }
 }
 
@@ -226,9 +227,10 @@ fn tensors(specs: &[GraphSpec]) -> String {
             }
             for (name, layers, tensor) in rows {
                 let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
-                let layers = match layers.is_empty() {
-                    true => String::new(),
-                    false => format!(", i = {}", layers.join(", ")),
+                let layers = if layers.is_empty() {
+                    String::new()
+                } else {
+                    format!(", i = {}", layers.join(", "))
                 };
                 let (dtype, shape) = (tensor.dtype, shape.join(", "));
                 let _ = writeln!(text, "| {kind} | `{name}`{layers} | {dtype} | [{shape}] |");
@@ -243,8 +245,9 @@ fn sampling(generation: &Map<String, Value>) -> String {
     let keys = ["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"];
     let settings: Vec<String> =
         keys.iter().filter_map(|&key| Some(format!("`{key}` {}", generation.get(key)?))).collect();
-    match settings.is_empty() {
-        true => "`generation_config.json` recommends none: greedy.".to_owned(),
-        false => format!("`generation_config.json` recommends {}.", settings.join(", ")),
+    if settings.is_empty() {
+        "`generation_config.json` recommends none: greedy.".to_owned()
+    } else {
+        format!("`generation_config.json` recommends {}.", settings.join(", "))
     }
 }

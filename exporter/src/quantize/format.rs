@@ -61,10 +61,8 @@ impl BlockFormat {
 
     /// Bytes of the integers of a row.
     pub(crate) fn row_bytes(self, columns: usize) -> usize {
-        let stored = match self.packing.pads_rows {
-            true => self.blocks(columns) * self.block_size,
-            false => columns,
-        };
+        let stored =
+            if self.packing.pads_rows { self.blocks(columns) * self.block_size } else { columns };
         stored * self.written_bits(columns) as usize / 8
     }
 

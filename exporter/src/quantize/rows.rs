@@ -34,9 +34,10 @@ impl RowWriter {
     /// The bytes of the integers that have not been taken, of the scales, and of the packed zero
     /// points.
     pub(super) fn finish(self) -> Vec<Vec<u8>> {
-        let scales = match self.format.half_scales {
-            true => self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect(),
-            false => self.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
+        let scales = if self.format.half_scales {
+            self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect()
+        } else {
+            self.scales.iter().flat_map(|s| s.to_le_bytes()).collect()
         };
         let zero_points = match (self.format.bits, self.format.packing.pads_zero_points) {
             (8, _) => self.zero_points,
@@ -46,10 +47,8 @@ impl RowWriter {
                 self.zero_points.chunks_exact(blocks).flat_map(pack).collect()
             }
         };
-        let packed = match self.format.packs_at_end(self.columns) {
-            true => pack(&self.packed),
-            false => self.packed,
-        };
+        let packed =
+            if self.format.packs_at_end(self.columns) { pack(&self.packed) } else { self.packed };
         vec![packed, scales, zero_points]
     }
 }

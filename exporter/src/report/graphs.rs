@@ -126,18 +126,17 @@ impl Reference {
     fn new(graphs: &Graphs<'_>, samples: &[Sample]) -> Result<Self, ExportError> {
         let fp32 = Precision::Fp32;
         let embeddings = embeddings(graphs.open(Graph::EmbedTokens, fp32)?, samples)?;
-        let (hidden, features) = match graphs.has(Graph::VisionEncoder) {
-            true => (
+        let (hidden, features) = if graphs.has(Graph::VisionEncoder) {
+            (
                 Vec::new(),
                 vision(graphs.open(Graph::VisionEncoder, fp32)?, samples, "image_features")?,
-            ),
-            false => {
-                let hidden =
-                    vision(graphs.open(Graph::VisionTower, fp32)?, samples, "last_hidden_state")?;
-                let session = graphs.open(Graph::Projector, fp32)?;
-                let features = projector(session, samples, &hidden)?;
-                (hidden, features)
-            }
+            )
+        } else {
+            let hidden =
+                vision(graphs.open(Graph::VisionTower, fp32)?, samples, "last_hidden_state")?;
+            let session = graphs.open(Graph::Projector, fp32)?;
+            let features = projector(session, samples, &hidden)?;
+            (hidden, features)
         };
         let image_token = graphs.checkpoint.config().image_token_id;
         let mut views = features.iter();

@@ -39,9 +39,12 @@ fn main() {
     let wanted: Vec<Instructions> = Instructions::ALL
         .into_iter()
         .filter(|i| i.are_available())
-        .filter(|i| match names.is_empty() {
-            true => *i != Instructions::Portable,
-            false => names.iter().any(|name| name == i.name()),
+        .filter(|i| {
+            if names.is_empty() {
+                *i != Instructions::Portable
+            } else {
+                names.iter().any(|name| name == i.name())
+            }
         })
         .collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());

@@ -182,9 +182,10 @@ fn overwrite_on_host<T: PrimitiveTensorElementType + Copy>(
 ) -> ort::Result<()> {
     let (_, from) = from.try_extract_tensor::<T>()?;
     let (_, into) = into.try_extract_tensor_mut::<T>()?;
-    match from.len() == into.len() {
-        true => into.copy_from_slice(from),
-        false => return Err(ort::Error::new("a tensor of another size")),
+    if from.len() == into.len() {
+        into.copy_from_slice(from)
+    } else {
+        return Err(ort::Error::new("a tensor of another size"));
     }
     Ok(())
 }
@@ -204,8 +205,9 @@ fn info_of(name: &str, id: i32) -> ort::Result<MemoryInfo<'static>> {
 
 /// The tensor, or a copy of it where it lies on a device.
 pub(crate) fn on_host(tensor: &DynTensor) -> ort::Result<Cow<'_, DynTensor>> {
-    match tensor.memory_info().is_cpu_accessible() {
-        true => Ok(Cow::Borrowed(tensor)),
-        false => tensor.to(AllocationDevice::CPU, 0).map(Cow::Owned),
+    if tensor.memory_info().is_cpu_accessible() {
+        Ok(Cow::Borrowed(tensor))
+    } else {
+        tensor.to(AllocationDevice::CPU, 0).map(Cow::Owned)
     }
 }

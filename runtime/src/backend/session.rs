@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use lfm2vl_graphs::{Graph, Precision, environment, with_cpu};
+use lfm2vl_graphs::{Graph, Precision};
+use lfm2vl_onnxruntime::{environment, with_cpu};
 use ort::{error::ErrorCode, session::Session, value::ValueType};
 
 use super::{
@@ -73,12 +74,11 @@ impl GraphSession {
         options: &SessionOptions,
     ) -> Result<Self, Error> {
         let host;
-        let wanted = match options.providers.is_empty() {
-            true => {
-                host = Provider::host();
-                &host
-            }
-            false => &options.providers,
+        let wanted = if options.providers.is_empty() {
+            host = Provider::host();
+            &host
+        } else {
+            &options.providers
         };
         let (last, others) = wanted.split_last().unwrap_or((&Provider::Cpu, &[]));
         let mut skipped = Vec::new();

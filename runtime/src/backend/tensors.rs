@@ -244,9 +244,10 @@ fn parts_within(
     b: usize,
     length: usize,
 ) -> ort::Result<(DynTensor, DynTensor)> {
-    match a.abs_diff(b) >= length {
-        true => Ok((part(tensor, a, &[length])?, part(tensor, b, &[length])?)),
-        false => Err(ort::Error::new("parts of a tensor that overlap")),
+    if a.abs_diff(b) >= length {
+        Ok((part(tensor, a, &[length])?, part(tensor, b, &[length])?))
+    } else {
+        Err(ort::Error::new("parts of a tensor that overlap"))
     }
 }
 

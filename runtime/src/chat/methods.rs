@@ -91,9 +91,12 @@ fn place(text: &str, part: &str, found: Option<usize>) -> Result<Value, Error> {
 }
 
 fn swap_case(text: &str) -> String {
-    let swap = |c: char| match c.is_uppercase() {
-        true => c.to_lowercase().collect::<String>(),
-        false => c.to_uppercase().collect(),
+    let swap = |c: char| {
+        if c.is_uppercase() {
+            c.to_lowercase().collect::<String>()
+        } else {
+            c.to_uppercase().collect()
+        }
     };
     text.chars().map(swap).collect()
 }

@@ -1,6 +1,6 @@
 //! The checkpoint's own chat template, executed as transformers executes it.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use minijinja::{
     Environment, Error, ErrorKind, Output, State,
@@ -10,6 +10,7 @@ use minijinja::{
 use serde_json::Map;
 
 use super::{ChatError, Message, json, methods, python};
+use crate::files;
 
 /// What to render besides the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -48,9 +49,11 @@ impl ChatTemplate {
     pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
         let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let path = folder.join("chat_template.jinja");
-        let source = match fs::read_to_string(&path) {
-            Ok(source) => source,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let source = files::read(&path).map_err(|error| file_error(&path, &error))?;
+        let source = match source.map(String::from_utf8) {
+            Some(Ok(source)) => source,
+            Some(Err(error)) => return Err(file_error(&path, &io::Error::other(error))),
+            None => {
                 let of_processor = read_json(&folder.join("chat_template.json"))?;
                 [of_processor.as_ref(), Some(&config)]
                     .into_iter()
@@ -58,7 +61,6 @@ impl ChatTemplate {
                     .find_map(|config| config.get("chat_template")?.as_str().map(str::to_owned))
                     .ok_or_else(|| ChatError::NoTemplate(folder.to_owned()))?
             }
-            Err(error) => return Err(ChatError::File { path, message: error.to_string() }),
         };
         Self::new(&source, &config)
     }
@@ -154,12 +156,11 @@ impl ChatTemplate {
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Option<Map<String, serde_json::Value>>, ChatError> {
-    let error = |message: String| ChatError::File { path: path.to_owned(), message };
-    match fs::read(path) {
-        Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| error(e.to_string())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(error(e.to_string())),
-    }
+    files::read_json(path).map_err(|error| file_error(path, &error))
+}
+
+fn file_error(path: &Path, error: &io::Error) -> ChatError {
+    ChatError::File { path: path.to_owned(), message: error.to_string() }
 }
 
 /// `{% generation %}` marks what the model says, for training; rendering it changes nothing. The

@@ -118,9 +118,10 @@ impl<'t> Reader<'t> {
 
     fn wrong(&self, expected: &str) -> String {
         let found: String = self.rest().chars().take(12).collect();
-        match found.is_empty() {
-            true => format!("{expected} expected at the end"),
-            false => format!("{expected} expected at '{found}'"),
+        if found.is_empty() {
+            format!("{expected} expected at the end")
+        } else {
+            format!("{expected} expected at '{found}'")
         }
     }
 
@@ -134,10 +135,7 @@ impl<'t> Reader<'t> {
     }
 
     fn expect(&mut self, mark: char) -> Read<()> {
-        match self.take(mark) {
-            true => Ok(()),
-            false => Err(self.wrong(&format!("'{mark}'"))),
-        }
+        if self.take(mark) { Ok(()) } else { Err(self.wrong(&format!("'{mark}'"))) }
     }
 
     /// Takes what `belongs` from here on.
@@ -238,10 +236,7 @@ impl<'t> Reader<'t> {
     fn tuple(&mut self) -> Read<Value> {
         self.expect('(')?;
         let (mut items, comma) = self.items(')', Self::value)?;
-        Ok(match items.len() == 1 && !comma {
-            true => items.remove(0),
-            false => Value::Array(items),
-        })
+        Ok(if items.len() == 1 && !comma { items.remove(0) } else { Value::Array(items) })
     }
 
     fn entry(&mut self) -> Read<(String, Value)> {

@@ -176,9 +176,10 @@ impl Engine {
         let limits = SequenceLimits {
             max_new_tokens: options.max_new_tokens,
             context,
-            eos_token_ids: match options.ignore_eos {
-                true => Vec::new(),
-                false => self.handle.eos_token_ids.clone(),
+            eos_token_ids: if options.ignore_eos {
+                Vec::new()
+            } else {
+                self.handle.eos_token_ids.clone()
             },
         };
         let constraint = options.constraint.as_ref();

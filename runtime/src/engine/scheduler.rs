@@ -260,10 +260,11 @@ impl Scheduler {
             return false;
         }
         self.was_job = !self.was_job;
-        match self.was_job {
-            true => self.do_a_job() || self.go_on_with_a_prompt(),
-            false => self.go_on_with_a_prompt() || self.do_a_job(),
+        let mut turns: [fn(&mut Self) -> bool; 2] = [Self::go_on_with_a_prompt, Self::do_a_job];
+        if self.was_job {
+            turns.reverse();
         }
+        turns.iter().any(|turn| turn(self))
     }
 
     /// Lets one prompt go on: some views of an image, or some of its tokens.
@@ -347,9 +348,10 @@ impl Scheduler {
                 tracing::warn!(%error, slot, "an answer failed");
             }
         }
-        let kept = match is_sound {
-            true => self.keep(slot, &active),
-            false => self.model.decoder.state(|cache| cache.reset(slot)).map(|()| None),
+        let kept = if is_sound {
+            self.keep(slot, &active)
+        } else {
+            self.model.decoder.state(|cache| cache.reset(slot)).map(|()| None)
         };
         let Active { sequence, sender, spans, snapshots, conversation, .. } = active;
         self.slots[slot] = match kept {

@@ -278,8 +278,9 @@ pub(super) fn write_features(
 pub(super) fn joined(features: &[Array2<f32>], tokens: usize) -> Result<Array2<f32>, Error> {
     let views: Vec<_> = features.iter().map(|features| features.view()).collect();
     let all = concatenate(Axis(0), &views).unwrap_or_default();
-    match all.nrows() == tokens {
-        true => Ok(all),
-        false => Err(Error::FeatureCount { features: all.nrows(), tokens }),
+    if all.nrows() == tokens {
+        Ok(all)
+    } else {
+        Err(Error::FeatureCount { features: all.nrows(), tokens })
     }
 }

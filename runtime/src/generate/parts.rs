@@ -139,12 +139,11 @@ mod tests {
             length += text.len();
         };
         for piece in pieces {
-            match piece.starts_with("<|") {
-                true => parts.special(piece),
-                false => {
-                    let text = parts.text(piece);
-                    give(&mut parts, &text);
-                }
+            if piece.starts_with("<|") {
+                parts.special(piece)
+            } else {
+                let text = parts.text(piece);
+                give(&mut parts, &text);
             }
         }
         let rest = parts.finish();

@@ -26,9 +26,10 @@ impl Deadline {
     }
 
     pub(super) fn check(self) -> Result<(), ImageError> {
-        match self.end.is_some_and(|end| Instant::now() > end) {
-            true => Err(ImageError::TooSlow { limit: self.limit }),
-            false => Ok(()),
+        if self.end.is_some_and(|end| Instant::now() > end) {
+            Err(ImageError::TooSlow { limit: self.limit })
+        } else {
+            Ok(())
         }
     }
 }

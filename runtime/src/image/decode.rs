@@ -58,9 +58,10 @@ impl Default for Limits {
 
 impl Limits {
     pub(super) fn check_bytes(&self, bytes: u64) -> Result<(), ImageError> {
-        match bytes > self.max_bytes {
-            true => Err(ImageError::TooManyBytes { bytes, limit: self.max_bytes }),
-            false => Ok(()),
+        if bytes > self.max_bytes {
+            Err(ImageError::TooManyBytes { bytes, limit: self.max_bytes })
+        } else {
+            Ok(())
         }
     }
 
@@ -68,16 +69,18 @@ impl Limits {
         if width == 0 || height == 0 {
             return Err(ImageError::NoPixels { width, height });
         }
-        match u64::from(width) * u64::from(height) > self.max_pixels {
-            true => Err(ImageError::TooManyPixels { width, height, limit: self.max_pixels }),
-            false => Ok(()),
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            Err(ImageError::TooManyPixels { width, height, limit: self.max_pixels })
+        } else {
+            Ok(())
         }
     }
 
     fn check_decoded(&self, bytes: u64) -> Result<(), ImageError> {
-        match bytes > self.max_decoded_bytes {
-            true => Err(ImageError::TooManyDecodedBytes { bytes, limit: self.max_decoded_bytes }),
-            false => Ok(()),
+        if bytes > self.max_decoded_bytes {
+            Err(ImageError::TooManyDecodedBytes { bytes, limit: self.max_decoded_bytes })
+        } else {
+            Ok(())
         }
     }
 }

@@ -45,10 +45,7 @@ impl Tiff<'_> {
     fn number(&self, at: usize, bytes: usize) -> Option<u64> {
         let bytes = self.bytes.get(at..at.checked_add(bytes)?)?.iter();
         let push = |number: u64, &byte: &u8| number << 8 | u64::from(byte);
-        Some(match self.big_endian {
-            true => bytes.fold(0, push),
-            false => bytes.rev().fold(0, push),
-        })
+        Some(if self.big_endian { bytes.fold(0, push) } else { bytes.rev().fold(0, push) })
     }
 
     /// The first value of a directory's entry.

@@ -1,10 +1,11 @@
 //! Settings of the image processor: `processor_config.json` or `preprocessor_config.json`.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde_json::{Map, Value};
 
 use super::ImageError;
+use crate::files;
 
 /// How an image is resized. In the processor files it is Pillow's number or torchvision's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,9 +221,10 @@ impl ImageSettings {
 
     /// Patches to which the reference pads every view.
     pub fn max_num_patches(&self) -> usize {
-        let tile = match self.do_image_splitting {
-            true => (self.tile_size / self.encoder_patch_size).pow(2),
-            false => 0,
+        let tile = if self.do_image_splitting {
+            (self.tile_size / self.encoder_patch_size).pow(2)
+        } else {
+            0
         };
         tile.max(self.max_image_tokens * self.downsample_factor.pow(2))
     }
@@ -245,14 +247,12 @@ pub fn image_processor_json(folder: &Path) -> Result<Option<Map<String, Value>>,
     }
 }
 
-/// Reads a JSON object from a file; `None` when the file does not exist.
 fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, ImageError> {
-    let error = |message: String| ImageError::SettingsFile { path: path.to_owned(), message };
-    match fs::read(path) {
-        Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| error(e.to_string())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(error(e.to_string())),
-    }
+    let wrong = |error: io::Error| ImageError::SettingsFile {
+        path: path.to_owned(),
+        message: error.to_string(),
+    };
+    files::read_json(path).map_err(wrong)
 }
 
 /// A setting of a JSON object.

@@ -212,9 +212,10 @@ impl KvCache for InPlace {
         if self.slots[slot].buffers.is_empty() {
             self.clear(slot)?;
         }
-        let outputs = match run.is_step {
-            true => self.step(session, slot, &run)?,
-            false => self.run_once(session, slot, &run)?,
+        let outputs = if run.is_step {
+            self.step(session, slot, &run)?
+        } else {
+            self.run_once(session, slot, &run)?
         };
         let state = &mut self.slots[slot];
         state.turn = 1 - state.turn;

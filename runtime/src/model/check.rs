@@ -40,10 +40,11 @@ pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {
         downsample_factor: 0,
         patch_values: 0,
         layer_types: (0..count)
-            .map(|layer| match conv.contains(&layer) {
-                true => LayerKind::Conv,
-                false => LayerKind::FullAttention,
-            })
+            .map(
+                |layer| {
+                    if conv.contains(&layer) { LayerKind::Conv } else { LayerKind::FullAttention }
+                },
+            )
             .collect(),
     }
 }

@@ -1,14 +1,11 @@
 //! An exported folder: which graphs it has, and what its configs say.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use lfm2vl_graphs::{Bundle, Graph, MANIFEST, Manifest, Precision, Recipe};
 use serde_json::{Map, Value};
 
-use crate::Error;
+use crate::{Error, files};
 
 /// A folder of graphs, ours or one published by others under the same contract.
 #[derive(Debug)]
@@ -29,10 +26,9 @@ impl ModelFolder {
             return Err(Error::NoFolder(root.to_owned()));
         }
         let path = root.join(MANIFEST);
-        let manifest = read(&path)?
-            .map(|content| Manifest::read(&content))
-            .transpose()
-            .map_err(|e| Error::File { path, source: Box::new(e) })?;
+        let content = files::read(&path).map_err(|error| file_error(&path, error))?;
+        let manifest = content.map(|content| Manifest::read(&content)).transpose();
+        let manifest = manifest.map_err(|error| file_error(&path, error))?;
         let path = root.join("config.json");
         let config = read_json(&path)?
             .ok_or_else(|| Error::File { path, source: "the file does not exist".into() })?;
@@ -89,9 +85,10 @@ impl ModelFolder {
         found.map(Some).ok_or_else(|| {
             let names: Vec<&str> = bundles.iter().map(|bundle| bundle.name.as_str()).collect();
             let (folder, wanted) = (self.root.clone(), name.to_owned());
-            let available = match names.is_empty() {
-                true => "only single precisions (fp32, fp16, q8, q4 or q4f16)".to_owned(),
-                false => format!("only {}", names.join(", ")),
+            let available = if names.is_empty() {
+                "only single precisions (fp32, fp16, q8, q4 or q4f16)".to_owned()
+            } else {
+                format!("only {}", names.join(", "))
             };
             Error::NoBundle { folder, wanted, available }
         })
@@ -137,17 +134,10 @@ impl ModelFolder {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    match fs::read(path) {
-        Ok(content) => Ok(Some(content)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::File { path: path.to_owned(), source: Box::new(e) }),
-    }
+fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
+    files::read_json(path).map_err(|error| file_error(path, error))
 }
 
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
-    read(path)?
-        .map(|content| serde_json::from_slice(&content))
-        .transpose()
-        .map_err(|e| Error::File { path: path.to_owned(), source: Box::new(e) })
+fn file_error(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::File { path: path.to_owned(), source: Box::new(error) }
 }

@@ -66,10 +66,7 @@ fn damaged_files_are_decoded_or_refused() {
                     break;
                 }
             }
-            match to_views(&damaged) {
-                true => decoded += 1,
-                false => refused += 1,
-            }
+            if to_views(&damaged) { decoded += 1 } else { refused += 1 }
         }
     }
     assert!(decoded > 300 && refused > 300, "{decoded} decoded, {refused} refused");

@@ -27,9 +27,10 @@ impl Abandoned {
 
     /// An error that nobody reads, if the client has left.
     pub(super) fn check(&self) -> Result<(), ApiError> {
-        match self.0.load(Ordering::Relaxed) {
-            true => Err(ApiError::invalid("the client has left")),
-            false => Ok(()),
+        if self.0.load(Ordering::Relaxed) {
+            Err(ApiError::invalid("the client has left"))
+        } else {
+            Ok(())
         }
     }
 }

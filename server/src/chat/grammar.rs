@@ -31,9 +31,10 @@ pub(super) fn of(calls: &Calls<'_>, text: &Text<'_>) -> String {
         Text::Any => "TEXT? (calls TEXT?)*".to_owned(),
         Text::Json(schema) => format!("calls | {}", Constraint::lark_json(schema)),
     };
-    let list = match calls.is_parallel {
-        true => format!("\"[\" call (\", \" call){{0,{}}} \"]\"", MOST_CALLS - 1),
-        false => "\"[\" call \"]\"".to_owned(),
+    let list = if calls.is_parallel {
+        format!("\"[\" call (\", \" call){{0,{}}} \"]\"", MOST_CALLS - 1)
+    } else {
+        "\"[\" call \"]\"".to_owned()
     };
     let mut grammar = format!(
         "start: {start}\ncalls: <|tool_call_start|> {list} <|tool_call_end|>\nTEXT: /(?s:.+)/\n"
@@ -132,9 +133,10 @@ impl<'a> Arguments<'a> {
             let argument = argument(optional);
             let _ = writeln!(grammar, "rest_{function}_{index}: (\", \" {argument})? {next}");
             if required.is_empty() {
-                let later = match index + 1 < self.optional.len() {
-                    true => format!(" | first_{function}_{}", index + 1),
-                    false => String::new(),
+                let later = if index + 1 < self.optional.len() {
+                    format!(" | first_{function}_{}", index + 1)
+                } else {
+                    String::new()
                 };
                 let _ = writeln!(grammar, "first_{function}_{index}: {argument} {next}{later}");
             }

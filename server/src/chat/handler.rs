@@ -72,10 +72,11 @@ pub(crate) async fn chat_completions(
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
-    match essence.trim().eq_ignore_ascii_case("application/json") {
-        true => Ok(()),
-        false => Err(ApiError::invalid("send 'Content-Type: application/json'")
-            .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE)),
+    if essence.trim().eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(ApiError::invalid("send 'Content-Type: application/json'")
+            .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
     }
 }
 

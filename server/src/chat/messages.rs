@@ -48,9 +48,10 @@ impl Messages {
             images.extend(images_of(&value, &param, &overrides)?);
             messages.push(message(value, &param)?);
         }
-        match messages.is_empty() {
-            true => Err(ApiError::of_param("messages", "there is no message; send one")),
-            false => Ok(Messages { messages, images }),
+        if messages.is_empty() {
+            Err(ApiError::of_param("messages", "there is no message; send one"))
+        } else {
+            Ok(Messages { messages, images })
         }
     }
 

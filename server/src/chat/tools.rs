@@ -141,9 +141,12 @@ fn chosen(
         "required" => Ok((names, true)),
         _ => Err(wrong("it must be none, auto, required or a function")),
     };
-    let known = |name: &str| match names.contains(name) {
-        true => Ok(name.to_owned()),
-        false => Err(wrong(&format!("there is no function '{name}' in tools"))),
+    let known = |name: &str| {
+        if names.contains(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(wrong(&format!("there is no function '{name}' in tools")))
+        }
     };
     match choice {
         ToolChoice::Mode(wanted) => mode(&wanted, names.clone()),

@@ -176,9 +176,10 @@ pub(crate) fn run(repeat: usize, only: &[String]) -> Result<()> {
     let mut rows = Vec::new();
     for scenario in SCENARIOS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name))
     {
-        let contenders = match scenario.name == DRAFTS {
-            true => &contenders::ours(&programs, &repeating, &folder.join("repeating"), threads)?,
-            false => &contenders,
+        let contenders = if scenario.name == DRAFTS {
+            &contenders::ours(&programs, &repeating, &folder.join("repeating"), threads)?
+        } else {
+            &contenders
         };
         let measured = measure(scenario, contenders, &photos, repeat)?;
         for figure in scenario.figures {

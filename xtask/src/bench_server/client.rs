@@ -59,11 +59,10 @@ impl Question {
                 "additionalProperties": false,
             },
         });
-        let format = match self.has_schema {
-            true => {
-                json!({"type": "json_schema", "json_schema": {"name": "shapes", "schema": schema}})
-            }
-            false => json!({"type": "text"}),
+        let format = if self.has_schema {
+            json!({"type": "json_schema", "json_schema": {"name": "shapes", "schema": schema}})
+        } else {
+            json!({"type": "text"})
         };
         json!({
             "response_format": format,

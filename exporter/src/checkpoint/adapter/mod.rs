@@ -159,9 +159,10 @@ impl Adapter {
         }
         let (rank, scale) = self.config.rank_and_scale(&names)?;
         let is_embedding = super::names::is_embedding(name);
-        let factors = match is_embedding {
-            true => module.embedding_factors(shape, rank)?,
-            false => module.linear_factors(shape, rank)?,
+        let factors = if is_embedding {
+            module.embedding_factors(shape, rank)?
+        } else {
+            module.linear_factors(shape, rank)?
         };
         let magnitude = module.asked_for(Role::Magnitude, "use_dora", self.config.use_dora)?;
         if let Some(magnitude) = magnitude {
@@ -219,9 +220,10 @@ impl Adapter {
                 return Err(AdapterError::NoTensors(module.to_owned()));
             }
         }
-        match changes.whole.is_empty() && changes.merges.is_empty() {
-            true => Err(AdapterError::Empty(self.folder.clone())),
-            false => Ok(()),
+        if changes.whole.is_empty() && changes.merges.is_empty() {
+            Err(AdapterError::Empty(self.folder.clone()))
+        } else {
+            Ok(())
         }
     }
 }
@@ -280,12 +282,11 @@ impl<'a> Module<'a> {
         is_on: bool,
     ) -> Result<Option<&'a StoredTensor>, AdapterError> {
         let tensor = self.get(role);
-        match tensor.is_some() == is_on {
-            true => Ok(tensor),
-            false => {
-                let tensor = tensor.map_or(self.first(), |tensor| &tensor.name).to_owned();
-                Err(AdapterError::Disagrees { tensor, setting, is_on })
-            }
+        if tensor.is_some() == is_on {
+            Ok(tensor)
+        } else {
+            let tensor = tensor.map_or(self.first(), |tensor| &tensor.name).to_owned();
+            Err(AdapterError::Disagrees { tensor, setting, is_on })
         }
     }
 }

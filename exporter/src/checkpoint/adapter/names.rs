@@ -89,10 +89,7 @@ pub(super) fn spellings(canonical: &str) -> Vec<String> {
         return vec![canonical.to_owned()];
     }
     let (newest, released) = (format!("model.{canonical}"), released(canonical));
-    match newest == released {
-        true => vec![newest],
-        false => vec![newest, released],
-    }
+    if newest == released { vec![newest] } else { vec![newest, released] }
 }
 
 #[cfg(test)]

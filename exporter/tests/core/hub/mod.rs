@@ -37,9 +37,10 @@ fn all_files(folder: &Path) -> Vec<String> {
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(next).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() && !path.is_symlink() {
-                true => folders.push(path),
-                false => files.push(path.strip_prefix(folder).unwrap().display().to_string()),
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path)
+            } else {
+                files.push(path.strip_prefix(folder).unwrap().display().to_string())
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lfm2vl_graphs::{library_path, written_by_others};
+use lfm2vl_onnxruntime::{library_path, written_by_others};
 use serde::Deserialize;
 
 use super::{Plugin, Unavailable};

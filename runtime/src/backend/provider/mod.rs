@@ -8,7 +8,7 @@ mod unavailable;
 
 use std::fmt;
 
-use lfm2vl_graphs::environment;
+use lfm2vl_onnxruntime::environment;
 use ort::{environment::Environment, session::builder::SessionBuilder};
 
 pub use kernels::Kernels;
@@ -196,9 +196,10 @@ impl Provider {
         }
         let dispatches: Vec<_> = compiled.into_iter().map(|compiled| compiled.dispatch).collect();
         let failed = |error: &ort::Error<SessionBuilder>| self.failure(error.message());
-        let builder = match self.descriptor().takes_memory_patterns {
-            true => builder,
-            false => builder.with_memory_pattern(false).map_err(|error| failed(&error))?,
+        let builder = if self.descriptor().takes_memory_patterns {
+            builder
+        } else {
+            builder.with_memory_pattern(false).map_err(|error| failed(&error))?
         };
         builder.with_execution_providers(dispatches).map_err(|error| failed(&error))
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-use lfm2vl_graphs::DEVICES;
+use lfm2vl_onnxruntime::DEVICES;
 use ort::{
     AsPointer, device::Device, environment::Environment, memory::DeviceType,
     session::builder::SessionBuilder,

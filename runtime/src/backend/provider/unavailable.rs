@@ -29,11 +29,10 @@ impl Unavailable {
     /// What it means that a provider's own library cannot be loaded.
     pub(super) fn of_library(library: &Path, message: &str) -> Self {
         let cause = cause(message);
-        let remedy = match cause.contains("libcuda.so") {
-            true => DRIVER_REMEDY,
-            false => {
-                "use a library of a provider that fits this ONNX Runtime, and install what it needs"
-            }
+        let remedy = if cause.contains("libcuda.so") {
+            DRIVER_REMEDY
+        } else {
+            "use a library of a provider that fits this ONNX Runtime, and install what it needs"
         };
         Unavailable { cause: format!("{} cannot be loaded: {cause}", library.display()), remedy }
     }

@@ -46,12 +46,13 @@ pub(super) fn check(constraint: &Constraint) -> Result<(), String> {
 }
 
 fn check_regex(regex: &str) -> Result<(), String> {
-    match regex.len() > LONGEST_REGEX {
-        true => Err(format!(
+    if regex.len() > LONGEST_REGEX {
+        Err(format!(
             "a regular expression has {} bytes, more than the limit of {LONGEST_REGEX}",
             regex.len()
-        )),
-        false => Ok(()),
+        ))
+    } else {
+        Ok(())
     }
 }
 

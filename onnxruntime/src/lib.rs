@@ -1,0 +1,13 @@
+//! Where the ONNX Runtime library is found, and how it is loaded: what the caller names, what
+//! `ORT_DYLIB_PATH` names, what lies beside the program, or that of the active Python.
+
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod library;
+mod trust;
+
+pub use library::{
+    DEVICES, LibraryError, Untrusted, environment, library_path, search_library_above, set_library,
+    with_cpu,
+};
+pub use trust::written_by_others;
