@@ -1,4 +1,29 @@
 //! Builds deployable ONNX graphs of LFM2-VL straight from safetensors checkpoints.
+//!
+//! ```no_run
+//! use std::{ops::ControlFlow, path::Path};
+//!
+//! use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export, verify};
+//! use lfm2vl_graphs::{Precision, RecipeSource};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open(Path::new("LFM2-VL-450M"))?;
+//! let recipe = RecipeSource::load("default")?.check(&checkpoint.config().quantizable_modules())?;
+//! let options = ExportOptions { precisions: vec![Precision::Q4], ..ExportOptions::new(recipe) };
+//! let mut go_on = |_| ControlFlow::Continue(());
+//! let draft = export(&checkpoint, Path::new("lfm2-vl-450m"), &options, &mut go_on)?;
+//! verify(&checkpoint, draft.path(), &draft.report().manifest, &mut |_| ControlFlow::Continue(()))?
+//!     .check()?;
+//! // The folder appears only now.
+//! let report = draft.publish()?;
+//! println!("{} bytes", report.bytes);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A checkpoint's tensors are read once, converted and written; a model is never in memory as a whole.
+//! [`hub`] downloads checkpoints, [`report`] tells what precisions lose, [`partitions`] what an execution
+//! provider takes, and [`reference`] is the plain implementation that graphs are compared with.
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 

@@ -2,6 +2,17 @@
 //! manifest of an exported folder.
 //!
 //! The YAML files beside this crate are the single source of truth; they are embedded here.
+//!
+//! ```
+//! use lfm2vl_graphs::{Contract, Graph, Recipe};
+//!
+//! # fn main() -> Result<(), lfm2vl_graphs::YamlError> {
+//! let recipe = Recipe::builtin("portable")?;
+//! assert_eq!(Contract::graphs(&recipe)[0], Graph::VisionEncoder);
+//! assert_eq!(Contract::builtin(&recipe.contract)?.version, 1);
+//! # Ok(())
+//! # }
+//! ```
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 

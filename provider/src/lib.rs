@@ -3,8 +3,8 @@
 //!
 //! ONNX Runtime loads the library (`RegisterExecutionProviderLibrary`) and calls
 //! [`CreateEpFactories`]; everything else it reaches through tables of functions:
-//! [`factory`] makes providers, a [`provider`] claims nodes and has a registry of kernels, and a
-//! kernel ([`matmul`], [`attention`]) computes.
+//! `factory` makes providers, a `provider` claims nodes and has a registry of kernels, and a
+//! kernel (`matmul`, `attention`) computes.
 //!
 //! Tables and order of functions are those of ONNX Runtime's `onnxruntime_ep_c_api.h` at version 1.24;
 //! newer versions only append to them.

@@ -15,7 +15,7 @@ use lfm2vl::{
     image::{Limits, open},
 };
 use lfm2vl_exporter::{
-    ExportOptions, Weights,
+    ExportOptions,
     checkpoint::{Checkpoint, Config, model_tensors, released_name},
     export,
 };
@@ -51,15 +51,7 @@ pub fn export_with(out: &Path, checkpoint: &str, recipe: Recipe, precisions: &[P
 /// Exports any checkpoint to `out`.
 pub fn export_from(checkpoint: &Path, out: &Path, recipe: Recipe, precisions: &[Precision]) {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
-    let options = ExportOptions {
-        recipe,
-        precisions: precisions.to_vec(),
-        parts: Vec::new(),
-        weights: Weights::Written,
-        image_inputs: false,
-        calibration: None,
-        force: false,
-    };
+    let options = ExportOptions { precisions: precisions.to_vec(), ..ExportOptions::new(recipe) };
     let draft = export(&checkpoint, out, &options, &mut |_| ControlFlow::Continue(()));
     draft.and_then(|draft| draft.publish()).expect("the checkpoint exports");
 }

@@ -86,6 +86,21 @@ pub struct ExportOptions {
     pub force: bool,
 }
 
+impl ExportOptions {
+    /// All graphs of a recipe, in its precisions.
+    pub fn new(recipe: Recipe) -> Self {
+        ExportOptions {
+            precisions: recipe.precisions.clone(),
+            recipe,
+            parts: Vec::new(),
+            weights: Weights::Written,
+            image_inputs: false,
+            calibration: None,
+            force: false,
+        }
+    }
+}
+
 /// What was exported.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Report {

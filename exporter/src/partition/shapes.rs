@@ -244,7 +244,7 @@ mod tests {
     use lfm2vl_graphs::{Contract, Precision, Recipe};
 
     use super::*;
-    use crate::{ExportOptions, Weights, checkpoint::Checkpoint, export, package};
+    use crate::{ExportOptions, checkpoint::Checkpoint, export, package};
 
     /// Shapes as ONNX's own shape inference knows them, of each graph.
     fn inferred(files: &[PathBuf]) -> Vec<HashMap<String, Shape>> {
@@ -268,13 +268,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for name in ["portable", "tensorrt", "coreml", "directml"] {
             let options = ExportOptions {
-                recipe: Recipe::builtin(name).unwrap(),
                 precisions: vec![Precision::Fp32, Precision::Fp16, Precision::Q4],
-                parts: Vec::new(),
-                weights: Weights::Written,
-                image_inputs: false,
-                calibration: None,
-                force: false,
+                ..ExportOptions::new(Recipe::builtin(name).unwrap())
             };
             let out = folder.path().join(name);
             let mut go_on = |_| ControlFlow::Continue(());

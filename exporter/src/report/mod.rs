@@ -15,9 +15,7 @@ use lfm2vl_graphs::{Graph, Manifest, Precision, Recipe};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::{
-    ExportError, ExportOptions, Weights, calibrate::read_samples, checkpoint::Checkpoint, export,
-};
+use crate::{ExportError, ExportOptions, calibrate::read_samples, checkpoint::Checkpoint, export};
 
 /// What all precisions lose.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -93,7 +91,7 @@ pub fn check(recipe: &Recipe) -> Result<(), ExportError> {
 }
 
 /// Compares an export in `folder` with float32 on the samples in `samples` (see
-/// [`read_samples`](crate::read_samples)).
+/// [`read_samples`]).
 ///
 /// `on_step` is told of each layer and graph, and may stop.
 ///
@@ -113,13 +111,8 @@ pub fn measure(
     let scratch =
         scratch.map_err(|source| ExportError::Write { path: folder.to_owned(), source })?;
     let options = ExportOptions {
-        recipe: manifest.recipe.clone(),
         precisions: vec![Precision::Fp32],
-        parts: Vec::new(),
-        weights: Weights::Written,
-        image_inputs: false,
-        calibration: None,
-        force: false,
+        ..ExportOptions::new(manifest.recipe.clone())
     };
     let float = export(checkpoint, &scratch.path().join("float"), &options, &mut |_| on_step())?;
     let modules =

@@ -10,8 +10,7 @@ use std::{
 };
 
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, VerifyError, Weights, checkpoint::Checkpoint, export,
-    verify,
+    ExportError, ExportOptions, Part, Report, VerifyError, checkpoint::Checkpoint, export, verify,
 };
 use lfm2vl_graphs::{FixedSizes, Graph, MANIFEST, Manifest, Method, Precision, Recipe};
 
@@ -19,13 +18,8 @@ use crate::common::{VARIANTS, copy_of, testdata};
 
 fn options(recipe: &str) -> ExportOptions {
     ExportOptions {
-        recipe: Recipe::builtin(recipe).unwrap(),
         precisions: vec![Precision::Fp32],
-        parts: Vec::new(),
-        weights: Weights::Written,
-        image_inputs: false,
-        calibration: None,
-        force: false,
+        ..ExportOptions::new(Recipe::builtin(recipe).unwrap())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, ops::ControlFlow, path::Path};
 
-use lfm2vl_exporter::{ExportOptions, Weights, checkpoint::Checkpoint, export};
+use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
 use onnx_protobuf::{ModelProto, tensor_proto::DataType};
 use protobuf::{Enum, Message};
@@ -12,13 +12,8 @@ use crate::common::testdata;
 fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
     let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
     let options = ExportOptions {
-        recipe: Recipe::builtin(recipe).unwrap(),
         precisions: Precision::ALL.to_vec(),
-        parts: Vec::new(),
-        weights: Weights::Written,
-        image_inputs: false,
-        calibration: None,
-        force: false,
+        ..ExportOptions::new(Recipe::builtin(recipe).unwrap())
     };
     let draft = export(&checkpoint, folder, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     draft.publish().unwrap();

@@ -85,13 +85,10 @@ fn every_member_exports() {
         let checkpoint = Checkpoint::open(folder).unwrap();
         let is_small = parameters < 1.0;
         let options = ExportOptions {
-            recipe: Recipe::builtin("default").unwrap(),
             precisions: vec![Precision::Fp32],
             parts: if is_small { Vec::new() } else { vec![Part::ImageProcessor] },
             weights: if is_small { Weights::Reference } else { Weights::Written },
-            image_inputs: false,
-            calibration: None,
-            force: false,
+            ..ExportOptions::new(Recipe::builtin("default").unwrap())
         };
         let out = folder.join("exported");
         let draft = export(&checkpoint, &out, &options, &mut |_| ControlFlow::Continue(()));

@@ -9,7 +9,7 @@ use std::{
     sync::LazyLock,
 };
 
-use lfm2vl_exporter::{ExportOptions, Part, Weights, checkpoint::Checkpoint, export};
+use lfm2vl_exporter::{ExportOptions, Part, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
 use lfm2vl_tests::{copy_folder, hollow_checkpoint, node, python, set_up, succeed, testdata};
 use serde_json::{Map, Value, json};
@@ -64,13 +64,10 @@ impl Exports {
         self.fit_model(&serde_json::from_str(&settings).unwrap());
         let checkpoint = Checkpoint::open(self.checkpoint.path()).unwrap();
         let options = ExportOptions {
-            recipe: Recipe::builtin("portable").unwrap(),
             precisions: vec![Precision::Fp32],
             parts: vec![Part::ImageProcessor],
-            weights: Weights::Written,
             image_inputs: inputs,
-            calibration: None,
-            force: false,
+            ..ExportOptions::new(Recipe::builtin("portable").unwrap())
         };
         let folder = tempfile::tempdir().unwrap();
         let export = export(&checkpoint, &folder.path().join("m"), &options, &mut |_| {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lfm2vl::{
     Conversation, Engine, Error, GenerationOptions, GraphInfo, Plugin, Provider, chat::Message,
 };
-use lfm2vl_exporter::{ExportOptions, Partition, Weights, checkpoint::Checkpoint, partitions};
+use lfm2vl_exporter::{ExportOptions, Partition, checkpoint::Checkpoint, partitions};
 use lfm2vl_graphs::{Graph, Precision, ProviderTable, Recipe};
 use lfm2vl_tests::{
     export_with, program, sample_images, sample_questions, set_up, succeed, testdata, tiny_shapes,
@@ -177,13 +177,8 @@ fn openvino_takes_what_is_predicted_and_gives_the_same_tokens() {
 fn predicted(recipe: &str, precision: Precision, provider: &str) -> Vec<Partition> {
     let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
     let options = ExportOptions {
-        recipe: Recipe::builtin(recipe).unwrap(),
         precisions: vec![precision],
-        parts: Vec::new(),
-        weights: Weights::Written,
-        image_inputs: false,
-        calibration: None,
-        force: false,
+        ..ExportOptions::new(Recipe::builtin(recipe).unwrap())
     };
     partitions(&checkpoint, &options, &ProviderTable::builtin(provider).unwrap()).unwrap()
 }
