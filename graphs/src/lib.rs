@@ -41,7 +41,9 @@ pub use recipe::{
 #[derive(Debug, thiserror::Error)]
 pub enum YamlError {
     /// Not valid YAML, an unknown key, or a wrong value; the message gives line and column.
-    #[error("{what} is not valid: {source}; correct it or use one of the built-in files")]
+    #[error(
+        "{what} is not valid: {}; correct it or use one of the built-in files", one_line(.source)
+    )]
     Invalid {
         /// The file or the built-in name.
         what: String,
@@ -78,4 +80,9 @@ pub enum YamlError {
         /// What there is.
         known: String,
     },
+}
+
+/// What a parser says, which may quote line breaks of the file.
+fn one_line(error: &serde_yaml::Error) -> String {
+    error.to_string().replace(char::is_control, " ")
 }

@@ -13,7 +13,7 @@ use serde::{
 use serde_yaml::Mapping;
 use sha2::{Digest, Sha256};
 
-use crate::{Contract, Graph, Precision, Recipe, YamlError};
+use crate::{Contract, Graph, Precision, Recipe, YamlError, one_line};
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "lfm2vl.yaml";
@@ -109,7 +109,7 @@ pub enum FileError {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// It is not as an exporter writes it.
-    #[error("{source}; export the model again")]
+    #[error("{}; export the model again", one_line(.source))]
     Invalid {
         /// The parser's message.
         #[from]

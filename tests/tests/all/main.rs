@@ -4,6 +4,7 @@ mod clients;
 mod community;
 mod constraint;
 mod conversation;
+mod damaged_files;
 mod engine;
 mod export_program;
 mod family;
