@@ -75,7 +75,7 @@ impl ChatTemplate {
     ) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| ChatError::Template(error.to_string()))?);
+        environment.set_syntax(syntax.map_err(|error| template_error(&error))?);
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(print);
         environment.add_filter("tojson", to_json);
@@ -87,7 +87,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment
             .add_template_owned(NAME, without_generation_blocks(source))
-            .map_err(|error| ChatError::Template(error.to_string()))?;
+            .map_err(|error| template_error(&error))?;
         let text_of = |value: &serde_json::Value| match value {
             // Older files keep the token as an object.
             serde_json::Value::Object(token) => token.get("content").cloned(),
@@ -122,7 +122,6 @@ impl ChatTemplate {
             text.ok_or(ChatError::NothingToContinue)?.push_str(CONTINUE_MARK);
         }
         let mut context = self.special_tokens.clone();
-        let template_error = |error: &dyn std::fmt::Display| ChatError::Template(error.to_string());
         context.insert(
             "messages".into(),
             serde_json::to_value(messages).map_err(|e| template_error(&e))?,
@@ -161,6 +160,11 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Map<String, serde_json::Va
 
 fn file_error(path: &Path, error: &io::Error) -> ChatError {
     ChatError::File { path: path.to_owned(), message: error.to_string() }
+}
+
+/// What the engine says, on one line: it quotes the template, which may have several.
+fn template_error(error: &dyn std::fmt::Display) -> ChatError {
+    ChatError::Template(error.to_string().replace(char::is_control, " "))
 }
 
 /// `{% generation %}` marks what the model says, for training; rendering it changes nothing. The
