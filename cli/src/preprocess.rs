@@ -51,10 +51,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let sizes: Vec<_> = images.iter().map(|image| image.dimensions()).collect();
     let report = report(&prompt, &sizes);
-    match arguments.json {
-        true => print(&format!("{report:#}\n")),
-        false => print(&to_text(&report, &prompt)),
+    if arguments.json {
+        return print(&format!("{report:#}\n"));
     }
+    print(&to_text(&report, &prompt))
 }
 
 fn report(prompt: &Prompt, sizes: &[(u32, u32)]) -> Value {
