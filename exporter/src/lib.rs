@@ -20,7 +20,10 @@ mod verify;
 
 pub use calibrate::{Sample, SamplesError, View, read_samples};
 pub use error::ExportError;
-pub use package::{Draft, ExportOptions, LeftOut, Part, Progress, Report, Weights, export};
+pub use package::{
+    Draft, ExportOptions, LeftOut, Part, Progress, RecipeSummary, Report, Weights, builtin_recipes,
+    export,
+};
 pub use partition::{Left, Partition, partitions};
 pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lfm2vl_tests::{fail, program, succeed, testdata};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn export(checkpoint: &Path, out: &Path) -> Command {
     let mut command = program("lfm2vl-export");
@@ -78,6 +78,30 @@ fn messages_are_one_sentence() {
     fs::write(folder.join("mine.txt"), "").unwrap();
     assert!(fail(&mut export(&source, &folder)).contains("already exists"));
     assert!(fail(export(&source, &folder).arg("--force")).contains("not an exported folder"));
+}
+
+#[test]
+fn recipes_are_listed_without_a_checkpoint() {
+    let list = |more: &[&str]| {
+        let mut command = program("lfm2vl-export");
+        command.arg("--list-recipes").args(more);
+        String::from_utf8(succeed(&mut command).stdout).unwrap()
+    };
+    let recipes: Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    let recipes = recipes.as_array().unwrap();
+    let text = list(&[]);
+    assert_eq!(recipes.len(), text.lines().count());
+    for (recipe, line) in recipes.iter().zip(text.lines()) {
+        for key in ["name", "purpose", "onnxruntime"] {
+            assert!(line.contains(recipe[key].as_str().unwrap()), "{line}");
+        }
+    }
+    let tensorrt = recipes.iter().find(|recipe| recipe["name"] == "tensorrt").unwrap();
+    assert_eq!(tensorrt["precisions"], json!(["fp32", "fp16"]));
+    assert_eq!(tensorrt["contract"], "static");
+    // Nobody should wait for an export that is not made.
+    let mut command = export(&testdata("tiny-shapes"), Path::new("m"));
+    assert_eq!(command.arg("--list-recipes").output().unwrap().status.code(), Some(2));
 }
 
 #[test]
