@@ -13,6 +13,7 @@ mod onnx;
 mod package;
 mod partition;
 mod processor;
+mod progress;
 mod quantize;
 pub mod report;
 mod session;
@@ -25,5 +26,6 @@ pub use package::{
     export,
 };
 pub use partition::{Left, Partition, partitions};
+pub use progress::ProgressDisplay;
 pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, reference, verify};

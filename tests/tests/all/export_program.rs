@@ -37,6 +37,20 @@ fn json_tells_what_was_written_and_verified() {
 }
 
 #[test]
+fn a_log_has_lines_where_a_terminal_has_a_bar() {
+    let out = tempfile::tempdir().unwrap();
+    let told = |name: &str, more: &[&str]| {
+        let mut command = export(&testdata("tiny-shapes"), &out.path().join(name));
+        String::from_utf8(succeed(command.args(more)).stderr).unwrap()
+    };
+    let lines = told("lines", &[]);
+    let [start, end] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+    let size = start.strip_prefix("writing the weights: ").unwrap();
+    assert!(end.starts_with(&format!("writing the weights: done, {size} in ")), "{lines}");
+    assert_eq!(told("json", &["--json"]), "");
+}
+
+#[test]
 fn messages_are_one_sentence() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("m");

@@ -17,9 +17,8 @@ use std::{
 
 use anyhow::Result;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, LeftOut, builtin_recipes,
+    ExportError, ExportOptions, LeftOut, ProgressDisplay, builtin_recipes,
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
@@ -153,13 +152,12 @@ fn write_folder(
     }
     let report_files = arguments.report.as_deref().map(ReportFiles::create).transpose()?;
 
-    let bar = progress_bar(arguments.json);
+    let mut display = ProgressDisplay::new("writing the weights", !arguments.json);
     let draft = export(checkpoint, output, options, &mut |progress| {
-        bar.set_length(progress.total);
-        bar.set_position(progress.written);
+        display.set(progress.written, Some(progress.total));
         go_on()
     })?;
-    bar.finish_and_clear();
+    display.finish();
 
     let manifest = &draft.report().manifest;
     let verification = if arguments.verify {
@@ -190,11 +188,4 @@ fn write_folder(
         export_text(output, &report)
     };
     Ok(print(&text)?)
-}
-
-fn progress_bar(hidden: bool) -> ProgressBar {
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {elapsed} eta {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(None, target).with_style(style)
 }
