@@ -18,4 +18,5 @@ mod released_prompts;
 mod run_program;
 mod samples;
 mod server;
+mod shell;
 mod together;

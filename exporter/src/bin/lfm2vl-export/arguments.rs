@@ -6,6 +6,7 @@ use clap::{
     Parser,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
+use clap_complete::Shell;
 use lfm2vl_exporter::{Part, Weights};
 use lfm2vl_graphs::Precision;
 
@@ -70,6 +71,12 @@ pub(crate) struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print what a shell needs to complete these arguments.
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    pub(crate) completions: Option<Shell>,
+    /// Write the manual page to this folder, such as ~/.local/share/man/man1.
+    #[arg(long, value_name = "DIR", exclusive = true)]
+    pub(crate) man: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\

@@ -3,6 +3,7 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod arguments;
+mod generate;
 mod text;
 
 use std::{
@@ -30,6 +31,7 @@ use lfm2vl_graphs::{ProviderTable, Recipe, RecipeSource, search_library_above};
 
 use crate::{
     arguments::Arguments,
+    generate::{print_completions, write_man_page},
     text::{
         export_json, export_text, partition_json, partition_text, print, recipes_json, recipes_text,
     },
@@ -55,7 +57,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.list_recipes {
         return list_recipes(arguments.json);
     }
-    // clap asks for it where no list is asked for.
+    if let Some(shell) = arguments.completions {
+        return Ok(print_completions(shell)?);
+    }
+    if let Some(folder) = &arguments.man {
+        return Ok(write_man_page(folder)?);
+    }
+    // clap asks for it where nothing else is asked for.
     let Some(checkpoint) = &arguments.checkpoint else { return Ok(()) };
     let recipe = RecipeSource::load(&arguments.recipe)?;
 
