@@ -11,6 +11,7 @@ mod image_processor;
 mod kernels;
 mod load;
 mod other_programs;
+mod picture;
 mod precisions;
 mod programs;
 mod providers;
