@@ -1,5 +1,6 @@
 //! Tests that cross crates, and tests with programs that we did not write.
 
+mod chat_program;
 mod clients;
 mod community;
 mod constraint;
