@@ -156,14 +156,13 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
     let total = start.elapsed().as_secs_f64();
     conversation.push_answer(&completion);
 
-    let second_first_token = match arguments.cold {
-        true => None,
-        false => {
-            let start = Instant::now();
-            conversation.push(Message::user(SECOND_QUESTION));
-            engine.generate(&mut conversation, &options)?.next().transpose()?;
-            Some(start.elapsed().as_secs_f64())
-        }
+    let second_first_token = if arguments.cold {
+        None
+    } else {
+        let start = Instant::now();
+        conversation.push(Message::user(SECOND_QUESTION));
+        engine.generate(&mut conversation, &options)?.next().transpose()?;
+        Some(start.elapsed().as_secs_f64())
     };
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
     let decode_speed = match arguments.batch {

@@ -36,10 +36,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let report = report(&engine)?;
-    match arguments.json {
-        true => print(&format!("{report:#}\n")),
-        false => print(&to_text(&report)),
+    if arguments.json {
+        return print(&format!("{report:#}\n"));
     }
+    print(&to_text(&report))
 }
 
 fn check(folder: &Path) -> Result<()> {

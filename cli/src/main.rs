@@ -7,7 +7,9 @@ mod batch;
 mod bench;
 mod bench_engine;
 mod chat;
+mod completions;
 mod inspect;
+mod man;
 mod preprocess;
 mod providers;
 mod run;
@@ -16,7 +18,7 @@ mod serve;
 use std::{io, process::ExitCode};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Run LFM2-VL models that lfm2vl-export wrote.
 #[derive(Parser)]
@@ -44,6 +46,10 @@ enum Command {
     Bench(bench::Arguments),
     /// Measure how answers get on beside each other: gaps in a stream, prompts, cancelling.
     BenchEngine(bench_engine::Arguments),
+    /// Print what a shell needs to complete the arguments of this program.
+    Completions(completions::Arguments),
+    /// Write the manual pages of this program.
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchEngine(arguments) => bench_engine::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments, Arguments::command()),
+        Command::Man(arguments) => man::run(&arguments, Arguments::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -38,6 +38,7 @@ mod onnx;
 mod package;
 mod partition;
 mod processor;
+mod progress;
 mod quantize;
 pub mod reference;
 pub mod report;
@@ -46,7 +47,11 @@ mod verify;
 
 pub use calibrate::{Sample, SamplesError, View, read_samples};
 pub use error::ExportError;
-pub use package::{Draft, ExportOptions, LeftOut, Part, Progress, Report, Weights, export};
+pub use package::{
+    Draft, ExportOptions, LeftOut, Part, Progress, RecipeSummary, Report, Weights, builtin_recipes,
+    export,
+};
 pub use partition::{Left, Partition, partitions};
+pub use progress::ProgressDisplay;
 pub use session::SessionError;
 pub use verify::{GraphCheck, Verification, VerifyError, verify};

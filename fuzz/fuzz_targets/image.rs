@@ -28,8 +28,8 @@ fuzz_target!(|bytes: &[u8]| {
             Err(ImageError::TooThin { .. }) => return,
             Err(error) => panic!("{error}"),
         };
-        let patches: usize = processed.grids.iter().map(|grid| grid.patches()).sum();
-        assert_eq!(processed.patches.nrows(), patches);
-        assert!(processed.patches.iter().all(|value| (-1.0..=1.0).contains(value)));
+        let patches: usize = processed.grids().iter().map(|grid| grid.patches()).sum();
+        assert_eq!(processed.patches().nrows(), patches);
+        assert!(processed.patches().iter().all(|value| (-1.0..=1.0).contains(value)));
     }
 });

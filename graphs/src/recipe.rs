@@ -159,6 +159,9 @@ pub struct Recipe {
     /// Name of the recipe.
     #[serde(rename = "recipe")]
     pub name: String,
+    /// What it is for, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
     /// The contract that its graphs keep.
     pub contract: String,
     /// One or two vision graphs.
@@ -494,11 +497,13 @@ mod tests {
     }
 
     #[test]
-    fn every_builtin_recipe_has_every_quantization() {
+    fn every_builtin_recipe_has_a_purpose_and_every_quantization() {
         for name in Recipe::BUILTIN {
             let recipe = Recipe::builtin(name).unwrap();
             let precisions: Vec<_> = recipe.quantization.keys().copied().collect();
             assert_eq!(precisions, [Precision::Q8, Precision::Q4, Precision::Q4F16], "{name}");
+            let purpose = recipe.purpose.unwrap();
+            assert!(purpose.len() < 100 && purpose.ends_with('.'), "{name}: {purpose}");
         }
     }
 

@@ -2,14 +2,13 @@
 
 use std::{ops::ControlFlow, path::PathBuf, thread};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
-
 use super::{
     FetchError, HubError, HubSettings,
     cache::{ModelCache, NewBlob},
     client::{Client, RemoteFile, Reply},
     names::{BlobName, CommitId},
 };
+use crate::ProgressDisplay;
 
 /// How often in a row a transfer may bring nothing before it is given up.
 const ATTEMPTS: usize = 5;
@@ -62,12 +61,13 @@ impl Download<'_> {
     fn fetch(&mut self, file: &str, remote: RemoteFile) -> Result<PathBuf, HubError> {
         let (name, size) = (remote.blob.clone(), remote.size);
         let mut blob = self.cache.create_blob(&name)?;
-        let bar = progress_bar(file, size, self.settings.progress);
+        let task = format!("downloading {file}");
+        let mut progress = ProgressDisplay::new(&task, self.settings.progress);
         let mut next = Ok(remote);
         let mut failures = 0;
         loop {
             let before = blob.len();
-            match next.and_then(|remote| self.transfer(file, remote, &mut blob, &bar)) {
+            match next.and_then(|remote| self.transfer(file, remote, &mut blob, &mut progress)) {
                 Ok(()) => break,
                 Err(HubError::Fetch { source, .. })
                     if source.is_passing() && failures < ATTEMPTS =>
@@ -79,6 +79,7 @@ impl Download<'_> {
             thread::sleep(self.settings.timeout / 10);
             next = self.take_up(file, &name, size, blob.len());
         }
+        progress.finish();
         blob.finish()
     }
 
@@ -103,7 +104,7 @@ impl Download<'_> {
         file: &str,
         mut remote: RemoteFile,
         blob: &mut NewBlob,
-        bar: &ProgressBar,
+        progress: &mut ProgressDisplay,
     ) -> Result<(), HubError> {
         if remote.start != blob.len() {
             blob.clear()?;
@@ -113,7 +114,7 @@ impl Download<'_> {
         let mut buffer = vec![0; CHUNK];
         loop {
             self.check_interrupt()?;
-            bar.set_position(blob.len());
+            progress.set(blob.len(), size);
             let count = remote.read(&mut buffer).map_err(|error| error.of(id, file))?;
             match size {
                 Some(size) if count == 0 && blob.len() < size => {
@@ -134,14 +135,4 @@ impl Download<'_> {
             ControlFlow::Break(()) => Err(HubError::Interrupted),
         }
     }
-}
-
-fn progress_bar(file: &str, size: Option<u64>, shown: bool) -> ProgressBar {
-    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} eta {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(size, target)
-        .with_style(style)
-        .with_message(file.to_owned())
-        .with_finish(ProgressFinish::AndClear)
 }

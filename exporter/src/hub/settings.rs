@@ -23,7 +23,7 @@ pub struct HubSettings {
     pub symlinks: bool,
     /// How long the hub may say nothing.
     pub timeout: Duration,
-    /// Whether to show a progress bar on stderr.
+    /// Whether to show on stderr how far a download is: as a bar on a terminal, else as lines.
     pub progress: bool,
 }
 

@@ -104,7 +104,7 @@ pub(super) fn external_data(
     }
 }
 
-fn floats(precision: Precision) -> Floats {
+pub(super) fn floats(precision: Precision) -> Floats {
     if precision.is_half() { Floats::Half } else { Floats::Single }
 }
 

@@ -7,18 +7,16 @@ mod folder;
 mod genai;
 mod graphs;
 mod image_processor;
+mod options;
+mod recipes;
 mod reference;
 mod tokenizer;
 
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{ops::ControlFlow, path::Path, time::Instant};
 
 use lfm2vl::chat::{self, ChatTemplate, Content, ImageTokens, Message, RenderOptions, Role};
 use lfm2vl_graphs::{
-    Contract, Graph, GraphFiles, MANIFEST, Manifest, ManifestFile, Precision, Recipe, YamlError,
+    Contract, Graph, GraphFiles, MANIFEST, Manifest, ManifestFile, Precision, YamlError,
 };
 
 use crate::{
@@ -28,78 +26,8 @@ use crate::{
 };
 
 use folder::NewFolder;
-
-/// A part of the model that `--graphs` can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Part {
-    /// The vision tower (with the projector, where the recipe fuses them).
-    Vision,
-    /// The projector (with the vision tower, where the recipe fuses them).
-    Projector,
-    /// The token embedding.
-    Embedding,
-    /// The decoder.
-    Decoder,
-    /// The image processor.
-    ImageProcessor,
-}
-
-impl Part {
-    fn includes(self, graph: Graph) -> bool {
-        match self {
-            Part::Vision => matches!(graph, Graph::VisionEncoder | Graph::VisionTower),
-            Part::Projector => matches!(graph, Graph::VisionEncoder | Graph::Projector),
-            Part::Embedding => graph.weights() == Graph::EmbedTokens,
-            Part::Decoder => graph.weights() == Graph::Decoder,
-            Part::ImageProcessor => graph == Graph::ImageProcessor,
-        }
-    }
-}
-
-/// Where the weights of the graphs are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Weights {
-    /// In data files beside the graphs.
-    #[default]
-    Written,
-    /// In the checkpoint's own files, which the folder gets hard links to: nothing is written.
-    Reference,
-}
-
-/// What to export and how.
-#[derive(Debug, Clone)]
-pub struct ExportOptions {
-    /// How graphs are built.
-    pub recipe: Recipe,
-    /// Precisions of the weights, each giving its own set of graphs.
-    pub precisions: Vec<Precision>,
-    /// Parts of the model; all when empty.
-    pub parts: Vec<Part>,
-    /// Where the weights are.
-    pub weights: Weights,
-    /// Whether the image processor takes settings as inputs. All have defaults, but ONNX Runtime warns of
-    /// each when it loads the graph.
-    pub image_inputs: bool,
-    /// A folder of images and prompts to calibrate on, for recipes with a method that does.
-    pub calibration: Option<PathBuf>,
-    /// Whether to replace an earlier export.
-    pub force: bool,
-}
-
-impl ExportOptions {
-    /// All graphs of a recipe, in its precisions.
-    pub fn new(recipe: Recipe) -> Self {
-        ExportOptions {
-            precisions: recipe.precisions.clone(),
-            recipe,
-            parts: Vec::new(),
-            weights: Weights::Written,
-            image_inputs: false,
-            calibration: None,
-            force: false,
-        }
-    }
-}
+pub use options::{ExportOptions, Part, Weights};
+pub use recipes::{RecipeSummary, builtin_recipes};
 
 /// What was exported.
 #[derive(Debug, Clone, serde::Serialize)]

@@ -10,7 +10,8 @@ use std::{
 };
 
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, Part, Report, VerifyError, checkpoint::Checkpoint, export, verify,
+    ExportError, ExportOptions, Part, Report, VerifyError, builtin_recipes, checkpoint::Checkpoint,
+    export, verify,
 };
 use lfm2vl_graphs::{FixedSizes, Graph, MANIFEST, Manifest, Method, Precision, Recipe};
 
@@ -100,6 +101,22 @@ fn the_manifest_and_the_card_tell_the_oldest_onnxruntime() {
         assert_eq!(report.manifest.onnxruntime.as_deref(), Some(expected), "{recipe}");
         let card = fs::read_to_string(folder.join("README.md")).unwrap();
         assert!(card.contains(&format!("for ONNX Runtime {expected} or newer")), "{recipe}");
+    }
+}
+
+#[test]
+fn recipes_are_listed_with_what_their_exports_need() {
+    let out = tempfile::tempdir().unwrap();
+    let recipes = builtin_recipes().unwrap();
+    let names: Vec<_> = recipes.iter().map(|recipe| recipe.name.as_str()).collect();
+    assert_eq!(names, Recipe::BUILTIN);
+    for recipe in recipes {
+        let precisions = recipe.precisions.clone();
+        let options = ExportOptions { precisions, ..options(&recipe.name) };
+        let report =
+            export_to(&testdata("tiny-shapes"), &out.path().join(&recipe.name), &options).unwrap();
+        assert_eq!(recipe.onnxruntime, report.manifest.onnxruntime, "{}", recipe.name);
+        assert_eq!(recipe.purpose, report.manifest.recipe.purpose);
     }
 }
 

@@ -36,6 +36,13 @@ impl Normalizer {
     }
 }
 
+impl Normalizer {
+    /// The level that has this value in a channel.
+    pub(super) fn level(&self, value: f32, channel: usize) -> u8 {
+        (value / self.factor * self.std[channel] + self.mean[channel]).round() as u8
+    }
+}
+
 /// Writes the values of a run of pixels.
 pub(super) fn normalize(levels: &[u8], normalizer: &Normalizer, values: &mut [MaybeUninit<f32>]) {
     #[cfg(target_arch = "x86_64")]
@@ -61,6 +68,35 @@ fn normalize_plain(levels: &[u8], normalizer: &Normalizer, values: &mut [MaybeUn
         let numbers = mean.iter().zip(std);
         for ((value, &level), (mean, std)) in values.iter_mut().zip(levels).zip(numbers) {
             value.write((f32::from(level) - mean) / std * factor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_again() {
+        let default = ImageSettings::default();
+        let (image_mean, image_std) = ([0.1, 0.5, 0.9], [0.2, 0.3, 2.0]);
+        for settings in [
+            default.clone(),
+            ImageSettings { image_mean, image_std, ..default.clone() },
+            ImageSettings { do_normalize: false, ..default.clone() },
+            ImageSettings { do_rescale: false, image_mean, image_std, ..default.clone() },
+            ImageSettings { do_rescale: false, do_normalize: false, ..default.clone() },
+            ImageSettings { rescale_factor: 1.0 / 127.0, ..default },
+        ] {
+            let normalizer = Normalizer::new(&settings);
+            let levels: Vec<u8> = (0..=255).flat_map(|level| [level; 3]).collect();
+            let mut values = vec![MaybeUninit::new(0.0); levels.len()];
+            normalize(&levels, &normalizer, &mut values);
+            for (i, (value, level)) in values.into_iter().zip(levels).enumerate() {
+                // SAFETY: all were written when they were made.
+                let value = unsafe { value.assume_init() };
+                assert_eq!(normalizer.level(value, i % 3), level, "{settings:?}");
+            }
         }
     }
 }

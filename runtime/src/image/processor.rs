@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use ndarray::{Array2, ArrayView3, s};
 
 use super::{
@@ -186,6 +186,20 @@ impl ImageProcessor {
         // are asserted where it is done.
         let patches = unsafe { patches.assume_init() };
         Ok(ProcessedImage { patches, grids, layout })
+    }
+
+    /// The pixels of a view that this processor made, as they were before they were normalised.
+    pub fn pixels(&self, view: &View<'_>) -> RgbImage {
+        let side = self.settings.encoder_patch_size;
+        let PatchGrid { rows, cols } = view.grid;
+        RgbImage::from_fn((cols * side) as u32, (rows * side) as u32, |x, y| {
+            let (x, y) = (x as usize, y as usize);
+            let patch = y / side * cols + x / side;
+            let red = 3 * (y % side * side + x % side);
+            let value = |channel| view.patches.get([patch, red + channel]).copied();
+            let level = |channel| self.normalizer.level(value(channel).unwrap_or(0.0), channel);
+            Rgb(std::array::from_fn(level))
+        })
     }
 
     fn grid(&self, height: usize, width: usize) -> PatchGrid {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lfm2vl_tests::{fail, program, succeed, testdata};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn export(checkpoint: &Path, out: &Path) -> Command {
     let mut command = program("lfm2vl-export");
@@ -34,6 +34,20 @@ fn json_tells_what_was_written_and_verified() {
         .map(|e| e.metadata().unwrap().len())
         .sum();
     assert_eq!(report["report"]["bytes"], size);
+}
+
+#[test]
+fn a_log_has_lines_where_a_terminal_has_a_bar() {
+    let out = tempfile::tempdir().unwrap();
+    let told = |name: &str, more: &[&str]| {
+        let mut command = export(&testdata("tiny-shapes"), &out.path().join(name));
+        String::from_utf8(succeed(command.args(more)).stderr).unwrap()
+    };
+    let lines = told("lines", &[]);
+    let [start, end] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+    let size = start.strip_prefix("writing the weights: ").unwrap();
+    assert!(end.starts_with(&format!("writing the weights: done, {size} in ")), "{lines}");
+    assert_eq!(told("json", &["--json"]), "");
 }
 
 #[test]
@@ -78,6 +92,30 @@ fn messages_are_one_sentence() {
     fs::write(folder.join("mine.txt"), "").unwrap();
     assert!(fail(&mut export(&source, &folder)).contains("already exists"));
     assert!(fail(export(&source, &folder).arg("--force")).contains("not an exported folder"));
+}
+
+#[test]
+fn recipes_are_listed_without_a_checkpoint() {
+    let list = |more: &[&str]| {
+        let mut command = program("lfm2vl-export");
+        command.arg("--list-recipes").args(more);
+        String::from_utf8(succeed(&mut command).stdout).unwrap()
+    };
+    let recipes: Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    let recipes = recipes.as_array().unwrap();
+    let text = list(&[]);
+    assert_eq!(recipes.len(), text.lines().count());
+    for (recipe, line) in recipes.iter().zip(text.lines()) {
+        for key in ["name", "purpose", "onnxruntime"] {
+            assert!(line.contains(recipe[key].as_str().unwrap()), "{line}");
+        }
+    }
+    let tensorrt = recipes.iter().find(|recipe| recipe["name"] == "tensorrt").unwrap();
+    assert_eq!(tensorrt["precisions"], json!(["fp32", "fp16"]));
+    assert_eq!(tensorrt["contract"], "static");
+    // Nobody should wait for an export that is not made.
+    let mut command = export(&testdata("tiny-shapes"), Path::new("m"));
+    assert_eq!(command.arg("--list-recipes").output().unwrap().status.code(), Some(2));
 }
 
 #[test]

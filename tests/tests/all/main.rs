@@ -1,5 +1,6 @@
 //! Tests that cross crates, and tests with programs that we did not write.
 
+mod chat_program;
 mod clients;
 mod community;
 mod constraint;
@@ -12,6 +13,7 @@ mod image_processor;
 mod kernels;
 mod load;
 mod other_programs;
+mod picture;
 mod precisions;
 mod programs;
 mod providers;
@@ -19,4 +21,5 @@ mod released_prompts;
 mod run_program;
 mod samples;
 mod server;
+mod shell;
 mod together;

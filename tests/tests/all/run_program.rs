@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     thread,
 };
 
@@ -111,28 +111,6 @@ fn preprocess_gives_the_goldens_of_every_size() {
         }
         assert_eq!(report["prompt_tokens"], row["prompt_tokens"], "{row}");
     }
-}
-
-#[test]
-fn chat_keeps_the_conversation() {
-    let mut command = lfm2vl("chat");
-    command.arg(tiny_shapes("default"));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let input = format!(
-        "/image {}\nDescribe this image.\n/image nowhere.png\n/unknown\n/reset\nHello\n/quit\nnever\n",
-        sample("plain.png").display()
-    );
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "This image shows a green square and a blue triangle.\n\
-         Hello! I can tell you about the shapes, colours and numbers in your images.\n"
-    );
-    let messages = String::from_utf8(output.stderr).unwrap();
-    assert!(messages.contains("nowhere.png") && messages.contains("/unknown"), "{messages}");
 }
 
 #[test]

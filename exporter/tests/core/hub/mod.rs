@@ -155,7 +155,14 @@ fn the_program_honours_the_variables_of_the_hub() {
         .env("HF_TOKEN", "hf_secret\n")
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    let of_weights = told.lines().filter(|line| line.starts_with("downloading model.safetensors"));
+    let of_weights: Vec<_> = of_weights.collect();
+    let size = fs::metadata(testdata("tiny-shapes/model.safetensors")).unwrap().len() as f64 / 1e6;
+    assert_eq!(of_weights[0], format!("downloading model.safetensors: {size:.2} MB"));
+    let end = of_weights.last().unwrap();
+    assert!(end.contains(&format!(": done, {size:.2} MB in ")), "{told}");
     assert!(out.path().join("m/onnx/vision_encoder.onnx").is_file());
     assert!(home.path().join("hub/models--liquid--tiny").is_dir());
 }

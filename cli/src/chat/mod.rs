@@ -1,14 +1,17 @@
 //! `lfm2vl chat`: a conversation on the terminal.
 
-use std::{
-    io::{self, BufRead, IsTerminal},
-    path::PathBuf,
-};
+mod command;
+mod completion;
+mod editor;
+mod input;
+mod interrupt;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use lfm2vl::{
-    Conversation, Engine, GenerationOptions,
+    Conversation, Engine, Error, GenerationOptions,
     chat::{Message, Role},
 };
 
@@ -16,6 +19,9 @@ use crate::{
     arguments::{ChatArguments, GenerationArguments, ImageArguments, LoadArguments},
     describe, is_broken_pipe, print,
 };
+use command::{EDITING, HELP, Line};
+use input::Input;
+use interrupt::Interrupt;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -34,52 +40,18 @@ pub(crate) struct Arguments {
     images: ImageArguments,
 }
 
-const HELP: &str = "\
-/image FILE   attach an image to the next message; a URL works too
-/reset        start again
-/help         show this
-/quit         leave
-Anything else is a message to the model.";
-
-/// A line of input.
-enum Line<'a> {
-    Image(&'a str),
-    Reset,
-    Help,
-    Quit,
-    Unknown(&'a str),
-    Message(&'a str),
-}
-
-impl<'a> Line<'a> {
-    fn parse(line: &'a str) -> Self {
-        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        match command {
-            "/image" => Line::Image(rest.trim()),
-            "/reset" => Line::Reset,
-            "/help" => Line::Help,
-            "/quit" | "/exit" => Line::Quit,
-            _ if command.starts_with('/') => Line::Unknown(command),
-            _ => Line::Message(line),
-        }
-    }
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = arguments.load.load(&arguments.folder, &arguments.images)?;
     let options = arguments.generation.options(&engine, &arguments.load)?;
     let mut images = arguments.images.load(&arguments.image)?;
     let mut conversation = start(&arguments.chat)?;
-    let is_terminal = io::stdin().is_terminal();
-    if is_terminal {
-        eprintln!("{HELP}");
+    let mut input = Input::new()?;
+    let interrupt = Interrupt::default();
+    if input.is_terminal() {
+        interrupt.listen()?;
+        help(&input);
     }
-    let mut lines = io::stdin().lock().lines();
-    loop {
-        if is_terminal {
-            eprint!("> ");
-        }
-        let Some(line) = lines.next().transpose()? else { return Ok(()) };
+    while let Some(line) = input.read()? {
         match Line::parse(line.trim()) {
             Line::Message("") => {}
             Line::Image(source) => match arguments.images.load(&[source.to_owned()]) {
@@ -90,14 +62,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 images.clear();
                 conversation = start(&arguments.chat)?;
             }
-            Line::Help => eprintln!("{HELP}"),
+            Line::Help => help(&input),
             Line::Quit => return Ok(()),
             Line::Unknown(command) => eprintln!("error: there is no {command}; see /help"),
             Line::Message(text) => {
                 let images = std::mem::take(&mut images);
                 let pushed = conversation.push_with_images(Message::user(text), images);
-                let answered = pushed.map_err(Into::into);
-                match answered.and_then(|()| answer(&engine, &mut conversation, &options)) {
+                let answered = pushed
+                    .map_err(Into::into)
+                    .and_then(|()| answer(&engine, &mut conversation, &options, &interrupt));
+                match answered {
                     Err(error) if !is_broken_pipe(&error) => {
                         eprintln!("error: {}", describe(&error));
                         take_back(&mut conversation);
@@ -106,6 +80,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+fn help(input: &Input) {
+    eprintln!("{HELP}");
+    if input.is_terminal() {
+        eprintln!("{EDITING}");
     }
 }
 
@@ -124,15 +106,32 @@ fn take_back(conversation: &mut Conversation) {
     }
 }
 
+/// Writes an answer as it is made. One that is stopped is a part of the conversation as far as it went.
 fn answer(
     engine: &Engine,
     conversation: &mut Conversation,
     options: &GenerationOptions,
+    interrupt: &Interrupt,
 ) -> Result<()> {
     let mut answer = engine.generate(conversation, options)?;
+    let stopping = interrupt.stops(answer.cancel_handle());
+    let mut is_stopped = false;
     for event in &mut answer {
-        print(&event?.text)?;
+        match event {
+            Err(Error::Cancelled) => is_stopped = true,
+            event => print(&event?.text)?,
+        }
     }
-    conversation.push_answer(&answer.completion()?);
-    print("\n")
+    drop(stopping);
+    print("\n")?;
+    let completion = answer.completion()?;
+    if is_stopped {
+        eprintln!("(stopped)");
+    }
+    if completion.token_ids.is_empty() && is_stopped {
+        take_back(conversation);
+    } else {
+        conversation.push_answer(&completion);
+    }
+    Ok(())
 }

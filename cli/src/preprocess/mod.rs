@@ -1,5 +1,7 @@
 //! `lfm2vl preprocess`: what the graphs would be given.
 
+mod picture;
+
 use std::{
     borrow::Cow,
     collections::HashMap,
@@ -35,6 +37,9 @@ pub(crate) struct Arguments {
     /// the reference pads them.
     #[arg(long, value_name = "OUT.safetensors")]
     tensors: Option<PathBuf>,
+    /// Draw what the model sees of the images: tiles, and the thumbnail beside them.
+    #[arg(long, value_name = "OUT.png", requires = "image")]
+    picture: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -49,12 +54,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let patches = processor.image_processor().settings().max_num_patches();
         write_tensors(path, &prompt, patches)?;
     }
+    if let Some(path) = &arguments.picture {
+        picture::write(path, &prompt.images, processor.image_processor())?;
+    }
     let sizes: Vec<_> = images.iter().map(|image| image.dimensions()).collect();
     let report = report(&prompt, &sizes);
-    match arguments.json {
-        true => print(&format!("{report:#}\n")),
-        false => print(&to_text(&report, &prompt)),
+    if arguments.json {
+        return print(&format!("{report:#}\n"));
     }
+    print(&to_text(&report, &prompt))
 }
 
 fn report(prompt: &Prompt, sizes: &[(u32, u32)]) -> Value {
