@@ -23,7 +23,7 @@
 //!
 //! A checkpoint's tensors are read once, converted and written; a model is never in memory as a whole.
 //! [`hub`] downloads checkpoints, [`report`] tells what precisions lose, [`partitions`] what an execution
-//! provider takes, and [`reference`] is the plain implementation that graphs are compared with.
+//! provider takes, and [`mod@reference`] is the plain implementation that graphs are compared with.
 
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
