@@ -29,7 +29,7 @@ impl PackedWeights {
     /// `output = input * weights^T + bias`.
     ///
     /// `input` is [rows, inputs] and rounded to 8-bit integers, each block of a row with its own
-    /// scale; `bias` is [outputs]; `output` is [rows, outputs]. A row with a NaN or an infinity gives
+    /// scale; `bias` is \[outputs\]; `output` is \[rows, outputs\]. A row with a NaN or an infinity gives
     /// NaN. Each row's outputs are the same bits whatever the instructions, the threads and the other
     /// rows.
     ///
