@@ -151,7 +151,8 @@ pub(crate) struct ImageArguments {
 
 fn parse_setting(argument: &str) -> Result<(String, Value), String> {
     let (name, value) = argument.split_once('=').ok_or("write NAME=VALUE")?;
-    let value = serde_json::from_str(value).map_err(|_| "the value is not JSON".to_owned())?;
+    // A word is a text.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
     Ok((name.to_owned(), value))
 }
 

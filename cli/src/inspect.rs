@@ -49,6 +49,10 @@ fn check(folder: &Path) -> Result<()> {
         format!("{path} has no lfm2vl.yaml to compare with; only exports of lfm2vl-export have one")
     })?;
     manifest.check_files(folder.path())?;
+    if !manifest.left_out.is_empty() {
+        let names = manifest.left_out.join(", ");
+        eprintln!("warning: files of {names}, which this version does not know, were not compared");
+    }
     print(&format!("all {} files are as exported\n", manifest.all_files().count()))
 }
 

@@ -33,7 +33,7 @@ pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };
 pub use recipe::{
-    CacheUpdate, FixedSizes, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
+    CacheUpdate, FixedSizes, Fusion, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
     TiedWeights, VisionLayout,
 };
 

@@ -6,11 +6,8 @@ use std::{
     path::{Component, Path},
 };
 
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, Error as _},
-};
-use serde_yaml::Mapping;
+use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{Contract, Graph, Precision, Recipe, YamlError, one_line};
@@ -39,13 +36,14 @@ pub struct Manifest {
     /// sha256 over the checkpoint's config and safetensors headers: which checkpoint it was.
     pub source_fingerprint: String,
     /// The graphs, each in one precision.
-    #[serde(deserialize_with = "known")]
     pub graphs: Vec<GraphFiles>,
     /// Recommended sets of graphs, the best first.
-    #[serde(deserialize_with = "known")]
     pub bundles: Vec<Bundle>,
     /// The other files of the folder (configs, tokenizer, template).
     pub files: Vec<ManifestFile>,
+    /// Graphs and precisions that the file names and this version does not know: what has them is left out.
+    #[serde(skip)]
+    pub left_out: Vec<String>,
 }
 
 /// One graph in one precision.
@@ -136,20 +134,38 @@ fn first_format() -> u32 {
     1
 }
 
-/// The entries of a list that name only graphs and precisions that this version knows.
-fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    let entries = Vec::<Mapping>::deserialize(deserializer)?;
-    let is_known = |entry: &Mapping| {
-        let of = |key: &str| entry.get(key).cloned();
-        let graph = of("graph").is_none_or(|name| serde_yaml::from_value::<Graph>(name).is_ok());
-        let precisions = ["precision", "vision", "embedding", "decoder"].into_iter().filter_map(of);
-        graph && precisions.map(serde_yaml::from_value::<Precision>).all(|name| name.is_ok())
+/// Takes out what names graphs or precisions that this version does not know; what that was.
+fn take_out_unknown(manifest: &mut Value) -> Vec<String> {
+    let mut left_out = Vec::new();
+    let is_precision = |name: &Value| serde_yaml::from_value::<Precision>(name.clone()).is_ok();
+    let is_graph = |name: &Value| serde_yaml::from_value::<Graph>(name.clone()).is_ok();
+    let mut is_known = |entry: &Value| {
+        // What is no name is an error later.
+        let names = ["precision", "vision", "embedding", "decoder"];
+        let precisions = names.into_iter().filter_map(|key| entry.get(key));
+        let mut unknown: Vec<&str> =
+            precisions.filter(|name| !is_precision(name)).filter_map(Value::as_str).collect();
+        let graph = entry.get("graph").filter(|name| !is_graph(name)).and_then(Value::as_str);
+        unknown.extend(graph);
+        left_out.extend(unknown.iter().map(|&name| name.to_owned()));
+        unknown.is_empty()
     };
-    let known = entries.into_iter().filter(is_known);
-    let values = known.map(|entry| serde_yaml::from_value(entry.into()));
-    values.collect::<Result<_, _>>().map_err(D::Error::custom)
+    for list in ["graphs", "bundles"] {
+        if let Some(Value::Sequence(entries)) = manifest.get_mut(list) {
+            entries.retain(&mut is_known);
+        }
+    }
+    if let Some(recipe) = manifest.get_mut("recipe") {
+        if let Some(Value::Sequence(precisions)) = recipe.get_mut("precisions") {
+            precisions.retain(|name| !name.is_string() || is_precision(name));
+        }
+        if let Some(Value::Mapping(quantization)) = recipe.get_mut("quantization") {
+            quantization.retain(|name, _| !name.is_string() || is_precision(name));
+        }
+    }
+    left_out.sort();
+    left_out.dedup();
+    left_out
 }
 
 impl Manifest {
@@ -180,7 +196,9 @@ impl Manifest {
             let what = format!("contract '{}'", versions.contract);
             return Err(newer(what, versions.contract_version, known));
         }
-        Ok(serde_yaml::from_slice(content)?)
+        let mut value: Value = serde_yaml::from_slice(content)?;
+        let left_out = take_out_unknown(&mut value);
+        Ok(Manifest { left_out, ..serde_yaml::from_value(value)? })
     }
 
     /// Every file that the manifest lists.
@@ -267,12 +285,12 @@ exporter: lfm2vl-export 0.9.0
 contract: community
 contract_version: 1
 recipe: {recipe: new, contract: community, vision: fused, operators: standard, logits: last,
-  last_hidden_state: false, later: 1, quantization: {q4: {bits: 4, block_size: 32, symmetric: true,
-  method: search, activations: int8, later: 2}}}
+  last_hidden_state: false, later: 1, precisions: [q2, q4], quantization: {q4: {bits: 4, block_size: 32,
+  symmetric: true, method: search, activations: int8, later: 2}, q2: {bits: 2}}}
 source_fingerprint: x
 graphs:
 - {graph: vision_encoder, precision: fp32, files: [], later: 3}
-- {graph: later, precision: fp32, files: []}
+- {graph: draft_decoder, precision: fp32, files: []}
 - {graph: vision_encoder, precision: q2, files: []}
 bundles:
 - {name: a, vision: q2, embedding: q4, decoder: q4}
@@ -286,8 +304,11 @@ later: [4]
         let manifest = Manifest::read(MANIFEST.as_bytes()).unwrap();
         assert_eq!((manifest.format, manifest.graphs.len(), manifest.bundles.len()), (1, 1, 1));
         assert_eq!(manifest.bundles[0].name, "b");
+        assert_eq!(manifest.recipe.precisions, [Precision::Q4]);
+        assert_eq!(manifest.left_out, ["draft_decoder", "q2"]);
         let again = serde_yaml::to_string(&manifest).unwrap();
-        assert_eq!(Manifest::read(again.as_bytes()).unwrap(), manifest);
+        let again = Manifest::read(again.as_bytes()).unwrap();
+        assert_eq!(again, Manifest { left_out: Vec::new(), ..manifest });
     }
 
     #[test]
@@ -302,5 +323,8 @@ later: [4]
         assert!(error("contract: community\ncon", "contract: other\ncon").contains("no contract"));
         assert!(error("files: [], later: 3", "file: []").contains("files"));
         assert!(error("vision: fused", "vision: both").contains("both"));
+        let no_name =
+            error("graph: vision_encoder, precision: fp32", "graph: [1], precision: fp32");
+        assert!(no_name.contains("sequence"), "{no_name}");
     }
 }

@@ -142,6 +142,18 @@ pub enum CacheUpdate {
     Client,
 }
 
+/// Whose kernels the fused operators suit, where they are ONNX Runtime's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fusion {
+    /// The CPU's: biases belong to the products.
+    #[default]
+    Cpu,
+    /// CUDA's: products have no bias there (`Gemm` first copies it to each row of the result, a third of the
+    /// time of eight tiles on an H200); the operator that follows adds it.
+    Cuda,
+}
+
 /// Where a weight is stored that is both the token embedding and the output head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -168,6 +180,9 @@ pub struct Recipe {
     pub vision: VisionLayout,
     /// Which operators.
     pub operators: Operators,
+    /// Whose kernels the fused operators suit.
+    #[serde(default)]
+    pub fusion: Fusion,
     /// How the GELU activation is written.
     #[serde(default)]
     pub gelu: GeluForm,
@@ -327,8 +342,13 @@ impl RecipeSource {
         let recipe = serde_ignored::deserialize(yaml, &mut note);
         // A misspelled key may be the one that is missing.
         if let Some(path) = unknown {
-            let key = path.rsplit('.').next().unwrap_or(&path);
-            return Err(mismatch(&text, what, key, format!("a recipe has no key '{path}'")));
+            // Optional values have a step of their own in the path.
+            let keys: Vec<&str> = path.split('.').filter(|key| *key != "?").collect();
+            let key = keys.last().copied().unwrap_or_default();
+            let message = format!("a recipe has no key '{}'", keys.join("."));
+            // Below that line keys are looked for first.
+            let end = text.find("\nquantization:").filter(|_| keys[0] != "quantization");
+            return Err(mismatch(&text[..end.unwrap_or(text.len())], what, key, message));
         }
         let mut recipe: Recipe = recipe.map_err(invalid)?;
         for (precision, quantization) in Quantization::builtin().map_err(invalid)? {
@@ -349,6 +369,10 @@ impl RecipeSource {
         }
         if let Some((key, message)) = self.recipe.unlike_its_contract() {
             return Err(self.mismatch(key, message.to_owned()));
+        }
+        if self.recipe.fusion == Fusion::Cuda && self.recipe.operators == Operators::Standard {
+            let message = "'fusion: cuda' needs 'operators: onnxruntime'".to_owned();
+            return Err(self.mismatch("fusion", message));
         }
         if self.recipe.precisions.is_empty() {
             return Err(self.mismatch("precisions", "'precisions' names none".to_owned()));
@@ -426,6 +450,17 @@ mod tests {
         std::fs::write(&file, "recipe: mine\nflavour: sweet\n").unwrap();
         let error = Recipe::load(file.to_str().unwrap()).unwrap_err().to_string();
         assert!(error.contains("flavour") && error.contains("line 2"), "{error}");
+        let text =
+            "recipe: mine\nbits: 4\nsizes: {seqence: 1}\nquantization:\n  q4: {bits: 4, bit: 5}\n";
+        let error = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Recipe::load(file.to_str().unwrap()).unwrap_err().to_string()
+        };
+        assert!(error(text).contains("no key 'bits' at line 2"), "{}", error(text));
+        let text = text.replace("bits: 4\ns", "s");
+        assert!(error(&text).contains("'sizes.seqence' at line 2 column 9"), "{}", error(&text));
+        let text = text.replace("sizes: {seqence: 1}\n", "");
+        assert!(error(&text).contains("'quantization.q4.bit' at line 3"), "{}", error(&text));
     }
 
     #[test]

@@ -37,7 +37,7 @@ enum Task {
     /// Fetch the ONNX Runtime library into `.onnxruntime`, build the project's own kernels beside it, and
     /// fetch an execution provider that is a library of its own into `.providers`.
     Setup {
-        /// That provider: ggml, openvino or webgpu.
+        /// That provider: ggml, openvino, tensorrt-rtx or webgpu.
         #[arg(long, value_name = "NAME")]
         provider: Option<String>,
     },
@@ -57,7 +57,7 @@ enum Task {
         /// Rounds to take the medians of.
         #[arg(long, default_value_t = 3)]
         repeat: usize,
-        /// Only these: cold, prefill, decode, long, tile, small, photo.
+        /// Only these: cold, prefill, decode, long, tile, small, photo, batch, drafts.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },

@@ -13,7 +13,9 @@ pub(super) enum Input {
 
 impl Input {
     pub(super) fn new() -> Result<Self> {
-        if io::stdin().is_terminal() {
+        // Such a terminal cannot move its cursor.
+        let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+        if io::stdin().is_terminal() && !is_dumb {
             return Ok(Input::Terminal(Box::new(LineEditor::new()?)));
         }
         Ok(Input::Other(io::stdin().lock().lines()))

@@ -28,12 +28,16 @@ impl Interrupt {
             interrupts()?
         };
         let interrupt = self.clone();
+        let terminal = Terminal::now();
         thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
             runtime.block_on(async {
                 while signals.recv().await.is_some() {
                     match &*interrupt.lock() {
                         Some(answer) => answer.cancel(),
-                        None => process::exit(130),
+                        None => {
+                            terminal.restore();
+                            process::exit(130);
+                        }
                     }
                 }
             });
@@ -58,6 +62,31 @@ pub(super) struct Guard<'i>(&'i Interrupt);
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         *self.0.lock() = None;
+    }
+}
+
+/// How the terminal is when no line is edited.
+struct Terminal {
+    #[cfg(unix)]
+    attributes: Option<rustix::termios::Termios>,
+}
+
+impl Terminal {
+    fn now() -> Self {
+        Terminal {
+            #[cfg(unix)]
+            attributes: rustix::termios::tcgetattr(io::stdin()).ok(),
+        }
+    }
+
+    /// For a signal that comes while a line is edited.
+    fn restore(&self) {
+        #[cfg(unix)]
+        if let Some(attributes) = &self.attributes {
+            use rustix::termios::{OptionalActions, tcsetattr};
+            // The program ends, whether it works or not.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, attributes);
+        }
     }
 }
 

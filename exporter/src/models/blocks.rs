@@ -2,7 +2,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 
-use lfm2vl_graphs::{Activations, GeluForm, Operators, WeightFormat};
+use lfm2vl_graphs::{Activations, Fusion, GeluForm, Operators, WeightFormat};
 
 use super::Model;
 use crate::{
@@ -15,7 +15,27 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Residual<'g> {
     sum: Value<'g>,
-    update: Option<Value<'g>>,
+    update: Option<Product<'g>>,
+}
+
+/// What a linear layer gives, whose bias the operator that follows may have to add.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'g> {
+    pub(super) value: Value<'g>,
+    pub(super) bias: Option<Value<'g>>,
+}
+
+impl<'g> From<Value<'g>> for Product<'g> {
+    fn from(value: Value<'g>) -> Self {
+        Product { value, bias: None }
+    }
+}
+
+impl<'g> Product<'g> {
+    /// With its bias.
+    fn whole(self) -> Value<'g> {
+        self.bias.map_or(self.value, |bias| self.value + bias)
+    }
 }
 
 /// A score whose exponential is 0: the lowest of float16, which some providers compute in.
@@ -37,12 +57,12 @@ impl<'g> Residual<'g> {
 
     /// The sum with nothing pending.
     pub(super) fn value(self) -> Value<'g> {
-        self.update.map_or(self.sum, |update| self.sum + update)
+        self.update.map_or(self.sum, |update| self.sum + update.whole())
     }
 
-    pub(super) fn add(self, update: Value<'g>) -> Self {
+    pub(super) fn add(self, update: impl Into<Product<'g>>) -> Self {
         debug_assert!(self.update.is_none(), "an update is normed before the next one");
-        Residual { sum: self.sum, update: Some(update) }
+        Residual { sum: self.sum, update: Some(update.into()) }
     }
 }
 
@@ -61,6 +81,22 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter(name);
         let bias = bias.then(|| self.g.weight("bias", &[outputs]));
         self.linear_with(x, &module, &self.g.path("weight"), [outputs, inputs], bias)
+    }
+
+    /// The same with a bias, which is left to the operator that follows where that is faster.
+    pub(super) fn product(
+        self,
+        x: Value<'g>,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Product<'g> {
+        if self.fusion == Fusion::Cpu {
+            return self.linear(x, name, inputs, outputs, true).into();
+        }
+        let value = self.linear(x, name, inputs, outputs, false);
+        let _scope = self.g.enter(name);
+        Product { value, bias: Some(self.g.weight("bias", &[outputs])) }
     }
 
     /// The linear layer `module` with the stored weight `tensor` [outputs, inputs].
@@ -108,12 +144,22 @@ impl<'g> Model<'g> {
     ) -> (Value<'g>, Residual<'g>) {
         let _scope = self.g.enter(name);
         let weight = self.g.weight("weight", &[size]);
-        // The fused `SkipLayerNormalization` takes several times as long on a CPU as its two parts.
-        if let (Norm::Rms, Some(update), Operators::OnnxRuntime) = (kind, x.update, self.operators)
-        {
+        let fused = match (kind, self.operators, self.fusion) {
+            (_, Operators::Standard, _) => None,
+            (Norm::Rms, Operators::OnnxRuntime, _) => Some("SkipSimplifiedLayerNormalization"),
+            (Norm::Layer, Operators::OnnxRuntime, Fusion::Cuda) => Some("SkipLayerNormalization"),
+            // It takes several times as long on a CPU as its two parts.
+            (Norm::Layer, Operators::OnnxRuntime, Fusion::Cpu) => None,
+        };
+        if let (Some(operator), Some(update)) = (fused, x.update) {
+            let mut inputs = vec![x.sum, update.value, weight];
+            if kind == Norm::Layer {
+                inputs.push(self.g.weight("bias", &[size]));
+            }
+            inputs.extend(update.bias);
             let [normed, _mean, _inverse_std, sum] = self.g.node_with_outputs(
-                Op::microsoft("SkipSimplifiedLayerNormalization"),
-                &[x.sum, update, weight],
+                Op::microsoft(operator),
+                &inputs,
                 &[("epsilon", Attribute::Float(epsilon))],
             );
             return (normed, Residual::new(sum));
@@ -124,6 +170,16 @@ impl<'g> Model<'g> {
             Norm::Layer => sum.layer_norm(weight, self.g.weight("bias", &[size]), epsilon),
         };
         (normed, Residual::new(sum))
+    }
+
+    /// The GELU activation of a linear layer.
+    pub(super) fn gelu_of(self, x: Product<'g>, kind: Gelu) -> Value<'g> {
+        let Some(bias) = x.bias else { return self.gelu(x.value, kind) };
+        let operator = match kind {
+            Gelu::Exact => "BiasGelu",
+            Gelu::Tanh => "FastGelu",
+        };
+        self.g.node(Op::microsoft(operator), &[x.value, bias], &[])
     }
 
     /// The GELU activation: the operator `Gelu`, or what it stands for.

@@ -12,7 +12,8 @@ mod step;
 mod vision_tower;
 
 use lfm2vl_graphs::{
-    Activations, CacheUpdate, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization, Recipe,
+    Activations, CacheUpdate, Fusion, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization,
+    Recipe,
 };
 
 pub(crate) use stage::{Stage, build_stage};
@@ -29,6 +30,7 @@ struct Model<'a> {
     g: &'a GraphBuilder,
     config: &'a Config,
     operators: Operators,
+    fusion: Fusion,
     gelu: GeluForm,
     quantization: Option<&'a Quantization>,
 }
@@ -36,7 +38,8 @@ struct Model<'a> {
 impl<'a> Model<'a> {
     fn new(g: &'a GraphBuilder, build: Build<'a>) -> Self {
         let Build { config, recipe, quantization, .. } = build;
-        Model { g, config, operators: recipe.operators, gelu: recipe.gelu, quantization }
+        let Recipe { operators, fusion, gelu, .. } = *recipe;
+        Model { g, config, operators, fusion, gelu, quantization }
     }
 }
 

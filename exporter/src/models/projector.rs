@@ -24,8 +24,12 @@ impl<'g> Model<'g> {
         } else {
             tokens
         };
-        let inner = self.linear(tokens, "linear_1", size, projector.hidden_size, projector.bias);
-        let inner = self.gelu(inner, Gelu::Exact);
+        let inner = if projector.bias {
+            self.product(tokens, "linear_1", size, projector.hidden_size)
+        } else {
+            self.linear(tokens, "linear_1", size, projector.hidden_size, false).into()
+        };
+        let inner = self.gelu_of(inner, Gelu::Exact);
         let features =
             self.linear(inner, "linear_2", projector.hidden_size, text.hidden_size, projector.bias);
         match self.fixed_views() {

@@ -4,7 +4,7 @@ use lfm2vl_graphs::Operators;
 
 use super::{
     Model,
-    blocks::{Norm, Residual},
+    blocks::{Norm, Product, Residual},
 };
 use crate::onnx::{Attribute, Gelu, Op, Value};
 
@@ -113,19 +113,27 @@ impl<'g> Model<'g> {
     }
 
     /// Bidirectional self-attention over the patches of each view.
-    fn vision_attention(self, x: Value<'g>, batch: Batch<'g>) -> Value<'g> {
+    fn vision_attention(self, x: Value<'g>, batch: Batch<'g>) -> Product<'g> {
         let vision = &self.config.vision;
         let (size, heads) = (vision.hidden_size, vision.num_attention_heads);
         let _scope = self.g.enter("self_attn");
-        let [query, keys, values] = ["q_proj", "k_proj", "v_proj"]
-            .map(|name| self.linear(x, name, size, size, true).reshape_to(batch.shape));
+        let products = ["q_proj", "k_proj", "v_proj"].map(|name| self.product(x, name, size, size));
+        let [query, keys, values] = products.map(|product| product.value.reshape_to(batch.shape));
         let attended = match batch.mask {
             Mask::Fused { all_valid, valid } => {
-                let masked = [query, keys, values, self.g.omitted(), valid];
+                // One bias for the three.
+                let bias = match products.map(|product| product.bias) {
+                    [Some(query), Some(keys), Some(values)] => {
+                        Some(query.concat(&[keys, values], 0))
+                    }
+                    _ => None,
+                };
+                let masked = [query, keys, values, bias.unwrap_or(self.g.omitted()), valid];
+                let unmasked = if bias.is_some() { &masked[..4] } else { &masked[..3] };
                 self.g.node_on_either(
                     all_valid,
                     Op::microsoft("MultiHeadAttention"),
-                    [&masked[..3], &masked],
+                    [unmasked, &masked],
                     &[("num_heads", Attribute::Int(heads as i64))],
                 )
             }
@@ -138,14 +146,14 @@ impl<'g> Model<'g> {
                     .transpose(&[0, 2, 1, 3])
             }
         };
-        self.linear(attended.reshape(&[-1, size as i64]), "out_proj", size, size, true)
+        self.product(attended.reshape(&[-1, size as i64]), "out_proj", size, size)
     }
 
-    fn vision_mlp(self, x: Value<'g>) -> Value<'g> {
+    fn vision_mlp(self, x: Value<'g>) -> Product<'g> {
         let vision = &self.config.vision;
         let _scope = self.g.enter("mlp");
-        let hidden = self.linear(x, "fc1", vision.hidden_size, vision.intermediate_size, true);
-        let hidden = self.gelu(hidden, Gelu::Tanh);
-        self.linear(hidden, "fc2", vision.intermediate_size, vision.hidden_size, true)
+        let hidden = self.product(x, "fc1", vision.hidden_size, vision.intermediate_size);
+        let hidden = self.gelu_of(hidden, Gelu::Tanh);
+        self.product(hidden, "fc2", vision.intermediate_size, vision.hidden_size)
     }
 }

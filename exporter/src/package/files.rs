@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use lfm2vl::image::{ImageSettings, image_processor_json};
+use lfm2vl::image::{ImageSettings, Overrides, Resample, image_processor_json};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -73,13 +73,19 @@ fn image_settings(source: &Path) -> Result<Map<String, Value>, ExportError> {
     all.extend(ImageSettings::default().to_json());
     // A limit of our own, which others would not know.
     all.remove("max_view_patches");
-    // Other clients know the numbers only.
-    let resample = ImageSettings::from_json(&own.clone().into())?.to_json().remove("resample");
+    // Other clients know the numbers only, where there is one.
+    let resample = resample(&own)?;
     all.extend(own);
-    all.extend(resample.map(|resample| ("resample".into(), resample)));
+    all.extend(resample.map(|resample| ("resample".into(), resample.to_json())));
     // transformers ignores this flag, and Transformers.js squeezes every image to one tile if set.
     all.insert("do_resize".into(), json!(false));
     Ok(all)
+}
+
+/// How images are resized, by the processor's settings; the others may be wrong.
+pub(super) fn resample(settings: &Map<String, Value>) -> Result<Option<Resample>, ExportError> {
+    let alone = json!({"resample": settings.get("resample")});
+    Ok(Overrides::from_json(&alone)?.resample)
 }
 
 /// The chat template, from its own file, from that of older processors, or from the tokenizer's config.

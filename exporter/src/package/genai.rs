@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use lfm2vl::image::{ImageSettings, Resample};
+use lfm2vl::image::Resample;
 use lfm2vl_graphs::{Bundle, Graph, LayerKind};
 use serde_json::{Map, Value, json};
 
-use super::files::{read_settings, write_json};
+use super::files::{read_settings, resample, write_json};
 use crate::{checkpoint::Config, error::ExportError, onnx::WrittenFile};
 
 const CONFIG: &str = "genai_config.json";
@@ -107,16 +107,15 @@ fn genai_config(config: &Config, bundle: &Bundle, generation: &Map<String, Value
 
 /// One view at the size that keeps the image tokens within their limits: genai does not tile.
 fn image_processor(images: &Map<String, Value>) -> Result<Value, ExportError> {
-    let settings = ImageSettings::from_json(&images.clone().into())?;
     let number = |key: &str| images.get(key).and_then(Value::as_u64).unwrap_or_default();
     let (patch, factor, tile) =
         (number("encoder_patch_size"), number("downsample_factor"), number("tile_size"));
     let pixels = |tokens: &str| number(tokens) * (patch * factor).pow(2);
-    let interpolation = match settings.resample {
-        Resample::NearestExact | Resample::Nearest => "NEAREST",
-        Resample::Lanczos => "LANCZOS",
-        Resample::Bilinear => "LINEAR",
-        Resample::Bicubic => "CUBIC",
+    let interpolation = match resample(images)? {
+        Some(Resample::NearestExact | Resample::Nearest) => "NEAREST",
+        Some(Resample::Lanczos) => "LANCZOS",
+        Some(Resample::Bilinear) | None => "LINEAR",
+        Some(Resample::Bicubic) => "CUBIC",
     };
     let operation = |name: &str, kind: &str, attributes: Value| {
         let mut operation = json!({"name": name, "type": kind});

@@ -149,6 +149,7 @@ pub(super) fn quantizer(
         let write_error = |source| ExportError::Write { path: folder.to_owned(), source };
         let stage = tempfile::tempdir_in(folder).map_err(write_error)?;
         calibrate(checkpoint, build, sides, &samples, &mut quantizer, stage.path(), on_stage)?;
+        stage.close().map_err(write_error)?;
     }
     Ok(quantizer)
 }

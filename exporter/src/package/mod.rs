@@ -182,6 +182,7 @@ pub fn export(
 
     let mut manifest = Manifest {
         format: Manifest::FORMAT,
+        left_out: Vec::new(),
         exporter: format!("lfm2vl-export {}", env!("CARGO_PKG_VERSION")),
         contract: contract.name.clone(),
         contract_version: contract.version,

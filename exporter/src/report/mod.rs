@@ -108,8 +108,8 @@ pub fn measure(
     let samples = read_samples(samples, folder)?;
     // On the disk that has room for an export.
     let scratch = tempfile::Builder::new().prefix(".report-").tempdir_in(folder);
-    let scratch =
-        scratch.map_err(|source| ExportError::Write { path: folder.to_owned(), source })?;
+    let write_error = |source| ExportError::Write { path: folder.to_owned(), source };
+    let scratch = scratch.map_err(write_error)?;
     let options = ExportOptions {
         precisions: vec![Precision::Fp32],
         ..ExportOptions::new(manifest.recipe.clone())
@@ -118,6 +118,9 @@ pub fn measure(
     let modules =
         modules::measure(checkpoint, folder, manifest, &samples, scratch.path(), on_step)?;
     let graphs = graphs::measure(checkpoint, folder, manifest, &float, &samples, on_step)?;
+    drop(float);
+    // It is not to be published with the folder.
+    scratch.close().map_err(write_error)?;
     Ok(QualityReport {
         exporter: manifest.exporter.clone(),
         source_fingerprint: manifest.source_fingerprint.clone(),

@@ -71,7 +71,9 @@ pub enum VerifyError {
     },
     /// A graph is too far from the reference.
     #[error(
-        "{graph} in {precision} differs from the reference (error {error:.2e}, cosine {cosine:.6}), so nothing was written; report this with the model's config.json"
+        "{graph} in {precision} differs from the reference (scaled error {error:.1e}, cosine 1 - {:.1e}{}), so nothing was written; report this with the model's config.json",
+        1.0 - cosine,
+        top1.map_or(String::new(), |(agree, all)| format!(", {agree} of {all} best tokens"))
     )]
     Differs {
         /// The graph.
@@ -82,6 +84,8 @@ pub enum VerifyError {
         error: f32,
         /// Cosine similarity.
         cosine: f64,
+        /// Positions whose best token is the reference's, of how many; for the decoder.
+        top1: Option<(usize, usize)>,
     },
 }
 
@@ -129,6 +133,7 @@ impl Verification {
                 precision: c.precision,
                 error: c.scaled_error,
                 cosine: c.cosine,
+                top1: c.top1,
             })
         })
     }
@@ -138,8 +143,8 @@ impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<22} {:<6} {:>9} {:>12} {:>7} {:>10} {:>10} {:>7}",
-            "graph", "", "max error", "scaled error", "bound", "cosine", "bound", "top-1"
+            "{:<22} {:<6} {:>9} {:>12} {:>7} {:>10} {:>7} {:>7}",
+            "graph", "", "max error", "scaled error", "bound", "1 - cosine", "bound", "top-1"
         )?;
         for c in &self.graphs {
             let Bounds { error, cosine, top1 } = Bounds::of(c.precision, c.activations);
@@ -147,12 +152,13 @@ impl fmt::Display for Verification {
             let all = if top1 && c.top1.is_some() { " (all)" } else { "" };
             writeln!(
                 f,
-                "{:<22} {:<6} {:>9.1e} {:>12.1e} {error:>7.0e} {:>10.7} {cosine:>10} {agreed:>7}{all}",
+                "{:<22} {:<6} {:>9.1e} {:>12.1e} {error:>7.0e} {:>10.1e} {:>7.0e} {agreed:>7}{all}",
                 c.graph.name(),
                 c.precision.to_string(),
                 c.max_abs_error,
                 c.scaled_error,
-                c.cosine,
+                1.0 - c.cosine,
+                1.0 - cosine,
             )?;
         }
         Ok(())

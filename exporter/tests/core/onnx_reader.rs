@@ -4,7 +4,7 @@ use std::{fs, ops::ControlFlow, path::Path};
 
 use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
 use lfm2vl_graphs::{Precision, Recipe};
-use onnx_protobuf::{ModelProto, tensor_proto::DataType};
+use onnx_protobuf::{ModelProto, NodeProto, tensor_proto::DataType};
 use protobuf::{Enum, Message};
 
 use crate::common::testdata;
@@ -65,6 +65,31 @@ fn every_field_arrives() {
             }
             check_external_data(&model, &folder.join("onnx"), &name);
         }
+    }
+}
+
+/// With `fusion: cuda` vision's products have no bias but the first and the last, and no node is there for
+/// a bias, an addition or a norm alone.
+#[test]
+fn biases_are_left_to_the_operators_that_follow() {
+    let out = tempfile::tempdir().unwrap();
+    let counts = |recipe: &str, stem: &str| {
+        let models = models(recipe, &out.path().join(recipe));
+        let (_, model) = models.iter().find(|(name, _)| name == stem).unwrap();
+        let nodes = &model.graph.node;
+        let count = |op: &str| nodes.iter().filter(|node| node.op_type == op).count();
+        let has_bias = |node: &&NodeProto| match node.op_type.as_str() {
+            "Gemm" => node.input.len() > 2,
+            "MatMulNBits" => node.input.len() > 5,
+            _ => false,
+        };
+        let biased = nodes.iter().filter(has_bias).count();
+        (biased, ["SkipLayerNormalization", "FastGelu", "BiasGelu", "Gelu"].map(count))
+    };
+    // Four layers of six products each, and two of the projector.
+    for stem in ["vision_encoder_fp16", "vision_encoder_q4f16"] {
+        assert_eq!(counts("cuda", stem), (2, [8, 4, 1, 0]), "{stem}");
+        assert_eq!(counts("default", stem), (4 * 6 + 3, [0, 0, 0, 5]), "{stem}");
     }
 }
 

@@ -33,7 +33,7 @@ fn check(checkpoint: &str, golden: &str, row: usize) {
             let expected = golden.floats("position_embeddings");
             let expected = expected.slice_axis(Axis(0), valid.clone().into());
             let ours = model.position_embeddings(rows, cols).unwrap();
-            assert!(scaled_error(&ours, &expected) < BAR);
+            assert!(scaled_error(&ours, &expected) < 1e-5);
         }
         if golden.has("vision_last_hidden_state") {
             let expected = golden.floats("vision_last_hidden_state");

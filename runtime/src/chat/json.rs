@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::{Cover, python};
+use super::{
+    Cover,
+    python::{self, DEEPEST, MOST_BYTES},
+};
 
 /// The arguments of `json.dumps`.
 #[derive(Debug, Default)]
@@ -27,10 +30,26 @@ pub(super) fn dumps(value: &impl Serialize, style: &Style) -> Result<String, ser
         None => (comma, ": "),
     };
     let python = Python { style, item, key, level: 0, is_empty: true };
-    let mut bytes = Vec::new();
-    value.serialize(&mut Serializer::with_formatter(&mut bytes, python))?;
+    let mut text = Text(Vec::new());
+    value.serialize(&mut Serializer::with_formatter(&mut text, python))?;
     // serde_json writes UTF-8 only.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&text.0).into_owned())
+}
+
+/// Takes no more than a value's text may have.
+struct Text(Vec<u8>);
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_BYTES {
+            return Err(io::Error::other("the value is too long"));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Python<'s> {
@@ -45,6 +64,9 @@ struct Python<'s> {
 impl Python<'_> {
     fn open<W: ?Sized + Write>(&mut self, writer: &mut W, mark: &[u8]) -> io::Result<()> {
         self.level += 1;
+        if self.level > DEEPEST {
+            return Err(io::Error::other("the value is too deep"));
+        }
         self.is_empty = true;
         writer.write_all(mark)
     }
@@ -68,7 +90,10 @@ impl Python<'_> {
 
     fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
         match self.style.indent {
-            Some(indent) => write!(writer, "\n{:1$}", "", indent * self.level),
+            Some(indent) => {
+                writer.write_all(b"\n")?;
+                (0..indent.saturating_mul(self.level)).try_for_each(|_| writer.write_all(b" "))
+            }
             None => Ok(()),
         }
     }

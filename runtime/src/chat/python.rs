@@ -1,41 +1,69 @@
 //! Values as Python's `str` and `repr` write them: what Jinja prints and templates rely on.
 
 use super::Cover;
-use minijinja::value::{Value, ValueKind};
+use minijinja::{
+    Error, ErrorKind,
+    value::{Value, ValueKind},
+};
 use unicode_general_category::{GeneralCategory, get_general_category};
 
+/// Most bytes of a value as text: more than any prompt has use for. A value that holds another one several times
+/// takes little memory itself, and its text as much as there is.
+pub(super) const MOST_BYTES: usize = 16 << 20;
+
+/// Most values inside each other: Python itself goes no deeper.
+pub(super) const DEEPEST: usize = 1000;
+
 /// `str(value)`.
-pub(super) fn str(value: &Value) -> String {
+///
+/// # Errors
+/// For a value that is too long or too deep.
+pub(super) fn str(value: &Value) -> Result<String, Error> {
     match value.kind() {
-        ValueKind::String => value.to_string(),
-        ValueKind::Undefined => String::new(),
-        _ => repr(value),
+        ValueKind::String => Ok(value.to_string()),
+        ValueKind::Undefined => Ok(String::new()),
+        _ => {
+            let mut text = String::new();
+            repr(value, 0, &mut text)?;
+            Ok(text)
+        }
     }
 }
 
-fn repr(value: &Value) -> String {
-    let list = |value: &Value| -> Vec<String> {
-        value.try_iter().map(|items| items.map(|item| repr(&item)).collect()).unwrap_or_default()
-    };
+fn repr(value: &Value, depth: usize, text: &mut String) -> Result<(), Error> {
+    if depth > DEEPEST || text.len() > MOST_BYTES {
+        let message = "a value is too long or too deep to be written";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        ValueKind::String => quote(&value.to_string()),
-        ValueKind::Seq | ValueKind::Iterable => format!("[{}]", list(value).join(", ")),
+        ValueKind::None => text.push_str("None"),
+        ValueKind::Bool => text.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::String => text.push_str(&quote(&value.to_string())),
+        ValueKind::Seq | ValueKind::Iterable => {
+            text.push('[');
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                text.push_str(if i > 0 { ", " } else { "" });
+                repr(&item, depth + 1, text)?;
+            }
+            text.push(']');
+        }
         ValueKind::Map => {
-            let entry = |key: Value| {
-                let value = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", repr(&key), repr(&value))
-            };
-            let entries: Vec<String> =
-                value.try_iter().map(|keys| keys.map(entry).collect()).unwrap_or_default();
-            format!("{{{}}}", entries.join(", "))
+            text.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                text.push_str(if i > 0 { ", " } else { "" });
+                repr(&key, depth + 1, text)?;
+                text.push_str(": ");
+                repr(&value.get_item(&key).unwrap_or_default(), depth + 1, text)?;
+            }
+            text.push('}');
         }
         ValueKind::Number if !value.is_integer() => {
-            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+            let number = f64::try_from(value.clone());
+            text.push_str(&number.map_or_else(|_| value.to_string(), float));
         }
-        _ => value.to_string(),
+        _ => text.push_str(&value.to_string()),
     }
+    Ok(())
 }
 
 /// `repr` of a float: the fewest digits that give it back, with an exponent for very large and
@@ -122,7 +150,7 @@ mod tests {
     #[test]
     fn values_as_python_prints_them() {
         let json = serde_json::json!([null, true, 1, 2.5, "it's", "\"'", {"k": [false, "\n"]}]);
-        let text = str(&Value::from(minijinja::value::Serde(json)));
+        let text = str(&Value::from(minijinja::value::Serde(json))).unwrap();
         assert_eq!(text, r#"[None, True, 1, 2.5, "it's", '"\'', {'k': [False, '\n']}]"#);
     }
 }

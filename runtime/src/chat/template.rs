@@ -1,6 +1,6 @@
 //! The checkpoint's own chat template, executed as transformers executes it.
 
-use std::{io, path::Path};
+use std::{io, path::Path, thread};
 
 use minijinja::{
     Environment, Error, ErrorKind, Output, State,
@@ -33,10 +33,13 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat_template";
-/// Steps of the engine that a template may take, with a step for each byte that it prints: about a second.
-const FUEL: u64 = 10_000_000;
+/// Steps of the engine that a template may take, and a step for each 64 bytes that it writes: a tenth of a second.
+const FUEL: u64 = 1_000_000;
 /// And so many more for each byte of the messages and tools.
-const FUEL_OF_BYTE: u64 = 100;
+const FUEL_OF_BYTE: u64 = 50;
+/// Bytes of stack, of which memory is taken as they are used. A list in a list, and so on, is dropped by as many
+/// calls, and each costs a template a few steps.
+const STACK: usize = 256 << 20;
 /// Put after text that is to be continued, to find its end in the rendered prompt.
 const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
@@ -130,15 +133,7 @@ impl ChatTemplate {
         context.insert("documents".into(), serde_json::Value::Null);
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         context.extend(options.variables.clone());
-        let mut environment = self.environment.clone();
-        let bytes = serde_json::to_vec(&context).map_err(|e| template_error(&e))?.len();
-        environment.set_fuel(Some(FUEL + FUEL_OF_BYTE * bytes as u64));
-        let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
-        let mut prompt =
-            template.render(Value::from(Serde(context))).map_err(|error| match error.kind() {
-                ErrorKind::OutOfFuel => ChatError::EndlessTemplate,
-                _ => template_error(&error),
-            })?;
+        let mut prompt = self.run(context)?;
 
         if options.continue_final_message {
             // The template may have trimmed the space at the mark's end.
@@ -151,6 +146,30 @@ impl ChatTemplate {
             }
         }
         Ok(prompt)
+    }
+}
+
+impl ChatTemplate {
+    /// Runs the template within its limits.
+    fn run(&self, context: Map<String, serde_json::Value>) -> Result<String, ChatError> {
+        let bytes = serde_json::to_vec(&context).map_err(|error| template_error(&error))?.len();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL + FUEL_OF_BYTE * bytes as u64));
+        // An error may hold values, too, and so ends where they may be deep.
+        let render = || {
+            let template =
+                environment.get_template(NAME).map_err(|error| template_error(&error))?;
+            template.render(Value::from(Serde(context))).map_err(|error| match error.kind() {
+                ErrorKind::OutOfFuel => ChatError::EndlessTemplate,
+                _ => template_error(&error),
+            })
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".into()).stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, render);
+            let thread = thread.map_err(|error| template_error(&error))?;
+            thread.join().unwrap_or_else(|_| Err(template_error(&"the engine panicked")))
+        })
     }
 }
 
@@ -198,7 +217,7 @@ fn without_generation_blocks(source: &str) -> String {
 
 /// Prints a value as Python does; nothing is escaped.
 fn print(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    output.write_str(&python::str(value)).map_err(Error::from)
+    output.write_str(&python::str(value)?).map_err(Error::from)
 }
 
 /// `tojson` as transformers defines it: `json.dumps` without HTML escapes and, unless it is asked
@@ -268,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_that_are_cut_off_are_errors() {
+    fn templates_that_are_cut_off_do_not_panic() {
         let source = "{%- for m in messages -%}{% generation %}{{ m['content'] | trim }}{#- x -#}{% endgeneration %}\
                       {%- if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% endfor %}{%}{{}}";
         for start in 0..source.len() {
@@ -286,6 +305,7 @@ mod tests {
             "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
             "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
             "{% set n = namespace(s='long') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "{% set n = namespace(l=[]) %}{% for i in range(90000) %}{% for j in range(90000) %}{% set n.l = [n.l] %}{% endfor %}{% endfor %}",
             "{{ 'x' * 1000000000000 }}",
             "{{ 'x' | indent(1000000000000) }}",
         ] {
@@ -293,14 +313,28 @@ mod tests {
             let expected = matches!(error, ChatError::EndlessTemplate);
             assert!(expected || endless.contains("macro"), "{endless}: {error}");
         }
+        let nested = "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}";
+        let deep = "{% set n = namespace(l=[1]) %}{% for i in range(90000) %}{% set n.l = [n.l] %}{% endfor %}";
+        for too_long in [
+            format!("{nested}{{{{ n.l }}}}"),
+            format!("{nested}{{{{ (n.l | tojson) | length }}}}"),
+            format!("{nested}{{{{ (n.l | string) | length }}}}"),
+            format!("{deep}{{{{ n.l }}}}"),
+            format!("{deep}{{{{ n.l | tojson }}}}"),
+            "{{ [[1]] | tojson(indent=9223372036854775807) }}".to_owned(),
+        ] {
+            assert!(matches!(render(&too_long), Err(ChatError::Template(_))), "{too_long}");
+        }
+        assert_eq!(render(&format!("{deep}x")).unwrap(), "x");
+        assert!(render("{{ [1] | tojson(indent=100000) }}").unwrap().len() > 100_000);
         // A long conversation is not endless.
         let messages: Vec<Message> =
-            (0..2000).map(|_| Message::user("word ".repeat(500))).collect();
+            (0..2000).map(|_| Message::user("word ".repeat(100))).collect();
         let source = "{% set n = namespace(s='') %}{% for m in messages %}{% set n.s = n.s ~ m.content %}\
                       {{ m.content }}{% endfor %}";
         let template = ChatTemplate::new(source, &Map::new()).unwrap();
         let text = template.render(&messages, &RenderOptions::default()).unwrap();
-        assert_eq!(text.len(), 2000 * 2500);
+        assert_eq!(text.len(), 2000 * 500);
     }
 
     #[test]

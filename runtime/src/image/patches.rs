@@ -90,8 +90,11 @@ impl PaddedViews {
         let patches = views.iter().map(|v| v.grid.patches()).max().unwrap_or(0).max(patches);
         let values = views.first().map_or(0, |view| view.patches.ncols());
         let is_whole = |view: &View<'_>| view.patches.dim() == (view.grid.patches(), values);
-        let size =
-            views.len().checked_mul(patches).and_then(|rows| rows.checked_mul(values.max(1)));
+        let size = views
+            .len()
+            .max(1)
+            .checked_mul(patches)
+            .and_then(|rows| rows.checked_mul(values.max(1)));
         if !views.iter().all(is_whole) || size.is_none_or(|size| size > isize::MAX as usize / 4) {
             return Err(ImageError::NotProcessed);
         }

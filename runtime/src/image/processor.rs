@@ -46,7 +46,13 @@ impl ProcessedImage {
             sum.checked_add(grid.rows.checked_mul(grid.cols).filter(|&patches| patches > 0)?)
         });
         let is_whole = count == Some(patches.nrows()) && patches.is_standard_layout();
-        if is_whole && !grids.is_empty() && layout.tokens() > 0 {
+        let views = if layout.is_split() {
+            layout.rows.saturating_mul(layout.cols).saturating_add(layout.thumbnail.into())
+        } else {
+            1
+        };
+        let tokens = 1..=patches.nrows();
+        if is_whole && grids.len() == views && tokens.contains(&layout.tokens()) {
             Ok(ProcessedImage { patches, grids, layout })
         } else {
             Err(ImageError::NotProcessed)
@@ -188,10 +194,14 @@ impl ImageProcessor {
         Ok(ProcessedImage { patches, grids, layout })
     }
 
-    /// The pixels of a view that this processor made, as they were before they were normalised.
+    /// The pixels of a view that this processor made, as they were before they were normalised; none of a view
+    /// whose patches are not those of its grid.
     pub fn pixels(&self, view: &View<'_>) -> RgbImage {
         let side = self.settings.encoder_patch_size;
         let PatchGrid { rows, cols } = view.grid;
+        if view.grid.patches() != view.patches.nrows() {
+            return RgbImage::default();
+        }
         RgbImage::from_fn((cols * side) as u32, (rows * side) as u32, |x, y| {
             let (x, y) = (x as usize, y as usize);
             let patch = y / side * cols + x / side;

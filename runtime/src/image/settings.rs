@@ -323,6 +323,13 @@ impl Setting for [f32; 3] {
     }
 }
 
+impl Resample {
+    /// As the processor files have it: Pillow's number, or torchvision's name where it has none.
+    pub fn to_json(self) -> Value {
+        self.to_value()
+    }
+}
+
 impl Setting for Resample {
     const EXPECTED: &str =
         "it must be 0 to 3, or nearest-exact, nearest, lanczos, bilinear or bicubic";

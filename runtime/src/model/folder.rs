@@ -29,6 +29,11 @@ impl ModelFolder {
         let content = files::read(&path).map_err(|error| file_error(&path, error))?;
         let manifest = content.map(|content| Manifest::read(&content)).transpose();
         let manifest = manifest.map_err(|error| file_error(&path, error))?;
+        if let Some(Manifest { left_out, .. }) = &manifest
+            && !left_out.is_empty()
+        {
+            tracing::warn!(?left_out, "the folder has what this version does not know");
+        }
         let path = root.join("config.json");
         let config = read_json(&path)?
             .ok_or_else(|| Error::File { path, source: "the file does not exist".into() })?;

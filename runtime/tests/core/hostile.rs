@@ -173,6 +173,13 @@ fn views_that_do_not_fit() {
     }
     assert!(parts(patches.t().to_owned(), grids, layout).is_err());
     assert!(parts(patches.slice(s![1.., ..]).to_owned(), grids, layout).is_err());
+    for wrong in [
+        ImageLayout { tokens_for_image: usize::MAX, ..layout },
+        ImageLayout { tokens_for_image: 0, ..layout },
+        ImageLayout { rows: 2, ..layout },
+    ] {
+        assert!(parts(patches.clone(), grids, wrong).is_err(), "{wrong:?}");
+    }
     let layout = ImageLayout { rows: usize::MAX, cols: usize::MAX, ..layout };
     assert!(layout.is_split() && layout.tokens() == usize::MAX);
 
@@ -184,6 +191,8 @@ fn views_that_do_not_fit() {
         assert!(PaddedViews::new(wrong, 7).is_err());
     }
     assert!(PaddedViews::new(&[view], usize::MAX).is_err());
+    assert!(PaddedViews::new(&[], usize::MAX).is_err());
+    assert_eq!(processor.pixels(&other).dimensions(), (0, 0));
     for (height, width) in [(0, 0), (0, 9), (1, usize::MAX), (usize::MAX, usize::MAX)] {
         processor.layout(height, width);
     }

@@ -184,18 +184,21 @@ fn load_neighbour(library: &Path, message: &str) -> bool {
     static LOADED: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
     let words = message.split(|c: char| c.is_whitespace() || ":;,()'\"".contains(c));
     let names = words.filter_map(|word| word.rsplit('/').next());
-    let names: Vec<&str> =
-        names.filter(|name| name.contains(".so") || name.contains(".dylib")).collect();
+    let own = library.file_name().unwrap_or_default();
+    let names: Vec<&str> = names
+        .filter(|name| (name.contains(".so") || name.contains(".dylib")) && own != *name)
+        .collect();
     let is_named = |path: &PathBuf| {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
-        path != library && names.iter().any(|name| file.starts_with(name))
+        names.iter().any(|name| file.starts_with(name))
     };
     let entries = library.parent().and_then(|folder| fs::read_dir(folder).ok());
-    let mut paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-    paths.find(is_named).is_some_and(|path| {
-        ort::util::preload_dylib(&path).is_ok()
-            && LOADED.lock().unwrap_or_else(PoisonError::into_inner).insert(path)
-    })
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut new = paths.filter(is_named).filter(|path| !loaded.contains(path));
+    let found = new.find(|path| ort::util::preload_dylib(path).is_ok());
+    drop(new);
+    found.is_some_and(|path| loaded.insert(path))
 }
 
 fn address(device: &Device<'_>) -> usize {
