@@ -73,8 +73,8 @@ fn every_field_arrives() {
 #[test]
 fn biases_are_left_to_the_operators_that_follow() {
     let out = tempfile::tempdir().unwrap();
-    let counts = |recipe: &str, stem: &str| {
-        let models = models(recipe, &out.path().join(recipe));
+    let [cuda, default] = ["cuda", "default"].map(|name| models(name, &out.path().join(name)));
+    let counts = |models: &[(String, ModelProto)], stem: &str| {
         let (_, model) = models.iter().find(|(name, _)| name == stem).unwrap();
         let nodes = &model.graph.node;
         let count = |op: &str| nodes.iter().filter(|node| node.op_type == op).count();
@@ -88,8 +88,8 @@ fn biases_are_left_to_the_operators_that_follow() {
     };
     // Four layers of six products each, and two of the projector.
     for stem in ["vision_encoder_fp16", "vision_encoder_q4f16"] {
-        assert_eq!(counts("cuda", stem), (2, [8, 4, 1, 0]), "{stem}");
-        assert_eq!(counts("default", stem), (4 * 6 + 3, [0, 0, 0, 5]), "{stem}");
+        assert_eq!(counts(&cuda, stem), (2, [8, 4, 1, 0]), "{stem}");
+        assert_eq!(counts(&default, stem), (4 * 6 + 3, [0, 0, 0, 5]), "{stem}");
     }
 }
 
