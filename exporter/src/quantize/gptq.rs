@@ -143,10 +143,11 @@ fn inverse_cholesky_small(matrix: ArrayView2<'_, f32>) -> Array2<f32> {
         for column in 0..=row {
             let known = lower.slice(s![row, ..column]).dot(&lower.slice(s![column, ..column]));
             let left = matrix[[row, column]] - known;
-            lower[[row, column]] = match row == column {
+            lower[[row, column]] = if row == column {
                 // Rounding may leave less than nothing of a column that others determine.
-                true => left.max(1e-12 * matrix[[row, row]].abs()).sqrt(),
-                false => left / lower[[column, column]],
+                left.max(1e-12 * matrix[[row, row]].abs()).sqrt()
+            } else {
+                left / lower[[column, column]]
             };
         }
     }

@@ -79,19 +79,19 @@ fn operator(api: &sys::OrtApi, node: *const sys::OrtEpAssignedNode) -> ort::Resu
 /// # Safety
 /// `items` must be null, or point to `count` values that live as long as what the caller borrows.
 unsafe fn list<'a, T>(items: *const T, count: usize) -> &'a [T] {
-    match items.is_null() {
-        true => &[],
-        // SAFETY: as the caller promises.
-        false => unsafe { slice::from_raw_parts(items, count) },
+    if items.is_null() {
+        return &[];
     }
+    // SAFETY: as the caller promises.
+    unsafe { slice::from_raw_parts(items, count) }
 }
 
 /// # Safety
 /// `text` must be null or a string that ends with NUL.
 unsafe fn text(text: *const std::ffi::c_char) -> String {
-    match text.is_null() {
-        true => String::new(),
-        // SAFETY: as the caller promises.
-        false => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
+    if text.is_null() {
+        return String::new();
     }
+    // SAFETY: as the caller promises.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
