@@ -162,6 +162,30 @@ fn checkpoints() {
 }
 
 #[test]
+fn adapters() {
+    for (adapter, base) in [
+        ("patterns", "variants/layernorm-tied"),
+        ("some-layers", "variants/layernorm-tied"),
+        ("lora-bias", "variants/conv-bias"),
+        ("embedding-tied", "variants/layernorm-tied"),
+    ] {
+        let (_out, folder) = copy_of(&testdata(&format!("adapters/{adapter}")));
+        let read = |_: &[u8]| {
+            let checkpoint =
+                Checkpoint::open_with_adapter(&testdata(base), &folder).map_err(text)?;
+            for name in checkpoint.dtypes().keys() {
+                checkpoint.load(name).map_err(text)?;
+            }
+            Ok(())
+        };
+        let weights = folder.join("adapter_model.safetensors");
+        let length = u64::from_le_bytes(fs::read(&weights).unwrap()[..8].try_into().unwrap());
+        damage_file(&weights, 8 + length as usize, rounds(200), read);
+        damage_file(&folder.join("adapter_config.json"), usize::MAX, rounds(200), read);
+    }
+}
+
+#[test]
 fn chat_templates() {
     let (_out, folder) = copy_of(&testdata("variants/no-layernorm"));
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);

@@ -1,6 +1,5 @@
 //! LoRA adapters: merged as peft merges them, and refused in one sentence where they cannot be.
 
-mod hostile;
 mod program;
 mod refused;
 
