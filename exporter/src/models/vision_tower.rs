@@ -130,11 +130,15 @@ impl<'g> Model<'g> {
                 };
                 let masked = [query, keys, values, bias.unwrap_or(self.g.omitted()), valid];
                 let unmasked = if bias.is_some() { &masked[..4] } else { &masked[..3] };
-                self.g.node_on_either(
+                let attention = |inputs: &[Value<'g>]| {
+                    let heads = [("num_heads", Attribute::Int(heads as i64))];
+                    self.g.node(Op::microsoft("MultiHeadAttention"), inputs, &heads)
+                };
+                self.g.either(
                     all_valid,
-                    Op::microsoft("MultiHeadAttention"),
-                    [unmasked, &masked],
-                    &[("num_heads", Attribute::Int(heads as i64))],
+                    self.g.float_type(),
+                    || attention(unmasked),
+                    || attention(&masked),
                 )
             }
             Mask::Bias(bias) => {

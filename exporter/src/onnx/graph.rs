@@ -325,12 +325,6 @@ impl GraphBuilder {
         self.constant(format!("float64.{shape:?}.{values:?}"), DataType::Double, shape, bytes)
     }
 
-    /// A constant int32 scalar.
-    pub(crate) fn int32(&self, value: i32) -> Value<'_> {
-        let bytes = value.to_le_bytes().to_vec();
-        self.constant(format!("int32.{value}"), DataType::Int32, &[], bytes)
-    }
-
     /// A constant uint8 scalar.
     pub(crate) fn byte(&self, value: u8) -> Value<'_> {
         self.constant(format!("uint8.{value}"), DataType::Uint8, &[], vec![value])
@@ -425,36 +419,24 @@ impl GraphBuilder {
         std::array::from_fn(|i| Value { graph: self, id: first + i })
     }
 
-    /// The output of an operator on the inputs `yes` where the scalar `condition` is true, else on
-    /// the inputs `no`. It is of the graph's floats.
-    pub(crate) fn node_on_either(
-        &self,
-        condition: Value<'_>,
-        op: Op,
-        [yes, no]: [&[Value<'_>]; 2],
-        attributes: &[(&'static str, Attribute)],
-    ) -> Value<'_> {
-        let branch = |inputs| {
-            let node = self.state.borrow_mut().new_node(op, inputs, 1, attributes);
-            let elem_type = if self.is_half() { DataType::Float16 } else { DataType::Float };
-            let tensor_type = TensorTypeProto { elem_type: elem_type as i32, shape: None };
-            let output = ValueInfoProto {
-                name: node.output[0].clone(),
-                r#type: Some(TypeProto { tensor_type: Some(tensor_type) }),
-            };
-            Attribute::Graph(GraphProto {
-                name: node.name.clone(),
-                node: vec![node],
-                output: vec![output],
-                ..GraphProto::default()
-            })
-        };
-        let branches = [("then_branch", branch(yes)), ("else_branch", branch(no))];
-        self.node(Op::onnx("If"), &[condition], &branches)
+    /// The type of the graph's floats.
+    pub(crate) fn float_type(&self) -> DataType {
+        if self.is_half() { DataType::Float16 } else { DataType::Float }
+    }
+
+    /// What `make` adds: its nodes, which are taken out of the graph, and the name of its value.
+    pub(super) fn nodes_of<'g>(
+        &'g self,
+        make: impl FnOnce() -> Value<'g>,
+    ) -> (Vec<NodeProto>, String) {
+        let before = self.state.borrow().nodes.len();
+        let value = make();
+        let mut state = self.state.borrow_mut();
+        (state.nodes.split_off(before), state.values[value.id].clone())
     }
 
     /// The value of that name, made if new.
-    fn named(&self, name: &str) -> Value<'_> {
+    pub(super) fn named(&self, name: &str) -> Value<'_> {
         let mut state = self.state.borrow_mut();
         let id = state.known.get(name).copied().unwrap_or_else(|| {
             state.values.push(name.to_owned());

@@ -1,5 +1,6 @@
 //! ONNX graphs: the messages, the builder, and the writer of models with external data.
 
+mod control_flow;
 mod data;
 mod graph;
 mod ops;

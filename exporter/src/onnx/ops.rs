@@ -107,11 +107,6 @@ impl<'g> Value<'g> {
         self.unary("Round")
     }
 
-    /// Element-wise remainder with the divisor's sign.
-    pub(crate) fn remainder(self, divisor: Self) -> Self {
-        self.binary("Mod", divisor)
-    }
-
     /// Element-wise nearest value from `least` to `most`.
     pub(crate) fn clip(self, least: Self, most: Self) -> Self {
         self.graph.node(Op::onnx("Clip"), &[self, least, most], &[])
@@ -126,11 +121,6 @@ impl<'g> Value<'g> {
     pub(crate) fn place_of_max(self) -> Self {
         let attributes = [("axis", Int(0)), ("keepdims", Int(0))];
         self.graph.node(Op::onnx("ArgMax"), &[self], &attributes)
-    }
-
-    /// Matrix product of uint8 as int32, after `zero` has been taken from self.
-    pub(crate) fn matmul_integer(self, zero: Self, other: Self) -> Self {
-        self.graph.node(Op::onnx("MatMulInteger"), &[self, other, zero], &[])
     }
 
     /// self repeated to a computed shape.
@@ -374,6 +364,16 @@ impl<'g> Value<'g> {
     /// Converts float32 to the graph's floats.
     pub(crate) fn to_graph_floats(self) -> Self {
         if self.graph.is_half() { self.cast(DataType::Float16) } else { self }
+    }
+
+    /// Converts uint8 to float32. ONNX Runtime computes this on all threads, and `Cast` on one.
+    pub(crate) fn bytes_to_f32(self) -> Self {
+        self.binary("DequantizeLinear", self.graph.float(1.0))
+    }
+
+    /// `self / scale + zero`, rounded and cut off to the type of `zero`.
+    pub(crate) fn quantize(self, scale: Self, zero: Self) -> Self {
+        self.graph.node(Op::onnx("QuantizeLinear"), &[self, scale, zero], &[])
     }
 
     /// Converts the graph's floats to float32, for what needs the accuracy.

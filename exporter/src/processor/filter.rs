@@ -8,20 +8,25 @@ use crate::onnx::Value;
 
 /// Outputs whose weights are one matrix. Of wider ones more would be zero, and of narrower ones the inputs
 /// overlap more.
-pub(super) const BLOCK: usize = 8;
+pub(super) const BLOCK: usize = 16;
 /// Bits that a sum of products leaves for the weights: 32, less 8 of a level and 2 for weights below 0
 /// or sums above 1.
 const MAX_PRECISION: u32 = 32 - 8 - 2;
 
-/// Which inputs make each output, and with what weights, by blocks of [`BLOCK`] outputs.
+/// What is taken from each sum, for its fraction to have one bit more.
+pub(super) const MIDDLE: u8 = 128;
+
+/// Which inputs make each output, and with what weights, by blocks of [`BLOCK`] outputs. Behind the last
+/// input another one is expected that is 1 everywhere: its weight takes [`MIDDLE`] from each sum, and adds
+/// half a part, so that no sum lies between two levels, where ways of rounding differ.
 pub(super) struct Filter<'g> {
-    /// Places of the inputs of each block, int64 [blocks, inputs]; those beyond the last are it once more,
-    /// with weights of 0.
+    /// Places of the inputs of each block, int64 [blocks, inputs]; places beyond the last are the last once
+    /// more, with weights of 0.
     pub(super) inputs: Value<'g>,
-    /// Weights, int32 [blocks, BLOCK, inputs], of which most are 0.
+    /// Weights, float64 [blocks, BLOCK, inputs], of which most are 0.
     pub(super) weights: Value<'g>,
-    /// What the weights of an output sum up to, about: int32 scalar, a power of two.
-    pub(super) one: Value<'g>,
+    /// How many parts there are in 1, of which weights are multiples: float64 scalar, a power of two.
+    pub(super) parts: Value<'g>,
 }
 
 impl<'g> Processor<'g> {
@@ -65,12 +70,17 @@ impl<'g> Processor<'g> {
         // The most bits with which the largest weight still fits into 16.
         let twice = g.doubles(&powers[1..], &[powers.len() - 1]);
         let fits = (largest * twice).less(g.double(f64::from(1 << 15) - 0.5));
-        let one = g.doubles(&powers, &[powers.len()]).gather(fits.to_i64().sum_all(), 0);
-        let scaled = weights * one;
-        // Halves away from zero: the cast cuts off what is behind the point.
-        let nearest = scaled.less(zero).select(scaled - half, scaled + half).to_i32();
-        let last = inputs - self.int(1);
-        Filter { inputs: input.min(last).squeeze(&[1]), weights: nearest, one: one.to_i32() }
+        let parts = g.doubles(&powers, &[powers.len()]).gather(fits.to_i64().sum_all(), 0);
+        let scaled = weights * parts;
+        // Halves away from zero.
+        let nearest = scaled.less(zero).select((scaled - half).ceil(), (scaled + half).floor());
+        let shape = [blocks, self.int(BLOCK), self.int(1)];
+        let shift = (half / parts - g.double(MIDDLE.into())).expand(g.vector(&shape));
+        let weights = (nearest / parts).concat(&[shift], 2);
+
+        let input = input.min(inputs - self.int(1)).squeeze(&[1]);
+        let ones = inputs.expand(g.vector(&[blocks, self.int(1)]));
+        Filter { inputs: input.concat(&[ones], 1), weights, parts }
     }
 
     /// The filter's value at a distance from the centre.
@@ -127,8 +137,13 @@ impl Kernel {
         }
     }
 
-    /// Whether any value is below 0.
-    pub(super) fn has_negative_values(self) -> bool {
-        self != Kernel::Triangle
+    /// With how many parts at most every sum is exact in float32, in whatever order it is made. Half a part
+    /// has to be a multiple of the last of its 24 bits: 2^-17 where sums lie within 128, as those of weights
+    /// above 0 do, and 2^-16 within 256 (2^-15, for a whole part, before MIDDLE is taken away).
+    pub(super) fn most_parts_in_f32(self) -> f64 {
+        f64::from(match self {
+            Kernel::Triangle => 1 << 16,
+            Kernel::Keys | Kernel::Lanczos => 1 << 15,
+        })
     }
 }

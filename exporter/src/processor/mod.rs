@@ -1,5 +1,5 @@
 //! The image processor as a graph of standard operators: what `Lfm2VlImageProcessor` of transformers 5.24
-//! computes, equal bit for bit. There is no control flow: what an image does not have is of size 0.
+//! computes, equal bit for bit. What an image does not have is of size 0.
 
 mod filter;
 mod geometry;
@@ -70,7 +70,7 @@ pub(crate) fn build(
     let size = Size { height: pixels.dim(0), width: pixels.dim(1) };
     let layout = processor.layout(size);
 
-    let columns = processor.columns(pixels);
+    let columns = processor.with_ones(pixels.transpose(&[1, 2, 0]).flatten());
     let tiles = processor.resize("tiles", columns, size, layout.tiled);
     let whole = processor.resize("whole", columns, size, layout.whole);
     let (tiles, whole) = (processor.tiles(tiles, &layout), processor.whole(whole, &layout));

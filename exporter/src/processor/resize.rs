@@ -1,31 +1,18 @@
 //! Antialiased resizing of 8-bit images, equal bit for bit to PyTorch's
 //! `interpolate(uint8, mode, antialias=True)` on a CPU: a horizontal pass rounded to 8 bits, then a
-//! vertical one. Both are products of integers.
+//! vertical one. Both are products of matrices in which every sum is exact.
 
 use lfm2vl::image::Resample;
 
 use super::{
     Processor, Size,
-    filter::{BLOCK, Filter, Kernel},
+    filter::{BLOCK, Filter, Kernel, MIDDLE},
 };
-use crate::onnx::Value;
-
-/// `MatMulInteger` takes 8 bits, so weights are `256 high + low`. Each of the two is stored with this
-/// added, for neither to be negative: products of unsigned numbers are exact on every processor, whereas
-/// some sum signed ones up in 16 bits.
-const OFFSET: u8 = 64;
-
-/// Products have a multiple of so many columns: with AMX, ONNX Runtime 1.23 and 1.24 compute some of the
-/// others wrong (its issue 26324).
-const COLUMNS: usize = 16;
+use crate::onnx::{DataType, Value};
 
 impl<'g> Processor<'g> {
-    /// The columns of an image uint8 [height, width, 3], as [width, 3, height or a few more].
-    pub(super) fn columns(self, pixels: Value<'g>) -> Value<'g> {
-        self.aligned(pixels.transpose(&[1, 2, 0]), 2)
-    }
-
-    /// An image of the size `from`, given as its columns, as uint8 [to.height, 3 * to.width].
+    /// An image uint8 [from.height, from.width, 3], given as its columns [from.width, 3 * from.height] and
+    /// [ones](Self::with_ones), as uint8 [to.height, 3 * to.width].
     pub(super) fn resize(
         self,
         name: &str,
@@ -34,25 +21,19 @@ impl<'g> Processor<'g> {
         to: Size<'g>,
     ) -> Value<'g> {
         let _scope = self.g.enter(name);
-        let side = self.settings.token_side();
-        let across = self.resample(columns.flatten(), from.width, to.width);
-        let sizes = [to.width, columns.dim(1), columns.dim(2)];
+        let across = self.resample(columns, from.width, to.width);
+        let sizes = [to.width, self.int(3), from.height];
         let rows = across.reshape_to_sizes(&sizes).transpose(&[2, 0, 1]).flatten();
-        if side.is_multiple_of(COLUMNS) {
-            return self.resample(rows, from.height, to.height);
-        }
-        let values = self.g.vector(&[rows.dim(1)]);
-        self.resample(self.aligned(rows, 1), from.height, to.height).take(1, values)
+        self.resample(self.with_ones(rows), from.height, to.height)
     }
 
-    /// Levels with zeros behind an axis, for it to have a multiple of [`COLUMNS`].
-    fn aligned(self, levels: Value<'g>, axis: i64) -> Value<'g> {
-        let (columns, zero) = (self.int(COLUMNS), self.int(0));
-        let missing = (columns - levels.dim(axis).remainder(columns)).remainder(columns);
-        levels.pad(axis, self.g.vector(&[zero, missing]))
+    /// Levels uint8 [inputs, values] with the row behind them that a [`Filter`] expects.
+    pub(super) fn with_ones(self, levels: Value<'g>) -> Value<'g> {
+        let shape = self.g.vector(&[self.int(1), levels.dim(1)]);
+        levels.concat(&[self.g.byte(1).expand(shape)], 0)
     }
 
-    /// From uint8 [`inputs` or more, values] to uint8 [outputs, values].
+    /// From uint8 [inputs + 1, values] to uint8 [outputs, values].
     fn resample(self, levels: Value<'g>, inputs: Value<'g>, outputs: Value<'g>) -> Value<'g> {
         let nearest = |shift| levels.gather(self.nearest(shift, inputs, outputs), 0);
         let kernel = match self.settings.resample {
@@ -63,22 +44,39 @@ impl<'g> Processor<'g> {
             Resample::Bicubic => Kernel::Keys,
         };
         let g = self.g;
-        let Filter { inputs, weights, one } = self.filter(kernel, inputs, outputs);
-        let levels = levels.gather(inputs, 0); // [blocks, inputs, values]
-
-        let (offset, bytes) = (g.int32(OFFSET.into()), g.int32(256));
-        let low = (weights + offset).remainder(bytes);
-        let high = (weights + offset - low) / bytes + offset;
-        let product = |weights: Value<'g>| weights.to_u8().matmul_integer(g.byte(OFFSET), levels);
-        let sums = product(high) * bytes + product(low) + one / g.int32(2);
-        // Without negative weights no sum is negative, nor is one above 255 by more than what is cut off.
-        let sums = if kernel.has_negative_values() {
-            sums.clip(g.int32(0), one * g.int32(255))
-        } else {
-            sums
+        let Filter { inputs, weights, parts } = self.filter(kernel, inputs, outputs);
+        // Block by block: what is made in between stays in the processor's cache.
+        let rows = (DataType::Uint8, 2);
+        // Both round and cut off in the same way. Few images need the second, which is slower.
+        let in_f32 = || {
+            g.for_each(
+                [(inputs, DataType::Int64), (weights.to_f32(), DataType::Float)],
+                rows,
+                |inputs, weights| {
+                    let sums = weights.matmul(levels.gather(inputs, 0).bytes_to_f32());
+                    sums.quantize(g.float(1.0), g.byte(MIDDLE))
+                },
+            )
         };
-        let rounded = (sums / one).to_u8(); // [blocks, BLOCK, values]
-        let [blocks, values] = [rounded.dim(0), rounded.dim(2)];
+        let in_f64 = || {
+            g.for_each(
+                [(inputs, DataType::Int64), (weights, DataType::Double)],
+                rows,
+                |inputs, weights| {
+                    let sums = weights.matmul(levels.gather(inputs, 0).to_f64());
+                    let middle = g.double(f64::from(MIDDLE) + 0.5);
+                    (sums + middle).clip(g.double(0.0), g.double(255.0)).to_u8()
+                },
+            )
+        };
+        let fits = g.double(kernel.most_parts_in_f32()).greater_or_equal(parts);
+        let [blocks, values] = [inputs.dim(0), levels.dim(1)];
+        let rounded = g.either(
+            blocks.greater(self.int(0)),
+            DataType::Uint8,
+            || g.either(fits, DataType::Uint8, in_f32, in_f64),
+            || g.byte(0).expand(g.vector(&[blocks, self.int(BLOCK), values])),
+        ); // [blocks, BLOCK, values]
         let rounded = rounded.reshape_to_sizes(&[blocks * self.int(BLOCK), values]);
         if self.settings.token_side().is_multiple_of(BLOCK) {
             rounded

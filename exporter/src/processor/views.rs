@@ -27,7 +27,7 @@ impl<'g> Processor<'g> {
         [layout.whole.height / side, layout.whole.width / side]
     }
 
-    /// Tiles, from their image uint8 [height, 3 * width], as float32 [tiles, patches, values].
+    /// Tiles, from their image uint8 [height, 3 * width], as uint8 [tiles, patches, values].
     pub(super) fn tiles(self, image: Value<'g>, layout: &Layout<'g>) -> Value<'g> {
         let _scope = self.g.enter("tiles");
         let side = self.settings.encoder_patch_size;
@@ -36,10 +36,10 @@ impl<'g> Processor<'g> {
         let lines = [rows, grid, self.int(side), cols, grid, self.int(3 * side)];
         let patches = image.reshape_to_sizes(&lines).transpose(&[0, 3, 1, 4, 2, 5]);
         let shape = [rows * cols, grid * grid, self.int(self.patch_values())];
-        self.normalize(patches.reshape_to_sizes(&shape))
+        patches.reshape_to_sizes(&shape)
     }
 
-    /// The single view or the thumbnail, from its image uint8 [height, 3 * width], as float32
+    /// The single view or the thumbnail, from its image uint8 [height, 3 * width], as uint8
     /// [views, patches, values].
     pub(super) fn whole(self, image: Value<'g>, layout: &Layout<'g>) -> Value<'g> {
         let _scope = self.g.enter("whole");
@@ -48,27 +48,7 @@ impl<'g> Processor<'g> {
         let lines = [rows, self.int(side), cols, self.int(3 * side)];
         let patches = image.reshape_to_sizes(&lines).transpose(&[0, 2, 1, 3]);
         let shape = [layout.wholes, rows * cols, self.int(self.patch_values())];
-        self.normalize(patches.reshape_to_sizes(&shape))
-    }
-
-    /// From levels to float32, in the arithmetic of the reference, which folds the rescale factor into
-    /// mean and standard deviation.
-    fn normalize(self, levels: Value<'g>) -> Value<'g> {
-        let settings = self.settings;
-        let values = levels.to_f32();
-        let fold = if settings.do_rescale { (1.0 / settings.rescale_factor) as f32 } else { 1.0 };
-        let count = self.patch_values();
-        let by_channel = |numbers: [f32; 3]| {
-            let folded: Vec<f32> = (0..count).map(|i| numbers[i % 3] * fold).collect();
-            self.g.floats(&folded, &[count])
-        };
-        match (settings.do_normalize, settings.do_rescale) {
-            (true, _) => {
-                (values - by_channel(settings.image_mean)) / by_channel(settings.image_std)
-            }
-            (false, true) => values * self.g.float(settings.rescale_factor as f32),
-            (false, false) => values,
-        }
+        patches.reshape_to_sizes(&shape)
     }
 
     /// All views, tiles first, padded with zeros.
@@ -93,7 +73,7 @@ impl<'g> Processor<'g> {
             let missing = patches - views.dim(1);
             views.pad(1, g.vector(&[zero, missing]))
         };
-        let pixel_values = padded(tiles).concat(&[padded(whole)], 0);
+        let levels = padded(tiles).concat(&[padded(whole)], 0);
 
         let tile_shapes = g.vector(&[tile_grid, tile_grid]).expand(g.vector(&[views, self.int(2)]));
         let whole_shape = g.vector(&[rows, cols]).unsqueeze(&[0]);
@@ -101,6 +81,31 @@ impl<'g> Processor<'g> {
         let spatial_shapes = tile_shapes.concat(&[whole_shape], 0);
         let valid = spatial_shapes.slice(1, 0, 1) * spatial_shapes.slice(1, 1, 2); // [views, 1]
         let pixel_attention_mask = patches.range().less(valid).to_i64();
+        let pixel_values = self.normalize(levels, pixel_attention_mask);
         Views { pixel_values, pixel_attention_mask, spatial_shapes }
+    }
+
+    /// From levels uint8 [views, patches, values] to float32, in the arithmetic of the reference, which folds
+    /// the rescale factor into mean and standard deviation. Where `mask` (int64 [views, patches]) is 0, levels
+    /// are 0 and stay so.
+    fn normalize(self, levels: Value<'g>, mask: Value<'g>) -> Value<'g> {
+        let settings = self.settings;
+        let values = levels.bytes_to_f32();
+        let fold = if settings.do_rescale { (1.0 / settings.rescale_factor) as f32 } else { 1.0 };
+        // One number, if it is that of all channels.
+        let by_channel = |numbers: [f32; 3]| {
+            let is_one = numbers.iter().all(|number| *number == numbers[0]);
+            let count = if is_one { 1 } else { self.patch_values() };
+            let folded: Vec<f32> = (0..count).map(|i| numbers[i % 3] * fold).collect();
+            self.g.floats(&folded, &[count])
+        };
+        match (settings.do_normalize, settings.do_rescale) {
+            (true, _) => {
+                let mean = by_channel(settings.image_mean) * mask.to_f32().unsqueeze(&[2]);
+                (values - mean) / by_channel(settings.image_std)
+            }
+            (false, true) => values * self.g.float(settings.rescale_factor as f32),
+            (false, false) => values,
+        }
     }
 }
