@@ -14,7 +14,7 @@ pub enum Instructions {
     AvxVnni,
     /// AVX-512 (F, BW, VL, DQ) with VNNI.
     Avx512Vnni,
-    /// AVX-512 with VNNI, and AMX's tiles of 8-bit integers for many rows.
+    /// AVX-512 with VNNI and bfloat16, and AMX's tiles of both for many rows.
     Amx,
 }
 
@@ -99,7 +99,9 @@ fn detect(instructions: Instructions) -> bool {
         Instructions::Avx2 => has_avx2(),
         Instructions::AvxVnni => has_avx2() && is_x86_feature_detected!("avxvnni"),
         Instructions::Avx512Vnni => has_avx512(),
-        Instructions::Amx => has_avx512() && crate::amx::is_permitted(),
+        Instructions::Amx => {
+            has_avx512() && is_x86_feature_detected!("avx512bf16") && crate::tiles::is_permitted()
+        }
     }
 }
 

@@ -25,7 +25,8 @@
 //! bits with all of them, for one row of inputs and for many: integers are summed exactly, and what is computed in
 //! floating point is computed in one order. Processors other than x86 run the plain code.
 //!
-//! [`Attention`] of many queries, in 32-bit floats, is the other thing that takes time in vision.
+//! [`Attention`] of many queries is the other thing that takes time in vision. It is computed in 32-bit floats,
+//! or with 16 bits of their fraction on AMX ([`Precision`]).
 //!
 //! Threads are the caller's: [`Threads`].
 
@@ -52,8 +53,10 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
-pub use attention::Attention;
+pub use attention::{Attention, Precision};
 pub use instructions::Instructions;
 pub use pack::PackedWeights;
 pub use threads::{Scoped, Serial, Threads};

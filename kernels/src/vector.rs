@@ -24,7 +24,7 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * 2^power` for whole powers from -126 to 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;
 
-    /// The largest of the lanes.
+    /// The largest of the lanes, of which each is a number.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: the caller's.
@@ -222,7 +222,7 @@ mod x86 {
 
     /// AVX-512.
     #[derive(Clone, Copy)]
-    pub(crate) struct Sixteen(__m512);
+    pub(crate) struct Sixteen(pub(crate) __m512);
 
     // SAFETY: the caller has AVX-512 F.
     unsafe impl Vector for Sixteen {
@@ -284,6 +284,18 @@ mod x86 {
         unsafe fn scale_by_power(self, power: Self) -> Self {
             // SAFETY: the caller's.
             Sixteen(unsafe { _mm512_scalef_ps(self.0, power.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn largest(self) -> f32 {
+            // SAFETY: the caller's.
+            unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            // SAFETY: the caller's.
+            unsafe { _mm512_reduce_add_ps(self.0) }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use lfm2vl_kernels::{Attention, Instructions, Scoped};
+use lfm2vl_kernels::{Attention, Instructions, Precision, Scoped};
 use proptest::prelude::*;
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -16,24 +16,33 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(number).collect()
 }
 
-/// One output by the definition.
+/// What there is on this processor.
+fn all() -> impl Iterator<Item = (Instructions, Precision)> {
+    let available = Instructions::ALL.into_iter().filter(|i| i.are_available());
+    available.flat_map(|i| [Precision::Float32, Precision::Bits16].map(|precision| (i, precision)))
+}
+
+/// One output by the definition, and the largest sum of the magnitudes of a score's products.
 fn expected(
     sizes: Attention,
     parts: [&[f32]; 3],
     mask: Option<&[i32]>,
     scale: f32,
     [sequence, query, head]: [usize; 3],
-) -> Vec<f64> {
+) -> (Vec<f64>, f64) {
     let [queries, keys, values] = parts;
     let (width, value_width) = (sizes.heads * sizes.head_size, sizes.heads * sizes.value_size);
     let of = |all: &[f32], row: usize, width: usize, size: usize| -> Vec<f64> {
         all[row * width + head * size..][..size].iter().map(|&x| f64::from(x)).collect()
     };
     let q = of(queries, sequence * sizes.queries + query, width, sizes.head_size);
+    let mut magnitude = 0.0f64;
     let lowered = |key: usize| mask.is_some_and(|mask| mask[sequence * sizes.keys + key] == 0);
     let scores: Vec<f64> = (0..sizes.keys)
         .map(|key| {
             let k = of(keys, sequence * sizes.keys + key, width, sizes.head_size);
+            let magnitudes: f64 = q.iter().zip(&k).map(|(a, b)| (a * b).abs()).sum();
+            magnitude = magnitude.max(magnitudes * f64::from(scale));
             let score = q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale);
             if lowered(key) { score - 10_000.0 } else { score }
         })
@@ -46,7 +55,7 @@ fn expected(
         let row = of(values, sequence * sizes.keys + key, value_width, sizes.value_size);
         output.iter_mut().zip(&row).for_each(|(sum, x)| *sum += power / total * x);
     }
-    output
+    (output, magnitude)
 }
 
 fn check(sizes: Attention, mask: Option<Vec<i32>>, size: f32, seed: u64) {
@@ -58,23 +67,32 @@ fn check(sizes: Attention, mask: Option<Vec<i32>>, size: f32, seed: u64) {
     let key = scaled(sizes.batch * sizes.keys * width, seed ^ 0x5555);
     let value = numbers(sizes.batch * sizes.keys * value_width, seed ^ 0xAAAA);
     let scale = 1.0 / (sizes.head_size as f32).sqrt();
-    for instructions in Instructions::ALL.into_iter().filter(|i| i.are_available()) {
+    for (instructions, precision) in all() {
         let mut output = vec![f32::NAN; sizes.batch * sizes.queries * value_width];
         let threads = Scoped::new(NonZero::new(2).unwrap());
         let mask = mask.as_deref();
-        sizes.run(instructions, &query, &key, &value, mask, scale, &mut output, &threads);
+        let parts = [&query[..], &key, &value];
+        let [q, k, v] = parts;
+        sizes.run(instructions, precision, q, k, v, mask, scale, &mut output, &threads);
         for sequence in 0..sizes.batch {
             for query_index in [0, sizes.queries / 2, sizes.queries - 1] {
                 for head in [0, sizes.heads - 1] {
                     let place = [sequence, query_index, head];
-                    let expected = expected(sizes, [&query, &key, &value], mask, scale, place);
+                    let (expected, magnitude) = expected(sizes, parts, mask, scale, place);
+                    let bound = match (precision, instructions) {
+                        // Rounding a factor of a score, or a power and a value.
+                        (Precision::Bits16, Instructions::Amx) => {
+                            2.0f64.powi(-16) * (2.0 * magnitude + 1.0)
+                        }
+                        _ => 3e-6 * f64::from(size.max(1.0)),
+                    };
                     let row = (sequence * sizes.queries + query_index) * value_width;
                     let found = &output[row + head * sizes.value_size..][..sizes.value_size];
                     for (found, expected) in found.iter().zip(&expected) {
                         let error = (f64::from(*found) - expected).abs();
                         assert!(
-                            error < 3e-6 * f64::from(size.max(1.0)),
-                            "{instructions} {sizes:?} {found} {expected}"
+                            error < bound,
+                            "{instructions} {precision:?} {sizes:?} {found} {expected}"
                         );
                     }
                 }
@@ -127,12 +145,13 @@ fn what_is_not_a_number_stays_so() {
     let mut query = numbers(3 * 8, 1);
     query[8] = f32::NAN;
     let (key, value) = (numbers(70 * 8, 2), numbers(70 * 8, 3));
-    for instructions in Instructions::ALL.into_iter().filter(|i| i.are_available()) {
+    for (instructions, precision) in all() {
         let mut output = vec![0.0; 3 * 8];
         let threads = Scoped::new(NonZero::new(1).unwrap());
-        sizes.run(instructions, &query, &key, &value, None, 1.0, &mut output, &threads);
+        let [query, key, value] = [&query[..], &key, &value];
+        sizes.run(instructions, precision, query, key, value, None, 1.0, &mut output, &threads);
         let is_nan: Vec<bool> =
             output.chunks(8).map(|row| row.iter().all(|x| x.is_nan())).collect();
-        assert_eq!(is_nan, [false, true, false], "{instructions}");
+        assert_eq!(is_nan, [false, true, false], "{instructions} {precision:?}");
     }
 }

@@ -2,9 +2,9 @@
 //! as rows, and perhaps a mask of keys.
 //! (Operator: ONNX Runtime's `docs/ContribOperators.md`.)
 
-use std::{ffi::c_void, ptr};
+use std::{ffi::c_void, ptr, sync::atomic::Ordering};
 
-use lfm2vl_kernels::{Attention, Instructions};
+use lfm2vl_kernels::{Attention, Instructions, Precision};
 use ort_sys::{
     ONNXTensorElementDataType as Element, OrtKernelContext, OrtKernelInfo, OrtStatusPtr,
 };
@@ -12,6 +12,7 @@ use ort_sys::{
 use crate::{
     api::{Api, KernelTable, Opaque, VERSION},
     node::{Node, Operator},
+    provider::State,
     status::{self, check, failure},
     tensor,
     threads::SessionThreads,
@@ -60,20 +61,23 @@ pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
 struct MultiHeadAttention {
     table: KernelTable<MultiHeadAttention>,
     instructions: Instructions,
+    precision: Precision,
     heads: usize,
     scale: Option<f32>,
 }
 
 pub(crate) unsafe extern "system" fn create(
-    instructions: *mut c_void,
+    state: *mut c_void,
     info: *const OrtKernelInfo,
     out: *mut *mut Opaque,
 ) -> OrtStatusPtr {
     status::of(|| {
         let ort = Api::get().ort;
         let (mut heads, mut scale) = (0, 0.0);
-        // SAFETY: ONNX Runtime's; the instructions are the provider's, which outlives its kernels.
+        // SAFETY: ONNX Runtime's; the state is the provider's, which outlives its kernels.
         unsafe {
+            let state = &*state.cast::<State>();
+            let is_rounded = state.rounds_inputs.load(Ordering::Relaxed);
             let int = (*ort).KernelInfoGetAttribute_int64;
             check(int(info, c"num_heads".as_ptr(), &mut heads))?;
             let found = ((*ort).KernelInfoGetAttribute_float)(info, c"scale".as_ptr(), &mut scale);
@@ -89,7 +93,8 @@ pub(crate) unsafe extern "system" fn create(
                     pre_pack: None,
                     set_shared: ptr::null(),
                 },
-                instructions: *instructions.cast::<Instructions>(),
+                instructions: state.instructions,
+                precision: if is_rounded { Precision::Bits16 } else { Precision::Float32 },
                 heads: usize::try_from(heads).unwrap_or(1).max(1),
                 // 0 asks for the default as well.
                 scale: Some(scale).filter(|&scale| scale != 0.0),
@@ -161,6 +166,7 @@ impl MultiHeadAttention {
             let output = tensor::output(context, &[batch, queries, value_width])?;
             attention.run(
                 self.instructions,
+                self.precision,
                 tensor::elements(query)?,
                 tensor::elements(key)?,
                 tensor::elements(value)?,

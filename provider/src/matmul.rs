@@ -15,6 +15,7 @@ use ort_sys::{
 use crate::{
     api::{Api, KernelTable, Opaque, VERSION},
     node::{Node, Operator},
+    provider::State,
     status::{self, check, failure},
     tensor,
     threads::SessionThreads,
@@ -83,7 +84,7 @@ struct MatMul {
 }
 
 pub(crate) unsafe extern "system" fn create(
-    instructions: *mut c_void,
+    state: *mut c_void,
     info: *const OrtKernelInfo,
     out: *mut *mut Opaque,
 ) -> OrtStatusPtr {
@@ -115,7 +116,7 @@ pub(crate) unsafe extern "system" fn create(
             },
             info: own_info,
             // SAFETY: the provider's, which outlives its kernels.
-            instructions: unsafe { *instructions.cast::<Instructions>() },
+            instructions: unsafe { (*state.cast::<State>()).instructions },
             outputs,
             inputs,
             bits,

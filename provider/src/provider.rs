@@ -3,6 +3,7 @@
 use std::{
     ffi::{CString, c_char},
     ptr,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use lfm2vl_kernels::Instructions;
@@ -20,9 +21,17 @@ use crate::{
 pub(crate) struct Provider {
     table: ProviderTable<Provider>,
     registry: Registry,
-    /// What kernels use; nothing is claimed without.
-    instructions: Option<Box<Instructions>>,
+    /// What kernels are created with; nothing is claimed without.
+    state: Option<Box<State>>,
     logger: *const OrtLogger,
+}
+
+/// What the kernels of a session are created with.
+pub(crate) struct State {
+    pub(crate) instructions: Instructions,
+    /// Whether products round their inputs to 8 bits, in any graph of the session. All graphs are claimed
+    /// before kernels are created.
+    pub(crate) rounds_inputs: AtomicBool,
 }
 
 /// ONNX Runtime's list of the kernels.
@@ -33,10 +42,12 @@ impl Provider {
         instructions: Option<Instructions>,
         logger: *const OrtLogger,
     ) -> Result<Box<Self>, OrtStatusPtr> {
-        let instructions = instructions.map(Box::new);
+        let state = instructions.map(|instructions| {
+            Box::new(State { instructions, rounds_inputs: AtomicBool::new(false) })
+        });
         let registry = Registry::new()?;
-        if let Some(instructions) = &instructions {
-            let state = ptr::from_ref(&**instructions).cast_mut();
+        if let Some(state) = &state {
+            let state = ptr::from_ref(&**state).cast_mut();
             registry.add(&matmul::OPERATOR, matmul::create, state)?;
             registry.add(&attention::OPERATOR, attention::create, state)?;
         }
@@ -51,14 +62,14 @@ impl Provider {
                 newer: [NONE; 16],
             },
             registry,
-            instructions,
+            state,
             logger,
         }))
     }
 
     /// Claims the nodes of a graph that there are kernels for.
     unsafe fn claim(&self, graph: *const OrtGraph, info: *mut Opaque) -> Result<(), OrtStatusPtr> {
-        let Some(instructions) = &self.instructions else { return Ok(()) };
+        let Some(state) = &self.state else { return Ok(()) };
         let api = Api::get();
         // SAFETY: ONNX Runtime's.
         unsafe {
@@ -69,7 +80,8 @@ impl Provider {
             let mut claimed = 0;
             for node in nodes {
                 let described = Node::new(node)?;
-                if !matmul::is_supported(&described)? && !attention::is_supported(&described)? {
+                let is_product = matmul::is_supported(&described)?;
+                if !is_product && !attention::is_supported(&described)? {
                     continue;
                 }
                 let mut kernel = ptr::null();
@@ -77,9 +89,11 @@ impl Provider {
                 if !kernel.is_null() {
                     check(((*api.ep).add_single_node)(info, node))?;
                     claimed += 1;
+                    state.rounds_inputs.fetch_or(is_product, Ordering::Relaxed);
                 }
             }
             if claimed > 0 {
+                let instructions = state.instructions;
                 self.log(&format!("{claimed} of {count} nodes run with {instructions}"))?;
             }
         }
@@ -152,7 +166,7 @@ impl Registry {
         &self,
         operator: &Operator,
         create: CreateKernel,
-        state: *mut Instructions,
+        state: *mut State,
     ) -> Result<(), OrtStatusPtr> {
         let ep = Api::get().ep;
         let mut builder = ptr::null_mut();

@@ -1,180 +1,22 @@
-//! Attention of many queries to many keys, as ONNX Runtime's `MultiHeadAttention` computes it, in
-//! 32-bit floats.
-//!
-//! Keys and values of a head are brought together once; then a few queries at a time meet a block of
-//! keys at a time, with a running maximum and sum of exponentials (Milakov and Gimelshein, "Online
-//! normalizer calculation for softmax", 2018), so that scores stay in the cache. A query's output does not
-//! depend on other queries; the last digits differ from instructions to instructions, which sum as many
-//! numbers at a time as their vectors have.
+//! Attention with vectors of floats.
 
-use std::cell::Cell;
-
+use super::{Attention, Job, Part, SCRATCH};
 use crate::{
-    Instructions, Threads,
-    buffer::{Buffer, LINE, Scratch},
-    pack::Shared,
-    vector::{Plain, Vector},
+    buffer::{LINE, Scratch},
+    vector::Vector,
 };
-
-#[cfg(target_arch = "x86_64")]
-use crate::vector::{Eight, Sixteen};
 
 /// Queries that meet a block of keys together: a multiple of every [`Vector::ROWS`].
 const QUERIES: usize = 24;
 /// Keys of a block: a multiple of every panel.
 const KEYS: usize = 512;
 
-thread_local! {
-    static SCRATCH: Cell<Buffer> = const { Cell::new(Buffer::empty()) };
-}
-
-/// Sizes of an attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attention {
-    /// Sequences that do not see each other.
-    pub batch: usize,
-    /// Queries of a sequence.
-    pub queries: usize,
-    /// Keys of a sequence.
-    pub keys: usize,
-    /// Heads.
-    pub heads: usize,
-    /// Size of a head of queries and keys.
-    pub head_size: usize,
-    /// Size of a head of values.
-    pub value_size: usize,
-}
-
-impl Attention {
-    /// `softmax(query * key^T * scale) * value` for each head.
-    ///
-    /// `query` is [batch, queries, heads * head_size], `key` [batch, keys, heads * head_size], `value`
-    /// [batch, keys, heads * value_size], `output` [batch, queries, heads * value_size]. `mask`
-    /// [batch, keys] is above 0 for keys that are seen; a sequence that sees none sees all, as with
-    /// ONNX Runtime, which lowers their scores instead. Without keys the output is 0.
-    ///
-    /// # Panics
-    /// Where the lengths do not fit, or the processor does not have the instructions.
-    #[allow(clippy::too_many_arguments)]
-    pub fn run(
-        &self,
-        instructions: Instructions,
-        query: &[f32],
-        key: &[f32],
-        value: &[f32],
-        mask: Option<&[i32]>,
-        scale: f32,
-        output: &mut [f32],
-        threads: &dyn Threads,
-    ) {
-        let (batch, queries, keys) = (self.batch, self.queries, self.keys);
-        let is_size = |len: usize, sizes: [usize; 4]| {
-            let product = sizes.into_iter().try_fold(1usize, usize::checked_mul);
-            product == Some(len)
-        };
-        let (heads, head_size, value_size) = (self.heads, self.head_size, self.value_size);
-        assert!(is_size(query.len(), [batch, queries, heads, head_size]), "queries");
-        assert!(is_size(key.len(), [batch, keys, heads, head_size]), "keys");
-        assert!(is_size(value.len(), [batch, keys, heads, value_size]), "values");
-        assert!(is_size(output.len(), [batch, queries, heads, value_size]), "outputs");
-        assert!(mask.is_none_or(|mask| is_size(mask.len(), [batch, keys, 1, 1])), "a mask of keys");
-        assert!(instructions.are_available(), "this processor has no {instructions}");
-        if keys == 0 {
-            return output.fill(0.0);
-        }
-        let job = Job {
-            sizes: *self,
-            query,
-            key,
-            value,
-            mask,
-            scale,
-            output: Shared(output.as_mut_ptr()),
-        };
-        match instructions {
-            Instructions::Portable => job.run(Job::portable, threads),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 | Instructions::AvxVnni => job.run(Job::avx2, threads),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512Vnni | Instructions::Amx => job.run(Job::avx512, threads),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("checked above"),
-        }
-    }
-}
-
-struct Job<'a> {
-    sizes: Attention,
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    mask: Option<&'a [i32]>,
-    scale: f32,
-    output: Shared<f32>,
-}
-
-/// Some queries of one head of one sequence.
-#[derive(Clone, Copy)]
-struct Part {
-    sequence: usize,
-    head: usize,
-    first: usize,
-    last: usize,
-}
-
 impl Job<'_> {
-    fn run(&self, compute: unsafe fn(&Self, Part), threads: &dyn Threads) {
-        let heads = self.sizes.batch * self.sizes.heads;
-        // Each part brings keys and values together, which pays for many queries.
-        let wanted = (4 * threads.count()).div_ceil(heads.max(1));
-        let pieces = wanted.clamp(1, self.sizes.queries.div_ceil(4 * QUERIES).max(1));
-        threads.run(heads * pieces, &|index| {
-            let (head, piece) = (index / pieces, index % pieces);
-            let part = Part {
-                sequence: head / self.sizes.heads,
-                head: head % self.sizes.heads,
-                first: self.sizes.queries * piece / pieces,
-                last: self.sizes.queries * (piece + 1) / pieces,
-            };
-            // SAFETY: the instructions and lengths were checked; parts write outputs of their own.
-            unsafe { compute(self, part) };
-        });
-    }
-
-    unsafe fn portable(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Plain>(part) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Eight>(part) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn avx512(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Sixteen>(part) }
-    }
-
+    /// Computes the part.
     #[inline(always)]
-    unsafe fn compute<V: Vector>(&self, part: Part) {
-        let sizes = &self.sizes;
-        let seen: Vec<usize> = match self.mask {
-            None => (0..sizes.keys).collect(),
-            Some(mask) => {
-                let mask = &mask[part.sequence * sizes.keys..][..sizes.keys];
-                if mask.iter().any(|&is_seen| is_seen > 0) {
-                    (0..sizes.keys).filter(|&key| mask[key] > 0).collect()
-                } else {
-                    (0..sizes.keys).collect()
-                }
-            }
-        };
-        let layout = Layout::new::<V>(sizes, seen.len());
+    pub(super) unsafe fn compute<V: Vector>(&self, part: Part) {
+        let seen = self.seen(part.sequence);
+        let layout = Layout::new::<V>(&self.sizes, seen.len());
         let mut scratch = Scratch::take(&SCRATCH, layout.bytes());
         let memory = scratch.as_mut_ptr().cast::<f32>();
         // What has vectors is in no closure, since these do not have the instructions.
