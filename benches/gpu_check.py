@@ -8,6 +8,7 @@ one in float16; all take turns.
 """
 
 import argparse
+import base64
 import importlib.util
 import json
 import os
@@ -15,12 +16,13 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--provider", default="cuda")
 parser.add_argument("--samples", type=int, default=117)
-parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--rounds", type=int, default=2)
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--out", type=pathlib.Path, default="gpu-check.json")
 args = parser.parse_args()
@@ -30,12 +32,17 @@ environment = os.environ | {"ORT_DYLIB_PATH": str(library)}
 config = json.loads((here / "checkpoint/config.json").read_text())
 
 
-def run(*command):
-    """What a program prints, which is JSON."""
+def call(*command):
+    """What a program prints."""
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     if process.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{process.stderr}")
-    return json.loads(process.stdout)
+    return process.stdout
+
+
+def run(*command):
+    """What a program prints, which is JSON."""
+    return json.loads(call(*command))
 
 
 def device():
@@ -79,23 +86,40 @@ def on_device(recorded):
 
 
 def parity(model, precision, recorded):
-    samples = here / "samples"
     command = [here / "lfm2vl", "inspect", model, "--precision", precision, *on_device(recorded), "--json"]
     for graph in run(*command)["graphs"]:
         shares = [f"{assigned['nodes']} nodes on {assigned['provider']}" for assigned in graph["assignments"]]
         state = f"; state in the memory of {graph['state_memory']}" if graph["state_memory"] else ""
         print(f"  {graph['graph']}: {', '.join(shares)}{state}")
-    questions = json.loads((samples / "samples.json").read_text())[: args.samples]
-    same = 0
-    for question in questions:
-        prompt = ["--prompt", question["prompt"], "--precision", precision, "--json"]
-        for image in question["images"]:
-            prompt += ["--image", samples / image]
-        providers = [on_device(recorded), ["--provider", "cpu"]]
-        tokens = [run(here / "lfm2vl", "run", model, *prompt, *provider)["token_ids"] for provider in providers]
-        same += tokens[0] == tokens[1]
-    print(f"  {same} of {len(questions)} answers have the CPU's tokens")
+    questions = json.loads((here / "samples/samples.json").read_text())[: args.samples]
+    on_cpu = answers(model, precision, ["--provider", "cpu"], questions)
+    pairs = zip(on_cpu, answers(model, precision, on_device(recorded), questions), strict=True)
+    same = sum(one == other for one, other in pairs)
+    print(f"  {same} of {len(questions)} answers are the CPU's")
     return {"same": same, "of": len(questions)}
+
+
+def answers(model, precision, provider, questions):
+    """The answers to all questions, one after the other in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        requests, output = (pathlib.Path(folder) / name for name in ("requests.jsonl", "answers.jsonl"))
+        requests.write_text("".join(json.dumps(request(question)) + "\n" for question in questions))
+        options = ["--precision", precision, *provider, "--slots", 1]
+        call(here / "lfm2vl", "batch", model, requests, "--output", output, *options)
+        lines = map(json.loads, output.read_text().splitlines())
+        return [line["choices"][0]["message"]["content"] for line in lines]
+
+
+def request(question):
+    """A chat completion."""
+    content = []
+    for image in question["images"]:
+        data = base64.b64encode((here / "samples" / image).read_bytes()).decode()
+        content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    content.append({"type": "text", "text": question["prompt"]})
+    messages = [{"role": "system", "content": question["system"]}] if "system" in question else []
+    messages.append({"role": "user", "content": content})
+    return {"messages": messages, "temperature": 0, "max_completion_tokens": 256}
 
 
 def vision_flops(patches_of_views):
@@ -111,6 +135,7 @@ SCENARIOS = {
     "vision, 512x512 tile, ms": ("vision_ms", ["--image", "512x512.png", "--prompt-tokens", 20, "--new-tokens", 1]),
     f"vision, {TILES} tiles and thumbnail, ms": ("vision_ms", ["--image", "2048x1024.png", "--prompt-tokens", 20, "--new-tokens", 1]),
     "prefill of 512, tokens/s": ("prefill_tokens_per_second", ["--prompt-tokens", 512, "--new-tokens", 1]),
+    "prefill of 2,048, tokens/s": ("prefill_tokens_per_second", ["--prompt-tokens", 2048, "--new-tokens", 1]),
     "decode after 128, tokens/s": ("decode_tokens_per_second", ["--prompt-tokens", 128, "--new-tokens", 128]),
     "photo: first token, ms": ("time_to_first_token_ms", ["--image", "1280x720.jpg", "--prompt-tokens", 20, "--new-tokens", 1]),
 }

@@ -1,6 +1,6 @@
 //! AMX's tiles: eight of at most 16 rows of 64 bytes.
 
-use std::arch::{asm, x86_64::*};
+use std::arch::asm;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
@@ -11,6 +11,8 @@ pub(crate) const BYTES: usize = 64;
 pub(crate) fn is_permitted() -> bool {
     #[cfg(target_os = "linux")]
     {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+
         /// Bits of leaf 7's EDX (Intel's manual, CPUID): AMX-BF16, AMX-TILE and AMX-INT8.
         const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
         /// Asks for the use of a state component (Linux, `arch/x86/include/uapi/asm/prctl.h`).

@@ -24,7 +24,7 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * 2^power` for whole powers from -126 to 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;
 
-    /// The largest of the lanes, of which each is a number.
+    /// The largest of the lanes, if each is a number.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: the caller's.

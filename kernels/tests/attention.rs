@@ -66,7 +66,7 @@ fn check(sizes: Attention, mask: Option<Vec<i32>>, size: f32, seed: u64) {
     let query = scaled(sizes.batch * sizes.queries * width, seed);
     let key = scaled(sizes.batch * sizes.keys * width, seed ^ 0x5555);
     let value = numbers(sizes.batch * sizes.keys * value_width, seed ^ 0xAAAA);
-    let scale = 1.0 / (sizes.head_size as f32).sqrt();
+    let scale = 1.0 / (sizes.head_size.max(1) as f32).sqrt();
     for (instructions, precision) in all() {
         let mut output = vec![f32::NAN; sizes.batch * sizes.queries * value_width];
         let threads = Scoped::new(NonZero::new(2).unwrap());
@@ -137,6 +137,13 @@ fn shapes_of_models() {
         let mask = (0..1024).map(|key| i32::from(key < 600)).collect();
         check(sizes, Some(mask), 1.0, 2);
     }
+}
+
+/// Without numbers to compare, all keys count the same.
+#[test]
+fn heads_without_numbers() {
+    let sizes = Attention { batch: 1, queries: 3, keys: 5, heads: 2, head_size: 0, value_size: 4 };
+    check(sizes, None, 1.0, 1);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! Two numbers of bfloat16, of 8 bits each, have 16 of a float's 24 bits. A product of such sums is that of
 //! three pairs; the fourth, of the two rests, is below their last digit. Powers of e are cut into two such
-//! numbers, too, and everything is added up in 32-bit floats. Numbers that bfloat16 has only as infinity (from
-//! 3.39e38 on) make an output that is no number.
+//! numbers, too, and everything is added up in 32-bit floats. Below 1e-33 numbers have only 8 bits, and those
+//! that bfloat16 has only as infinity (from 3.39e38 on) make an output that is no number.
 
 use std::{
     arch::{asm, x86_64::*},
@@ -478,7 +478,8 @@ impl Layout {
         const FLOAT: usize = size_of::<f32>();
         const NUMBER: usize = size_of::<u16>();
         let keys = seen.next_multiple_of(DEPTH);
-        let head_steps = sizes.head_size.div_ceil(DEPTH);
+        // (One step for heads without numbers, whose scores are 0.)
+        let head_steps = sizes.head_size.div_ceil(DEPTH).max(1);
         let head_width = head_steps * DEPTH;
         let value_width = sizes.value_size.next_multiple_of(2 * LANES);
         let mut end = 0;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::model::MAX_CHUNK;
-
 /// The time that a chunk of a prompt may take, where others wait for their next token.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -16,6 +14,8 @@ const OTHERS_SHARE: u32 = 8;
 /// Prompt tokens of a run.
 pub(super) struct Budget {
     setting: Option<usize>,
+    /// Most tokens of a chunk.
+    most: usize,
     /// What a token of a chunk has cost, the last chunks counting most.
     seconds_per_token: Option<f64>,
     /// Time that steps are to get before the next chunk.
@@ -23,21 +23,21 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// With a number of tokens that is always the same, or one that adapts to what they cost.
-    pub(super) fn new(setting: Option<usize>) -> Self {
-        Budget { setting, seconds_per_token: None, owed: Duration::ZERO }
+    /// With a number of tokens that is always the same, or one that adapts to what they cost, up to `most`.
+    pub(super) fn new(setting: Option<usize>, most: usize) -> Self {
+        Budget { setting, most, seconds_per_token: None, owed: Duration::ZERO }
     }
 
     /// Most tokens of the next chunk, while others wait or not.
     pub(super) fn tokens(&self, others_wait: bool) -> usize {
         match (others_wait, self.setting, self.seconds_per_token) {
-            (false, _, _) => MAX_CHUNK,
+            (false, _, _) => self.most,
             (true, Some(tokens), _) => tokens.max(1),
             (true, None, None) => 2 * LEAST,
             (true, None, Some(seconds)) => {
                 let tokens = (PATIENCE.as_secs_f64() / seconds.max(1e-9)) as usize;
                 // Kernels like whole blocks of rows.
-                (tokens.clamp(LEAST, MAX_CHUNK) / LEAST) * LEAST
+                (tokens.clamp(LEAST, self.most.max(LEAST)) / LEAST) * LEAST
             }
         }
     }
@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn chunks_take_as_long_as_others_can_wait() {
-        let mut budget = Budget::new(None);
-        assert_eq!(budget.tokens(false), MAX_CHUNK);
+        let mut budget = Budget::new(None, 256);
+        assert_eq!(budget.tokens(false), 256);
         for _ in 0..20 {
             budget.ran_chunk(64, Duration::from_millis(64 * 3));
         }
@@ -93,13 +93,13 @@ mod tests {
         for _ in 0..40 {
             budget.ran_chunk(256, Duration::from_micros(256));
         }
-        assert_eq!(budget.tokens(true), MAX_CHUNK);
-        assert_eq!(Budget::new(Some(7)).tokens(true), 7);
+        assert_eq!(budget.tokens(true), 256);
+        assert_eq!(Budget::new(Some(7), 256).tokens(true), 7);
     }
 
     #[test]
     fn steps_get_their_share_of_a_long_run() {
-        let mut budget = Budget::new(None);
+        let mut budget = Budget::new(None, 256);
         budget.ran_for_prompt(Duration::from_millis(800));
         for _ in 0..9 {
             assert!(!budget.is_prompts_turn());

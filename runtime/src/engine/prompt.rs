@@ -20,7 +20,7 @@ use crate::{
     image::ProcessedImage,
 };
 
-/// Tokens of a prompt whose embeddings are looked up at a time.
+/// Tokens of a prompt whose embeddings are looked up at a time, where a chunk does not have more.
 const EMBEDDED_AT_ONCE: usize = 2048;
 
 /// What a chunk of a prompt led to.

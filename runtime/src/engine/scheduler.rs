@@ -54,13 +54,14 @@ impl Scheduler {
         settings: &Settings,
     ) -> Self {
         let slots = (0..model.decoder.slots()).map(|_| Slot::Free).collect();
+        let budget = Budget::new(settings.prompt_tokens_per_step, model.decoder.max_chunk());
         let mut scheduler = Scheduler {
             model,
             inbox,
             watchdog,
             slots,
             image_cache: ImageCache::new(settings.image_cache),
-            budget: Budget::new(settings.prompt_tokens_per_step),
+            budget,
             share_prefixes: settings.share_prefixes,
             last_prompt: 0,
             was_job: false,

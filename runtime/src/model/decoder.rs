@@ -27,8 +27,10 @@ const EMBEDDINGS: &str = "inputs_embeds";
 const ATTENTION_MASK: &str = "attention_mask";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
-/// Tokens of a prompt that go through the decoder in one run at most. More make it no faster.
-pub(crate) const MAX_CHUNK: usize = 256;
+/// Tokens of a prompt that go through the decoder in one run at most. On the host more make it no faster; on
+/// a device every run waits for its start.
+const MAX_CHUNK: usize = 256;
+const MAX_CHUNK_ON_DEVICE: usize = 4096;
 
 /// Tokens that a slot on a device has room for, where nothing else is said: memory there is taken at
 /// once.
@@ -191,7 +193,12 @@ impl Decoder {
 
     /// How many of the next `tokens` of a slot's prompt one run is over, if about `most` at most.
     pub(crate) fn chunk(&self, slot: usize, tokens: usize, most: usize) -> usize {
-        self.size(slot, even_chunk(tokens, most.min(MAX_CHUNK))).tokens
+        self.size(slot, even_chunk(tokens, most.min(self.max_chunk()))).tokens
+    }
+
+    /// Most tokens of a chunk.
+    pub(crate) fn max_chunk(&self) -> usize {
+        if self.memory.is_some() { MAX_CHUNK_ON_DEVICE } else { MAX_CHUNK }
     }
 
     /// Runs over the embeddings [1, tokens, hidden] of a [`chunk`](Self::chunk) of a slot's prompt. Gives

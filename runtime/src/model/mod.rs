@@ -8,7 +8,7 @@ mod logits;
 mod vision;
 
 pub(crate) use check::{check, dims_of, state_dtype};
-pub(crate) use decoder::{CacheSettings, Decoder, MAX_CHUNK};
+pub(crate) use decoder::{CacheSettings, Decoder};
 pub(crate) use embedding::EmbedTokens;
 pub use folder::ModelFolder;
 pub(crate) use logits::Logits;
