@@ -107,7 +107,7 @@ def answers(model, precision, provider, questions):
         options = ["--precision", precision, *provider, "--slots", 1]
         call(here / "lfm2vl", "batch", model, requests, "--output", output, *options)
         lines = map(json.loads, output.read_text().splitlines())
-        return [line["choices"][0]["message"]["content"] for line in lines]
+        return [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
 
 
 def request(question):
