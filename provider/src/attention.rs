@@ -12,7 +12,7 @@ use ort_sys::{
 use crate::{
     api::{Api, KernelTable, Opaque, VERSION},
     node::{Node, Operator},
-    provider::State,
+    state::State,
     status::{self, check, failure},
     tensor,
     threads::SessionThreads,

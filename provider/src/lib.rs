@@ -15,6 +15,7 @@ mod factory;
 mod matmul;
 mod node;
 mod provider;
+mod state;
 mod status;
 mod tensor;
 mod threads;

@@ -14,6 +14,7 @@ use crate::{
     api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
     attention, matmul,
     node::{Node, Operator},
+    state::State,
     status::{self, check},
 };
 
@@ -24,14 +25,6 @@ pub(crate) struct Provider {
     /// What kernels are created with; nothing is claimed without.
     state: Option<Box<State>>,
     logger: *const OrtLogger,
-}
-
-/// What the kernels of a session are created with.
-pub(crate) struct State {
-    pub(crate) instructions: Instructions,
-    /// Whether products round their inputs to 8 bits, in any graph of the session. All graphs are claimed
-    /// before kernels are created.
-    pub(crate) rounds_inputs: AtomicBool,
 }
 
 /// ONNX Runtime's list of the kernels.
