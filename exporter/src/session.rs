@@ -47,6 +47,7 @@ const NUM_LOGITS: &str = "num_logits_to_keep";
 pub(crate) enum Tensor {
     Floats(ArrayD<f32>),
     Ints(ArrayD<i64>),
+    Bytes(ArrayD<u8>),
 }
 
 impl Tensor {
@@ -122,6 +123,7 @@ impl GraphSession {
                     }
                     Tensor::Floats(array) => Value::from_array(array).map_err(&run_error)?.into(),
                     Tensor::Ints(array) => Value::from_array(array).map_err(&run_error)?.into(),
+                    Tensor::Bytes(array) => Value::from_array(array).map_err(&run_error)?.into(),
                 };
                 Ok((name, value))
             })

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod graphs;
+mod image_processor;
 mod sample;
 
 use std::{
@@ -14,10 +15,12 @@ use std::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     exported::ExportedWeights,
+    metrics::Comparison,
     reference::ReferenceModel,
     session::{GraphSession, SessionError},
 };
 use bounds::Bounds;
+use lfm2vl::image::{ImageError, ImageSettings};
 use lfm2vl_graphs::{Activations, Contract, Graph, GraphFiles, Manifest, Precision, YamlError};
 use sample::Sample;
 
@@ -41,6 +44,9 @@ pub enum VerifyError {
         /// Patches that the graph takes.
         patches: usize,
     },
+    /// The settings of the image processor do not go together.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The contract is not valid.
     #[error(transparent)]
     Contract(#[from] YamlError),
@@ -106,6 +112,21 @@ pub struct GraphCheck {
     pub top1: Option<(usize, usize)>,
     /// What the inputs of quantized layers are computed in; without such layers, floats.
     pub activations: Activations,
+}
+
+impl GraphCheck {
+    /// Of a graph that has no tokens and whose layers take floats.
+    fn of(graph: Graph, precision: Precision, comparison: &Comparison) -> Self {
+        GraphCheck {
+            graph,
+            precision,
+            max_abs_error: comparison.max_abs_error(),
+            scaled_error: comparison.scaled_error(),
+            cosine: comparison.cosine(),
+            top1: None,
+            activations: Activations::Float,
+        }
+    }
 }
 
 /// How all graphs compare.
@@ -198,7 +219,7 @@ fn check_weights(
 
 /// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch
 /// of views for the vision graphs, a prompt with image features and several cached steps for the
-/// decoder. Where a graph has its weights quantized, the reference takes them from there, so that
+/// decoder; and images for the image processor. Where a graph has its weights quantized, the reference takes them from there, so that
 /// what they lose is not counted. `on_graph` is told of each graph before it is run, and may stop.
 ///
 /// # Errors
@@ -253,18 +274,27 @@ pub fn verify(
                 let (comparison, top1) = graphs::decoder(session, model, sample)?;
                 (comparison, Some(top1))
             }
-            // It has no weights, and is not among the manifest's graphs.
+            // It is not among the manifest's graphs.
             Graph::ImageProcessor => continue,
         };
+        let activations = weights.as_ref().map(ExportedWeights::activations);
         checks.push(GraphCheck {
-            graph: files.graph,
-            precision: files.precision,
-            max_abs_error: comparison.max_abs_error(),
-            scaled_error: comparison.scaled_error(),
-            cosine: comparison.cosine(),
             top1,
-            activations: weights.as_ref().map_or(Activations::Float, ExportedWeights::activations),
+            activations: activations.unwrap_or(Activations::Float),
+            ..GraphCheck::of(files.graph, files.precision, &comparison)
         });
+    }
+    let (graph, precision) = (Graph::ImageProcessor, Precision::Fp32);
+    let path = folder.join(format!("onnx/{graph}.onnx"));
+    let dims = checkpoint.config().dims();
+    let spec = contract.resolve(graph, &dims, &manifest.recipe, precision.state_dtype());
+    if let Some(spec) = spec.filter(|_| path.exists()) {
+        if on_graph(graph).is_break() {
+            return Err(VerifyError::Interrupted);
+        }
+        let settings = ImageSettings::from_folder(checkpoint.folder())?;
+        let comparison = image_processor::check(&mut GraphSession::open(spec, &path)?, settings)?;
+        checks.push(GraphCheck::of(graph, precision, &comparison));
     }
     Ok(Verification { graphs: checks })
 }

@@ -398,6 +398,31 @@ fn verification_passes_for_every_variant_recipe_and_precision() {
 }
 
 #[test]
+fn an_image_processor_of_other_settings_is_found() {
+    let copy = copy_of("variants/no-layernorm");
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let mut go_on = |_| ControlFlow::Continue(());
+    let options = ExportOptions { parts: vec![Part::ImageProcessor], ..options("default") };
+    let draft = export(&checkpoint, &out.path().join("m"), &options, &mut go_on).unwrap();
+    let verified = || {
+        let manifest = &draft.report().manifest;
+        verify(&checkpoint, draft.path(), manifest, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let checks = verified();
+    assert_eq!((checks.graphs.len(), checks.graphs[0].max_abs_error), (1, 0.0));
+    assert_eq!(checks.check().map_err(|error| error.to_string()), Ok(()));
+
+    let file = copy.path().join("processor_config.json");
+    let mut settings: serde_json::Value =
+        serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    settings["image_processor"]["image_mean"] = serde_json::json!([0.5, 0.5, 0.501]);
+    fs::write(&file, settings.to_string()).unwrap();
+    let error = verified().check().unwrap_err().to_string();
+    assert!(error.starts_with("image_processor in fp32 differs"), "{error}");
+}
+
+#[test]
 fn sizes_of_one_s_own_are_verified_or_refused() {
     let checkpoint = Checkpoint::open(&testdata("variants/untied")).unwrap();
     let mut go_on = |_| ControlFlow::Continue(());

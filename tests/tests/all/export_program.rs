@@ -24,7 +24,9 @@ fn json_tells_what_was_written_and_verified() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["report"]["manifest"]["contract"], "community");
     let checks = report["verification"]["graphs"].as_array().unwrap();
-    assert_eq!(checks.len(), 6);
+    assert_eq!(checks.len(), 7);
+    assert_eq!(checks[6]["graph"], "image_processor");
+    assert_eq!(checks[6]["max_abs_error"], 0.0);
     assert!(checks.iter().all(|check| check["scaled_error"].as_f64().unwrap() < 2e-5));
     let size: u64 = ["", "onnx"]
         .iter()
