@@ -140,6 +140,8 @@ fn java() {
             let mut command = Command::new("java");
             command.arg(format!("-Donnxruntime.native.path={}", classes.join("jni").display()));
             command.arg("-cp").arg(&classes).arg(&source);
+            // Java reads its arguments in the encoding of the locale.
+            command.env("LC_ALL", "C.UTF-8");
             command
         })
     });
