@@ -10,7 +10,7 @@ use std::{
 use crate::{
     PackedWeights,
     avx512::{self, Avx512},
-    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel, Unpacked},
     pack::LANES,
     quantize::{Form, QuantizedRows},
     tiles::{self, BYTES, Configuration, ROWS},
@@ -49,15 +49,9 @@ unsafe impl Kernels for Amx {
         unsafe { Avx512::few(weights, groups, rows, to) }
     }
 
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    ) {
+    unsafe fn unpack(weights: &PackedWeights, group: usize, blocks: Range<usize>, to: Unpacked) {
         // SAFETY: the caller's.
-        unsafe { avx512::unpack(weights, group, blocks, values, offsets) }
+        unsafe { avx512::unpack(weights, group, blocks, to) }
     }
 
     unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {

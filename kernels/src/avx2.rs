@@ -4,8 +4,8 @@ use std::{arch::x86_64::*, marker::PhantomData, ops::Range};
 
 use crate::{
     Bits, PackedWeights,
-    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
-    pack::LANES,
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel, Unpacked},
+    pack::{LANES, Record},
     quantize::{Form, QuantizedRows, scale},
 };
 
@@ -122,11 +122,10 @@ macro_rules! kernels {
                 weights: &PackedWeights,
                 group: usize,
                 blocks: Range<usize>,
-                values: *mut i8,
-                offsets: *mut i32,
+                to: Unpacked,
             ) {
                 // SAFETY: the caller's.
-                unsafe { unpack(weights, group, blocks, values, offsets) }
+                unsafe { unpack(weights, group, blocks, to) }
             }
 
             #[target_feature(enable = $features)]
@@ -217,6 +216,36 @@ unsafe fn few_groups<D: Dot>(
     }
 }
 
+/// Scales of half a block of 4-bit weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn scales4(start: *const u8, record: &Record, block: usize, half: usize) -> __m256 {
+    let lane = block * LANES + half * HALF;
+    // SAFETY: the caller's; within the group's record.
+    unsafe {
+        let scales = start.add(record.scales);
+        if record.half_scales {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(scales.add(2 * lane).cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        } else {
+            _mm256_loadu_ps(scales.add(4 * lane).cast())
+        }
+    }
+}
+
+/// Zero points of half a block of 4-bit weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn points4(start: *const u8, record: &Record, block: usize, half: usize) -> __m256i {
+    if record.points == 0 {
+        return _mm256_set1_epi32(8);
+    }
+    // SAFETY: the caller's; within the group's record.
+    let pairs = unsafe { _mm_loadl_epi64(start.add(record.points + block * HALF).cast()) };
+    let points = if half == 0 { pairs } else { _mm_srli_epi16::<4>(pairs) };
+    _mm256_cvtepu8_epi32(_mm_and_si128(points, _mm_set1_epi8(0x0F)))
+}
+
 /// One group with `M` rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -248,14 +277,10 @@ unsafe fn few<D: Dot, const M: usize>(
             for half in 0..HALVES {
                 let lane = at + half * HALF;
                 let points = match (weights.bits(), record.points) {
-                    (Bits::Four, 0) => _mm256_set1_epi32(8),
+                    (Bits::Four, _) => points4(start, &record, block, half),
                     (Bits::Eight, 0) => _mm256_setzero_si256(),
-                    (bits, points) => {
-                        let points = _mm_loadl_epi64(start.add(points + lane).cast());
-                        match bits {
-                            Bits::Four => _mm256_cvtepu8_epi32(points),
-                            Bits::Eight => _mm256_cvtepi8_epi32(points),
-                        }
+                    (Bits::Eight, points) => {
+                        _mm256_cvtepi8_epi32(_mm_loadl_epi64(start.add(points + lane).cast()))
                     }
                 };
                 let offsets = match weights.bits() {
@@ -308,8 +333,13 @@ unsafe fn few<D: Dot, const M: usize>(
                 }
             }
             for half in 0..HALVES {
-                let scales = start.add(record.scales + 4 * (at + half * HALF));
-                let scales = _mm256_loadu_ps(scales.cast());
+                let scales = match weights.bits() {
+                    Bits::Four => scales4(start, &record, block, half),
+                    Bits::Eight => {
+                        let scales = start.add(record.scales + 4 * (at + half * HALF));
+                        _mm256_loadu_ps(scales.cast())
+                    }
+                };
                 for m in 0..M {
                     let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows.scales(m, block)));
                     let total = _mm256_cvtepi32_ps(totals[m][half]);
@@ -328,13 +358,7 @@ unsafe fn few<D: Dot, const M: usize>(
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn unpack(
-    weights: &PackedWeights,
-    group: usize,
-    blocks: Range<usize>,
-    values: *mut i8,
-    offsets: *mut i32,
-) {
+unsafe fn unpack(weights: &PackedWeights, group: usize, blocks: Range<usize>, to: Unpacked) {
     let (record, size) = (weights.record(), weights.block_size());
     let start = weights.group(group);
     let low = _mm256_set1_epi8(0x0F);
@@ -344,14 +368,8 @@ unsafe fn unpack(
             let lane = half * HALF;
             // SAFETY: the caller's.
             unsafe {
-                let points = match record.points {
-                    0 => _mm256_set1_epi8(8),
-                    points => {
-                        let points = start.add(points + block * LANES + lane);
-                        let points = _mm256_cvtepu8_epi32(_mm_loadl_epi64(points.cast()));
-                        _mm256_mullo_epi32(points, _mm256_set1_epi32(0x0101_0101))
-                    }
-                };
+                let points = points4(start, &record, block, half);
+                let points = _mm256_mullo_epi32(points, _mm256_set1_epi32(0x0101_0101));
                 let mut sums = _mm256_setzero_si256();
                 for word in 0..size / 8 {
                     let from = start.add((block * size / 8 + word) * 64 + half * 32);
@@ -363,12 +381,14 @@ unsafe fn unpack(
                     let both = _mm256_add_epi8(even, odd);
                     let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), both);
                     sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                    let to = values.add((index * size / 4 + 2 * word) * 64 + half * 32);
-                    _mm256_storeu_si256(to.cast(), even);
-                    _mm256_storeu_si256(to.add(64).cast(), odd);
+                    let values = to.values.add((index * size / 4 + 2 * word) * 64 + half * 32);
+                    _mm256_storeu_si256(values.cast(), even);
+                    _mm256_storeu_si256(values.add(64).cast(), odd);
                 }
                 let sums = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-128));
-                _mm256_storeu_si256(offsets.add(index * LANES + lane).cast(), sums);
+                _mm256_storeu_si256(to.offsets.add(index * LANES + lane).cast(), sums);
+                let scales = scales4(start, &record, block, half);
+                _mm256_storeu_ps(to.scales.add(index * LANES + lane), scales);
             }
         }
     }

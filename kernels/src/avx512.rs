@@ -5,8 +5,8 @@ use std::{arch::x86_64::*, ops::Range};
 
 use crate::{
     Bits, PackedWeights,
-    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
-    pack::LANES,
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel, Unpacked},
+    pack::{LANES, Record},
     quantize::{Form, QuantizedRows, scale},
 };
 
@@ -65,15 +65,9 @@ unsafe impl Kernels for Avx512 {
         }
     }
 
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    ) {
+    unsafe fn unpack(weights: &PackedWeights, group: usize, blocks: Range<usize>, to: Unpacked) {
         // SAFETY: the caller's.
-        unsafe { unpack(weights, group, blocks, values, offsets) }
+        unsafe { unpack(weights, group, blocks, to) }
     }
 
     unsafe fn many(panel: &Panel, rows: &QuantizedRows, range: Range<usize>, to: &Output) {
@@ -175,6 +169,37 @@ unsafe fn few<const G: usize, const M: usize>(
     }
 }
 
+/// Scales of a block of 4-bit weights.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scales4(start: *const u8, record: &Record, block: usize) -> __m512 {
+    // SAFETY: the caller's; within the group's record.
+    unsafe {
+        let scales = start.add(record.scales);
+        if record.half_scales {
+            let halves = _mm256_loadu_si256(scales.add(block * LANES * 2).cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        } else {
+            _mm512_loadu_ps(scales.add(block * LANES * 4).cast())
+        }
+    }
+}
+
+/// Zero points of a block of 4-bit weights.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn points4(start: *const u8, record: &Record, block: usize) -> __m512i {
+    if record.points == 0 {
+        return _mm512_set1_epi32(8);
+    }
+    let low = _mm_set1_epi8(0x0F);
+    // SAFETY: the caller's; within the group's record.
+    let pairs = unsafe { _mm_loadl_epi64(start.add(record.points + block * LANES / 2).cast()) };
+    let first = _mm_and_si128(pairs, low);
+    let second = _mm_and_si128(_mm_srli_epi16::<4>(pairs), low);
+    _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(first, second))
+}
+
 /// Asks for what the next groups have beside their integers, a part for each block of this one.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -221,13 +246,7 @@ unsafe fn few4<const G: usize, const M: usize>(
             let mut low = [[_mm512_setzero_si512(); M]; G];
             let mut high = [[_mm512_setzero_si512(); M]; G];
             for g in 0..G {
-                let points = match record.points {
-                    0 => _mm512_set1_epi32(8),
-                    points => {
-                        let points = start.add(g * record.len + points + block * LANES);
-                        _mm512_cvtepu8_epi32(_mm_loadu_si128(points.cast()))
-                    }
-                };
+                let points = points4(start.add(g * record.len), &record, block);
                 for m in 0..M {
                     let minus_sum = _mm512_set1_epi32(-*rows.sums(m, block));
                     low[g][m] = _mm512_mullo_epi32(points, minus_sum);
@@ -263,8 +282,7 @@ unsafe fn few4<const G: usize, const M: usize>(
                 }
             }
             for g in 0..G {
-                let scales = start.add(g * record.len + record.scales + block * 64);
-                let scales = _mm512_loadu_ps(scales.cast());
+                let scales = scales4(start.add(g * record.len), &record, block);
                 for m in 0..M {
                     let mut total = low[g][m];
                     if keeps_high {
@@ -339,8 +357,7 @@ pub(crate) unsafe fn unpack(
     weights: &PackedWeights,
     group: usize,
     blocks: Range<usize>,
-    values: *mut i8,
-    offsets: *mut i32,
+    to: Unpacked,
 ) {
     let (record, size) = (weights.record(), weights.block_size());
     let start = weights.group(group);
@@ -351,14 +368,7 @@ pub(crate) unsafe fn unpack(
     for (index, block) in blocks.enumerate() {
         // SAFETY: the caller's.
         unsafe {
-            let points = match record.points {
-                0 => _mm512_set1_epi8(8),
-                points => {
-                    let points = start.add(points + block * LANES);
-                    let points = _mm512_cvtepu8_epi32(_mm_loadu_si128(points.cast()));
-                    _mm512_shuffle_epi8(points, spread)
-                }
-            };
+            let points = _mm512_shuffle_epi8(points4(start, &record, block), spread);
             let mut sums = _mm512_setzero_si512();
             for word in 0..size / 8 {
                 let from = start.add((block * size / 8 + word) * 64);
@@ -369,12 +379,13 @@ pub(crate) unsafe fn unpack(
                 let odd = _mm512_sub_epi8(odd, points);
                 sums = _mm512_dpbusd_epi32(sums, one_two_eight, even);
                 sums = _mm512_dpbusd_epi32(sums, one_two_eight, odd);
-                let to = values.add((index * size / 4 + 2 * word) * 64);
-                _mm512_storeu_si512(to.cast(), even);
-                _mm512_storeu_si512(to.add(64).cast(), odd);
+                let values = to.values.add((index * size / 4 + 2 * word) * 64);
+                _mm512_storeu_si512(values.cast(), even);
+                _mm512_storeu_si512(values.add(64).cast(), odd);
             }
             let sums = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
-            _mm512_storeu_si512(offsets.add(index * LANES).cast(), sums);
+            _mm512_storeu_si512(to.offsets.add(index * LANES).cast(), sums);
+            _mm512_storeu_ps(to.scales.add(index * LANES), scales4(start, &record, block));
         }
     }
 }

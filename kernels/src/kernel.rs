@@ -84,6 +84,18 @@ impl Panel {
     }
 }
 
+/// Where [`Kernels::unpack`] writes weights of 4 bits, some blocks of one group, as a [`Panel`] has
+/// them.
+#[derive(Clone, Copy)]
+pub(crate) struct Unpacked {
+    /// Signed, with the zero points subtracted [blocks, block_size / 4, 16, 4].
+    pub(crate) values: *mut i8,
+    /// [`Panel::offsets`] [blocks, 16].
+    pub(crate) offsets: *mut i32,
+    /// [blocks, 16].
+    pub(crate) scales: *mut f32,
+}
+
 /// The kernels of one set of instructions.
 ///
 /// # Safety
@@ -112,15 +124,8 @@ pub(crate) unsafe trait Kernels {
     /// memory.
     unsafe fn few(weights: &PackedWeights, groups: Range<usize>, rows: &QuantizedRows, to: &Output);
 
-    /// Writes the integers of one group's blocks as signed ones with the zero points subtracted, and
-    /// what [`Panel::offsets`] are.
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    );
+    /// Unpacks weights of 4 bits.
+    unsafe fn unpack(weights: &PackedWeights, group: usize, blocks: Range<usize>, to: Unpacked);
 
     /// Multiplies some rows, at most [`TILE_ROWS`](Self::TILE_ROWS), with a panel. The results go to
     /// the panel's sums, or to the output where it has the last blocks.

@@ -5,7 +5,7 @@ use std::{cell::Cell, ops::Range};
 use crate::{
     Bits, Instructions, PackedWeights, Threads,
     buffer::{Buffer, Scratch},
-    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel, Unpacked},
     pack::{LANES, Shared},
     portable,
     quantize::{Form, QuantizedRows},
@@ -162,9 +162,10 @@ fn multiply_panel<K: Kernels>(
     let at_once = (PANEL_INPUTS / block_size).clamp(1, blocks);
     let sums_bytes = rows.rows * PANEL_GROUPS * LANES * size_of::<f32>();
     let values_bytes = at_once * block_size * LANES;
-    let offsets_bytes = at_once * LANES * size_of::<i32>();
+    let floats_bytes = at_once * LANES * size_of::<f32>();
+    let unpacked_bytes = values_bytes + 2 * floats_bytes;
     let unpacked = match weights.bits() {
-        Bits::Four => PANEL_GROUPS * (values_bytes + offsets_bytes),
+        Bits::Four => PANEL_GROUPS * unpacked_bytes,
         Bits::Eight => 0,
     };
     let mut scratch = Scratch::take(&PANEL, sums_bytes + unpacked);
@@ -189,23 +190,25 @@ fn multiply_panel<K: Kernels>(
             let group = (group + slot).min(weights.groups() - 1);
             let (start, record) = (weights.group(group), weights.record());
             let at = first * LANES;
-            // SAFETY: within the group's record.
-            panel.scales[slot] = unsafe { start.add(record.scales).cast::<f32>().add(at) };
             match weights.bits() {
-                Bits::Four => {
-                    // SAFETY: there is room for each group's integers and offsets.
-                    unsafe {
-                        let values = memory.add(slot * values_bytes).cast::<i8>();
-                        let offsets = memory.add(PANEL_GROUPS * values_bytes);
-                        let offsets = offsets.add(slot * offsets_bytes).cast::<i32>();
-                        K::unpack(weights, group, first..last, values, offsets);
-                        panel.values[slot] = values;
-                        panel.offsets[slot] = offsets;
-                    }
-                }
+                // SAFETY: there is room for each group's integers, offsets and scales.
+                Bits::Four => unsafe {
+                    let values = memory.add(slot * unpacked_bytes);
+                    let offsets = values.add(values_bytes);
+                    let to = Unpacked {
+                        values: values.cast(),
+                        offsets: offsets.cast(),
+                        scales: offsets.add(floats_bytes).cast(),
+                    };
+                    K::unpack(weights, group, first..last, to);
+                    panel.values[slot] = to.values;
+                    panel.offsets[slot] = to.offsets;
+                    panel.scales[slot] = to.scales;
+                },
                 // SAFETY: within the group's record.
                 Bits::Eight => unsafe {
                     panel.values[slot] = start.add(first * block_size * LANES).cast();
+                    panel.scales[slot] = start.add(record.scales).cast::<f32>().add(at);
                     panel.offsets[slot] = start.add(record.offsets).cast::<i32>().add(at);
                     if record.points > 0 {
                         panel.points[slot] = start.add(record.points).cast::<i8>().add(at);

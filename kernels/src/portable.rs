@@ -4,8 +4,8 @@ use std::{ops::Range, slice};
 
 use crate::{
     Bits, PackedWeights,
-    kernel::{Kernels, Output, PANEL_GROUPS, Panel},
-    pack::LANES,
+    kernel::{Kernels, Output, PANEL_GROUPS, Panel, Unpacked},
+    pack::{LANES, Record},
     quantize::{Form, QuantizedRows, by_halves, scale},
 };
 
@@ -75,26 +75,21 @@ unsafe impl Kernels for Portable {
         }
     }
 
-    unsafe fn unpack(
-        weights: &PackedWeights,
-        group: usize,
-        blocks: Range<usize>,
-        values: *mut i8,
-        offsets: *mut i32,
-    ) {
+    unsafe fn unpack(weights: &PackedWeights, group: usize, blocks: Range<usize>, to: Unpacked) {
         let (record, size) = (weights.record(), weights.block_size());
         // SAFETY: the caller's.
-        let (bytes, values, offsets) = unsafe {
+        let (bytes, values, offsets, scales) = unsafe {
             (
                 slice::from_raw_parts(weights.group(group), record.len),
-                written(values, blocks.len() * size * LANES),
-                written(offsets, blocks.len() * LANES),
+                written(to.values, blocks.len() * size * LANES),
+                written(to.offsets, blocks.len() * LANES),
+                written(to.scales, blocks.len() * LANES),
             )
         };
         for (index, block) in blocks.enumerate() {
             for lane in 0..LANES {
-                let at = block * LANES + lane;
-                let zero_point = if record.points > 0 { bytes[record.points + at] } else { 8 };
+                scales[index * LANES + lane] = scale_of(bytes, &record, block * LANES + lane);
+                let zero_point = zero_point4(bytes, &record, block, lane);
                 for column in 0..size / 2 {
                     // Byte `column % 4` of the u32 of eight weights.
                     let (word, byte) = (column / 4, column % 4);
@@ -154,7 +149,7 @@ unsafe impl Kernels for Portable {
 
 /// Memory without content, as zeros.
 unsafe fn written<'a, T>(start: *mut T, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's; `T` is an integer.
+    // SAFETY: the caller's; `T` is a number.
     unsafe {
         start.write_bytes(0, len);
         slice::from_raw_parts_mut(start, len)
@@ -179,6 +174,25 @@ unsafe fn finish(sums: &[f32; LANES], to: &Output, row: usize, group: usize) {
     }
 }
 
+/// A scale of a record, of those [blocks, 16].
+fn scale_of(bytes: &[u8], record: &Record, at: usize) -> f32 {
+    let scales = &bytes[record.scales..];
+    if record.half_scales {
+        f32::from_le_bytes([0, 0, scales[2 * at], scales[2 * at + 1]])
+    } else {
+        f32::from_le_bytes([0, 1, 2, 3].map(|byte| scales[4 * at + byte]))
+    }
+}
+
+/// A zero point of 4-bit weights.
+fn zero_point4(bytes: &[u8], record: &Record, block: usize, lane: usize) -> u8 {
+    if record.points == 0 {
+        return 8;
+    }
+    let pair = bytes[record.points + block * LANES / 2 + lane % (LANES / 2)];
+    if lane < LANES / 2 { pair & 15 } else { pair >> 4 }
+}
+
 /// Adds the products of one block of packed weights.
 unsafe fn add_block(
     sum: &mut f32,
@@ -191,7 +205,6 @@ unsafe fn add_block(
 ) {
     let (record, size) = (weights.record(), rows.block_size);
     let at = block * LANES + lane;
-    let word = |offset: usize| [0, 1, 2, 3].map(|byte| bytes[offset + 4 * at + byte]);
     // SAFETY: the row has this block.
     let (input, input_scale, input_sum) = unsafe {
         (
@@ -208,7 +221,7 @@ unsafe fn add_block(
                 let value = if column % 8 < 4 { byte & 15 } else { byte >> 4 };
                 total += i32::from(x) * i32::from(value);
             }
-            let zero_point = if record.points > 0 { bytes[record.points + at] } else { 8 };
+            let zero_point = zero_point4(bytes, &record, block, lane);
             total -= i32::from(zero_point) * input_sum;
         }
         Bits::Eight => {
@@ -221,6 +234,6 @@ unsafe fn add_block(
             }
         }
     }
-    let scale = f32::from_le_bytes(word(record.scales)) * input_scale;
+    let scale = scale_of(bytes, &record, at) * input_scale;
     *sum = (total as f32).mul_add(scale, *sum);
 }

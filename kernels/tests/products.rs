@@ -53,6 +53,7 @@ impl Weights {
             values,
             scales: (0..outputs * blocks)
                 .map(|_| random.number() * 10f32.powi(random.byte() as i32 % shape.decades))
+                .map(|scale| if shape.has_bf16_scales { upper_half(scale) } else { scale })
                 .collect(),
             zero_points: has_zero_points.then(|| bytes(zero_points, random)),
         }
@@ -104,6 +105,12 @@ struct Shape {
     has_bias: bool,
     /// Powers of ten that scales spread over.
     decades: i32,
+    has_bf16_scales: bool,
+}
+
+/// The digits that bfloat16 has.
+fn upper_half(value: f32) -> f32 {
+    f32::from_bits(value.to_bits() & 0xFFFF_0000)
 }
 
 /// Inputs rounded to 8 bits in blocks, as the operator's accuracy level 4 does.
@@ -170,17 +177,21 @@ fn shapes() -> impl Strategy<Value = Shape> {
     let block_size = prop::sample::select(vec![16usize, 32, 64, 128, 256, 1024]);
     // Few rows are other kernels than many.
     let rows = prop_oneof![1usize..=9, 10usize..70];
-    let switches = (any::<bool>(), any::<bool>(), 1i32..6);
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), 1i32..6);
     (rows, 1usize..130, 1usize..1400, bits, block_size, switches).prop_map(
-        |(rows, outputs, inputs, bits, block_size, (has_zero_points, has_bias, decades))| Shape {
-            rows,
-            outputs,
-            inputs,
-            bits,
-            block_size,
-            has_zero_points,
-            has_bias,
-            decades,
+        |(rows, outputs, inputs, bits, block_size, switches)| {
+            let (has_zero_points, has_bias, has_bf16_scales, decades) = switches;
+            Shape {
+                rows,
+                outputs,
+                inputs,
+                bits,
+                block_size,
+                has_zero_points,
+                has_bias,
+                decades,
+                has_bf16_scales,
+            }
         },
     )
 }
@@ -206,6 +217,7 @@ fn shapes_of_models() {
         has_zero_points: bits == Bits::Four,
         has_bias: bits == Bits::Eight,
         decades: 1,
+        has_bf16_scales: false,
     };
     for rows in [1, 3, 8, 33] {
         check(shape(rows, 1001, 1024, Bits::Four, 64), 1);
@@ -229,6 +241,7 @@ fn what_is_not_a_number_stays_so() {
             has_zero_points: true,
             has_bias: true,
             decades: 1,
+            has_bf16_scales: false,
         };
         let weights = Weights::random(shape, &mut random);
         let packed = PackedWeights::pack(&weights.view(), &Serial).unwrap();
