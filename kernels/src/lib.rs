@@ -36,11 +36,14 @@
 
 mod attention;
 mod buffer;
+mod gate;
 mod instructions;
 mod kernel;
 mod matmul;
+mod norm;
 mod pack;
 mod quantize;
+mod short_conv;
 mod threads;
 mod vector;
 mod weights;
@@ -57,7 +60,10 @@ mod avx512;
 mod tiles;
 
 pub use attention::{Attention, Precision};
+pub use gate::swiglu;
 pub use instructions::Instructions;
+pub use norm::RmsNorm;
 pub use pack::PackedWeights;
+pub use short_conv::ShortConv;
 pub use threads::{Scoped, Serial, Threads};
 pub use weights::{Bits, BlockWeights, WeightsError};

@@ -57,7 +57,7 @@ impl PackedWeights {
         let &BlockWeights { outputs, inputs, bits, block_size, .. } = weights;
         let record = Record::new(weights);
         let groups = outputs.div_ceil(LANES);
-        let mut data = Buffer::unwritten(groups * record.len);
+        let mut data = Buffer::unwritten_to_stay(groups * record.len);
         let records = Shared(data.as_mut_ptr());
         let parts = groups.min(4 * threads.count());
         threads.run(parts, &|part| {

@@ -1,5 +1,7 @@
 //! Vectors of floats, so that one text of an algorithm serves all instructions.
 
+use crate::Instructions;
+
 /// A vector of floats.
 ///
 /// # Safety
@@ -15,6 +17,7 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     /// The larger one; `other` where one is no number.
@@ -122,6 +125,11 @@ unsafe impl Vector for Plain {
     }
 
     #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
         let product = |lane: usize| self.0[lane].mul_add(factor.0[lane], term.0[lane]);
         Plain(std::array::from_fn(product))
@@ -187,6 +195,12 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: the caller's.
             Eight(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Eight(unsafe { _mm256_div_ps(self.0, other.0) })
         }
 
         #[inline(always)]
@@ -261,6 +275,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            // SAFETY: the caller's.
+            Sixteen(unsafe { _mm512_div_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
             // SAFETY: the caller's.
             Sixteen(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
@@ -302,6 +322,48 @@ mod x86 {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Eight, Sixteen};
+
+/// Work that is compiled for each kind of vectors.
+pub(crate) trait Work {
+    /// Does it. (To be inlined always, so that it has the instructions.)
+    ///
+    /// # Safety
+    /// The processor has the instructions of the vectors; and what the work asks for besides.
+    unsafe fn run<V: Vector>(&self);
+}
+
+/// Does work with vectors of the best kind that the instructions have.
+///
+/// # Safety
+/// The processor has the instructions; and what the work asks for besides.
+pub(crate) unsafe fn run(instructions: Instructions, work: &impl Work) {
+    // SAFETY: the caller's.
+    unsafe {
+        match instructions {
+            Instructions::Portable => work.run::<Plain>(),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 | Instructions::AvxVnni => with_avx2(work),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Vnni | Instructions::Amx => with_avx512(work),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("the processor has them"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn with_avx2(work: &impl Work) {
+    // SAFETY: the caller's.
+    unsafe { work.run::<Eight>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn with_avx512(work: &impl Work) {
+    // SAFETY: the caller's.
+    unsafe { work.run::<Sixteen>() }
+}
 
 #[cfg(test)]
 mod tests {

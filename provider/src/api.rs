@@ -77,7 +77,12 @@ pub(crate) struct EpApi {
         out: *mut *mut Opaque,
     ) -> OrtStatusPtr,
     release_ep_device: Unused,
-    add_nodes_to_fuse: Unused,
+    pub(crate) add_nodes_to_fuse: unsafe extern "system" fn(
+        info: *mut Opaque,
+        nodes: *const *const OrtNode,
+        count: usize,
+        options: *const FusionOptions,
+    ) -> OrtStatusPtr,
     pub(crate) add_single_node:
         unsafe extern "system" fn(info: *mut Opaque, node: *const OrtNode) -> OrtStatusPtr,
     /// From `NodeComputeContext_NodeName` to `ReleaseHardwareDevice`.
@@ -125,6 +130,14 @@ pub(crate) struct EpApi {
         node: *const OrtNode,
         out: *mut *const Opaque,
     ) -> OrtStatusPtr,
+}
+
+/// `OrtNodeFusionOptions`.
+#[repr(C)]
+pub(crate) struct FusionOptions {
+    pub(crate) version: u32,
+    /// Whether the group is not given its constants as inputs.
+    pub(crate) drops_constants: bool,
 }
 
 /// `OrtKernelCreateFunc`.
@@ -182,8 +195,18 @@ pub(crate) struct ProviderTable<P> {
     pub(crate) name: unsafe extern "system" fn(*const P) -> *const c_char,
     pub(crate) capability:
         unsafe extern "system" fn(*mut P, *const OrtGraph, info: *mut Opaque) -> OrtStatusPtr,
-    /// From `Compile` to `GetCompiledModelCompatibilityInfo`.
-    pub(crate) others: [*const c_void; 10],
+    pub(crate) compile: unsafe extern "system" fn(
+        *mut P,
+        graphs: *const *const OrtGraph,
+        fused: *const *const OrtNode,
+        count: usize,
+        out: *mut *mut Opaque,
+        contexts: *mut *mut OrtNode,
+    ) -> OrtStatusPtr,
+    pub(crate) release_compiled:
+        unsafe extern "system" fn(*mut P, compiled: *mut *mut Opaque, count: usize),
+    /// From `GetPreferredDataLayout` to `GetCompiledModelCompatibilityInfo`.
+    pub(crate) others: [*const c_void; 8],
     pub(crate) kernel_registry:
         unsafe extern "system" fn(*mut P, out: *mut *const Opaque) -> OrtStatusPtr,
     pub(crate) is_concurrent_run_supported:
@@ -201,6 +224,23 @@ pub(crate) struct KernelTable<K> {
     pub(crate) release: unsafe extern "system" fn(*mut K),
     pub(crate) pre_pack: Option<PrePack<K>>,
     pub(crate) set_shared: *const c_void,
+}
+
+/// `OrtNodeComputeInfo`: what every one has in common, ahead of its own data.
+#[repr(C)]
+pub(crate) struct GroupTable<G> {
+    pub(crate) version: u32,
+    pub(crate) create_state: unsafe extern "system" fn(
+        *mut G,
+        context: *mut Opaque,
+        out: *mut *mut c_void,
+    ) -> OrtStatusPtr,
+    pub(crate) compute: unsafe extern "system" fn(
+        *mut G,
+        state: *mut c_void,
+        *mut OrtKernelContext,
+    ) -> OrtStatusPtr,
+    pub(crate) release_state: unsafe extern "system" fn(*mut G, state: *mut c_void),
 }
 
 /// `OrtKernelImpl::PrePackWeight`.

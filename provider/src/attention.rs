@@ -41,7 +41,7 @@ pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
         || node.int(c"num_heads", 0)? < 1
         // Masked keys count for nothing here, which is the same for a value as low as the default.
         || node.has_attribute(c"mask_filter_value")?
-        || node.outputs()? != 1
+        || node.outputs() != 1
         || node.has_input(BIAS)
         || node.has_input_from(FIRST_OTHER)
     {
@@ -163,7 +163,7 @@ impl MultiHeadAttention {
                 value_size: value_width / self.heads,
             };
             let scale = self.scale.unwrap_or_else(|| 1.0 / (attention.head_size as f32).sqrt());
-            let output = tensor::output(context, &[batch, queries, value_width])?;
+            let output = tensor::output(context, 0, &[batch, queries, value_width])?;
             attention.run(
                 self.instructions,
                 self.precision,

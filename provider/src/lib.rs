@@ -4,16 +4,19 @@
 //! ONNX Runtime loads the library (`RegisterExecutionProviderLibrary`) and calls
 //! [`CreateEpFactories`]; everything else it reaches through tables of functions:
 //! `factory` makes providers, a `provider` claims nodes and has a registry of kernels, and a
-//! kernel (`matmul`, `attention`) computes.
+//! kernel (`matmul`, `attention`, `norm`) computes. Some `groups` of nodes are computed as one (`compiled`).
 //!
 //! Tables and order of functions are those of ONNX Runtime's `onnxruntime_ep_c_api.h` at version 1.24;
 //! newer versions only append to them.
 
 mod api;
 mod attention;
+mod compiled;
 mod factory;
+mod groups;
 mod matmul;
 mod node;
+mod norm;
 mod provider;
 mod state;
 mod status;

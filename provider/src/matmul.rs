@@ -243,7 +243,7 @@ impl MatMul {
             if bias.is_some_and(|bias| bias.len() != self.outputs) {
                 return Err(failure(format!("a bias that is not of {} outputs", self.outputs)));
             }
-            let output = tensor::output(context, &dimensions)?;
+            let output = tensor::output(context, 0, &dimensions)?;
             let threads = SessionThreads(context);
             weights.multiply(self.instructions, tensor::elements(input)?, bias, output, &threads);
         }

@@ -6,11 +6,11 @@ use std::{
 };
 
 use ort_sys::{
-    ONNXTensorElementDataType as Element, OrtNode, OrtOpAttr, OrtOpAttrType, OrtStatusPtr,
-    OrtTensorTypeAndShapeInfo, OrtValueInfo,
+    ONNXTensorElementDataType as Element, OrtGraph, OrtNode, OrtOpAttr, OrtOpAttrType,
+    OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValueInfo,
 };
 
-use crate::{api::Api, status::check};
+use crate::{api::Api, status::check, tensor};
 
 /// An operator that there is a kernel for.
 pub(crate) struct Operator {
@@ -25,6 +25,7 @@ pub(crate) struct Operator {
 pub(crate) struct Node {
     node: *const OrtNode,
     inputs: Vec<*const OrtValueInfo>,
+    outputs: Vec<*const OrtValueInfo>,
 }
 
 impl Node {
@@ -38,8 +39,32 @@ impl Node {
             check(((*ort).Node_GetNumInputs)(node, &mut count))?;
             let mut inputs = vec![ptr::null(); count];
             check(((*ort).Node_GetInputs)(node, inputs.as_mut_ptr(), count))?;
-            Ok(Node { node, inputs })
+            check(((*ort).Node_GetNumOutputs)(node, &mut count))?;
+            let mut outputs = vec![ptr::null(); count];
+            check(((*ort).Node_GetOutputs)(node, outputs.as_mut_ptr(), count))?;
+            Ok(Node { node, inputs, outputs })
         }
+    }
+
+    /// All nodes of a graph, in an order in which they can be computed.
+    ///
+    /// # Safety
+    /// `graph` is ONNX Runtime's, and outlives them.
+    pub(crate) unsafe fn all(graph: *const OrtGraph) -> Result<Vec<Self>, OrtStatusPtr> {
+        let ort = Api::get().ort;
+        let mut count = 0;
+        // SAFETY: the caller's.
+        unsafe {
+            check(((*ort).Graph_GetNumNodes)(graph, &mut count))?;
+            let mut nodes = vec![ptr::null(); count];
+            check(((*ort).Graph_GetNodes)(graph, nodes.as_mut_ptr(), count))?;
+            nodes.into_iter().map(|node| Node::new(node)).collect()
+        }
+    }
+
+    /// As ONNX Runtime knows it.
+    pub(crate) fn as_ptr(&self) -> *const OrtNode {
+        self.node
     }
 
     /// Whether it is of this operator.
@@ -85,17 +110,91 @@ impl Node {
         Ok(value)
     }
 
-    /// How many outputs it has.
-    pub(crate) fn outputs(&self) -> Result<usize, OrtStatusPtr> {
-        let mut count = 0;
+    /// A number among the attributes; `default` where it is not set.
+    pub(crate) fn float(&self, name: &CStr, default: f32) -> Result<f32, OrtStatusPtr> {
+        let Some(attribute) = self.attribute(name)? else { return Ok(default) };
+        let (mut value, mut size) = (default, 0);
+        let to = ptr::from_mut(&mut value).cast::<c_void>();
+        let kind = OrtOpAttrType::ORT_OP_ATTR_FLOAT;
         // SAFETY: ONNX Runtime's.
-        check(unsafe { ((*Api::get().ort).Node_GetNumOutputs)(self.node, &mut count) })?;
-        Ok(count)
+        check(unsafe {
+            ((*Api::get().ort).ReadOpAttr)(attribute, kind, to, size_of::<f32>(), &mut size)
+        })?;
+        Ok(value)
+    }
+
+    /// Integers among the attributes; none where they are not set.
+    pub(crate) fn ints(&self, name: &CStr) -> Result<Vec<i64>, OrtStatusPtr> {
+        let Some(attribute) = self.attribute(name)? else { return Ok(Vec::new()) };
+        self.list(attribute, OrtOpAttrType::ORT_OP_ATTR_INTS)
+    }
+
+    /// A text among the attributes; `None` where it is not set.
+    pub(crate) fn text(&self, name: &CStr) -> Result<Option<Vec<u8>>, OrtStatusPtr> {
+        let Some(attribute) = self.attribute(name)? else { return Ok(None) };
+        self.list(attribute, OrtOpAttrType::ORT_OP_ATTR_STRING).map(Some)
+    }
+
+    fn list<T: Copy + Default>(
+        &self,
+        attribute: *const OrtOpAttr,
+        kind: OrtOpAttrType,
+    ) -> Result<Vec<T>, OrtStatusPtr> {
+        let ort = Api::get().ort;
+        let mut bytes = 0;
+        // SAFETY: ONNX Runtime's. Without room it fails, and says how much there has to be.
+        unsafe {
+            let found = ((*ort).ReadOpAttr)(attribute, kind, ptr::null_mut(), 0, &mut bytes);
+            if !found.0.is_null() {
+                ((*ort).ReleaseStatus)(found.0);
+            }
+            let mut values = vec![T::default(); bytes.div_ceil(size_of::<T>())];
+            if bytes > 0 {
+                let room = values.len() * size_of::<T>();
+                let to = values.as_mut_ptr().cast();
+                check(((*ort).ReadOpAttr)(attribute, kind, to, room, &mut bytes))?;
+            }
+            Ok(values)
+        }
+    }
+
+    /// How many inputs it has, those that are left out among them.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// How many outputs it has, those that are left out among them.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+
+    /// An output that is there.
+    pub(crate) fn output(&self, index: usize) -> Option<*const OrtValueInfo> {
+        self.outputs.get(index).copied().filter(|output| !output.is_null())
     }
 
     /// An input that is there.
-    fn input(&self, index: usize) -> Option<*const OrtValueInfo> {
+    pub(crate) fn input(&self, index: usize) -> Option<*const OrtValueInfo> {
         self.inputs.get(index).copied().filter(|input| !input.is_null())
+    }
+
+    /// The integers of a constant input; `None` where it is none.
+    pub(crate) fn constant_ints(&self, index: usize) -> Result<Option<Vec<i64>>, OrtStatusPtr> {
+        let Some(input) = self.input(index) else { return Ok(None) };
+        let int64 = Some(Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+        if !self.is_constant(index)? || self.element(index)? != int64 {
+            return Ok(None);
+        }
+        let mut value = ptr::null();
+        // SAFETY: ONNX Runtime's; the tensor has the type that was asked for.
+        unsafe {
+            let get = (*Api::get().ort).ValueInfo_GetInitializerValue;
+            check(get(input, &mut value))?;
+            if value.is_null() {
+                return Ok(None);
+            }
+            Ok(Some(tensor::elements::<i64>(value)?.to_vec()))
+        }
     }
 
     pub(crate) fn has_input(&self, index: usize) -> bool {

@@ -7,13 +7,17 @@ use std::{
 };
 
 use lfm2vl_kernels::Instructions;
-use ort_sys::{OrtGraph, OrtLogger, OrtLoggingLevel, OrtStatusPtr};
+use ort_sys::{OrtGraph, OrtLogger, OrtLoggingLevel, OrtNode, OrtStatusPtr};
 
 use crate::{
     NAME, NONE,
-    api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
-    attention, matmul,
+    api::{Api, CreateKernel, FusionOptions, Opaque, ProviderTable, VERSION},
+    attention,
+    compiled::Compiled,
+    groups::{self, Group},
+    matmul,
     node::{Node, Operator},
+    norm,
     state::State,
     status::{self, check},
 };
@@ -25,6 +29,8 @@ pub(crate) struct Provider {
     /// What kernels are created with; nothing is claimed without.
     state: Option<Box<State>>,
     logger: *const OrtLogger,
+    /// What was claimed to be computed as one.
+    groups: Vec<Group>,
 }
 
 /// ONNX Runtime's list of the kernels.
@@ -43,13 +49,16 @@ impl Provider {
             let state = ptr::from_ref(&**state).cast_mut();
             registry.add(&matmul::OPERATOR, matmul::create, state)?;
             registry.add(&attention::OPERATOR, attention::create, state)?;
+            registry.add(&norm::OPERATOR, norm::create, state)?;
         }
         Ok(Box::new(Provider {
             table: ProviderTable {
                 version: VERSION,
                 name,
                 capability,
-                others: [NONE; 10],
+                compile,
+                release_compiled,
+                others: [NONE; 8],
                 kernel_registry,
                 is_concurrent_run_supported,
                 newer: [NONE; 16],
@@ -57,36 +66,44 @@ impl Provider {
             registry,
             state,
             logger,
+            groups: Vec::new(),
         }))
     }
 
     /// Claims the nodes of a graph that there are kernels for.
-    unsafe fn claim(&self, graph: *const OrtGraph, info: *mut Opaque) -> Result<(), OrtStatusPtr> {
+    unsafe fn claim(
+        &mut self,
+        graph: *const OrtGraph,
+        info: *mut Opaque,
+    ) -> Result<(), OrtStatusPtr> {
         let Some(state) = &self.state else { return Ok(()) };
         let api = Api::get();
         // SAFETY: ONNX Runtime's.
         unsafe {
-            let mut count = 0;
-            check(((*api.ort).Graph_GetNumNodes)(graph, &mut count))?;
-            let mut nodes = vec![ptr::null(); count];
-            check(((*api.ort).Graph_GetNodes)(graph, nodes.as_mut_ptr(), count))?;
+            let nodes = Node::all(graph)?;
             let mut claimed = 0;
-            for node in nodes {
-                let described = Node::new(node)?;
-                let is_product = matmul::is_supported(&described)?;
-                if !is_product && !attention::is_supported(&described)? {
+            for node in &nodes {
+                let is_product = matmul::is_supported(node)?;
+                if !is_product && !attention::is_supported(node)? && !norm::is_supported(node)? {
                     continue;
                 }
                 let mut kernel = ptr::null();
-                check(((*api.ep).look_up_kernel)(info, node, &mut kernel))?;
+                check(((*api.ep).look_up_kernel)(info, node.as_ptr(), &mut kernel))?;
                 if !kernel.is_null() {
-                    check(((*api.ep).add_single_node)(info, node))?;
+                    check(((*api.ep).add_single_node)(info, node.as_ptr()))?;
                     claimed += 1;
                     state.rounds_inputs.fetch_or(is_product, Ordering::Relaxed);
                 }
             }
+            let options = FusionOptions { version: VERSION, drops_constants: false };
+            for group in groups::find(&nodes)? {
+                let own: Vec<_> = group.nodes.iter().map(|&index| nodes[index].as_ptr()).collect();
+                check(((*api.ep).add_nodes_to_fuse)(info, own.as_ptr(), own.len(), &options))?;
+                claimed += own.len();
+                self.groups.push(group);
+            }
             if claimed > 0 {
-                let instructions = state.instructions;
+                let (count, instructions) = (nodes.len(), state.instructions);
                 self.log(&format!("{claimed} of {count} nodes run with {instructions}"))?;
             }
         }
@@ -125,6 +142,43 @@ unsafe extern "system" fn capability(
 ) -> OrtStatusPtr {
     // SAFETY: ONNX Runtime's.
     status::of(|| unsafe { (*provider).claim(graph, info) })
+}
+
+/// Makes what computes each of the groups that were claimed.
+unsafe extern "system" fn compile(
+    provider: *mut Provider,
+    _graphs: *const *const OrtGraph,
+    fused: *const *const OrtNode,
+    count: usize,
+    out: *mut *mut Opaque,
+    _contexts: *mut *mut OrtNode,
+) -> OrtStatusPtr {
+    // SAFETY: ONNX Runtime's, which releases what was made before a failure.
+    status::of(|| unsafe {
+        let Some(state) = &(*provider).state else { return Ok(()) };
+        for index in 0..count {
+            let fused = *fused.add(index);
+            let compiled = Compiled::new(state.instructions, &(*provider).groups, fused)?;
+            *out.add(index) = Box::into_raw(compiled).cast();
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn release_compiled(
+    _: *mut Provider,
+    compiled: *mut *mut Opaque,
+    count: usize,
+) {
+    for index in 0..count {
+        // SAFETY: from `compile`, and released once.
+        unsafe {
+            let compiled = (*compiled.add(index)).cast::<Compiled>();
+            if !compiled.is_null() {
+                drop(Box::from_raw(compiled));
+            }
+        }
+    }
 }
 
 unsafe extern "system" fn kernel_registry(

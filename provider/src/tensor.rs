@@ -71,12 +71,13 @@ pub(crate) unsafe fn elements<'a, T>(value: *const OrtValue) -> Result<&'a [T], 
     }
 }
 
-/// The elements of the first output, which is made with this shape.
+/// The elements of an output, which is made with this shape.
 ///
 /// # Safety
-/// `context` is that of the run, whose first output is of floats.
+/// `context` is that of the run, which has that output, of floats.
 pub(crate) unsafe fn output<'a>(
     context: *mut OrtKernelContext,
+    index: usize,
     dimensions: &[usize],
 ) -> Result<&'a mut [f32], OrtStatusPtr> {
     let ort = Api::get().ort;
@@ -86,7 +87,7 @@ pub(crate) unsafe fn output<'a>(
     // SAFETY: the caller's; ONNX Runtime has made room for the elements.
     unsafe {
         let get = (*ort).KernelContext_GetOutput;
-        check(get(context, 0, dimensions.as_ptr(), dimensions.len(), &mut value))?;
+        check(get(context, index, dimensions.as_ptr(), dimensions.len(), &mut value))?;
         check(((*ort).GetTensorMutableData)(value, &mut data))?;
         match count {
             0 => Ok(&mut []),
