@@ -228,6 +228,30 @@ fn shapes_of_models() {
     }
 }
 
+/// 16 bits for each block of 4-bit weights, where the scales have no more digits.
+#[test]
+fn scales_of_16_bits_take_as_many() {
+    let bytes = |bits, has_bf16_scales| {
+        let shape = Shape {
+            rows: 1,
+            outputs: 64,
+            inputs: 1024,
+            bits,
+            block_size: 64,
+            has_zero_points: true,
+            has_bias: false,
+            decades: 3,
+            has_bf16_scales,
+        };
+        let weights = Weights::random(shape, &mut Random(5));
+        PackedWeights::pack(&weights.view(), &Serial).unwrap().bytes()
+    };
+    let blocks = 64 * 1024 / 64;
+    assert_eq!(bytes(Bits::Four, true), 64 * 1024 / 2 + 2 * blocks + blocks / 2);
+    assert_eq!(bytes(Bits::Four, false), 64 * 1024 / 2 + 4 * blocks + blocks / 2);
+    assert_eq!(bytes(Bits::Eight, true), bytes(Bits::Eight, false));
+}
+
 #[test]
 fn what_is_not_a_number_stays_so() {
     let mut random = Random(7);

@@ -222,6 +222,9 @@ mod tests {
                         let mut parts = encoder.finish();
                         packed.append(&mut parts[0]);
                         parts[0] = packed;
+                        let is_bfloat16 = |scale: &[u8]| scale[..2] == [0, 0];
+                        let are_bfloat16 = parts[1].chunks(4).all(is_bfloat16);
+                        assert_eq!(are_bfloat16, bits == 4, "{format:?}");
                         let read = ExportedWeight::from_parts(parts, format, [5, columns]).matrix();
                         let largest = read
                             .iter()

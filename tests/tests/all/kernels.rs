@@ -168,6 +168,20 @@ fn operators_of_the_package_give_what_onnx_runtime_gives() {
 }
 
 #[test]
+fn groups_of_nodes_give_what_onnx_runtime_gives() {
+    for (onnxruntime, cases) in [(None, 22), (Some("LFM2VL_OLDEST_ORT"), 9)] {
+        let Some(mut command) = packaged("provider_groups.py", onnxruntime) else { return };
+        let report = report(&mut command);
+        let differences = report["differences"].as_object().unwrap();
+        assert_eq!(differences.len(), cases, "{report}");
+        for (case, difference) in differences {
+            assert!(difference.as_f64().unwrap() < 1e-6, "{case} {difference}");
+        }
+        assert_eq!(report["wrongly_taken"], json!([]));
+    }
+}
+
+#[test]
 fn an_older_onnx_runtime_is_refused() {
     let older = Some("LFM2VL_OLDER_ORT");
     let Some(mut command) = packaged("provider_operators.py", older) else { return };

@@ -1,0 +1,147 @@
+"""Compares groups of nodes, and norms, with and without the kernels of the package onnxruntime-ep-lfm2vl.
+
+    python provider_groups.py
+
+Runs the gate of a feed-forward layer, the gated short convolution with its state, and the norm of a sum,
+with plain ONNX Runtime and with the kernels alone. Prints one line of JSON: the largest difference of
+each relative to the size of the result, and which groups were taken that must not be.
+"""
+
+import json
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxruntime_ep_lfm2vl as kernels
+
+kernels.register(ort)
+random = np.random.default_rng(0)
+END = np.iinfo(np.int64).max
+normal = lambda *shape: random.standard_normal(shape, dtype=np.float32)
+node = lambda kind, inputs, outputs, **attributes: helper.make_node(kind, inputs, outputs, **attributes)
+microsoft = lambda *arguments, **attributes: node(*arguments, domain="com.microsoft", **attributes)
+
+
+def model(nodes, inputs, outputs, constants):
+    value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    graph = helper.make_graph(
+        nodes,
+        "group",
+        [value(name, shape) for name, shape in inputs.items()],
+        [value(name, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def gate(alpha=1.0, up=96, seen=False):
+    constants = {}
+
+    def product(name, outputs):
+        constants[name + ".q"] = random.integers(0, 256, (outputs, 2, 16), dtype=np.uint8)
+        constants[name + ".s"] = random.random((outputs, 2), dtype=np.float32) * 0.1
+        sizes = dict(K=64, N=outputs, bits=4, block_size=32, accuracy_level=4)
+        return microsoft("MatMulNBits", ["x", name + ".q", name + ".s"], [name], **sizes)
+
+    nodes = [
+        product("gate", 96),
+        product("up", up),
+        microsoft("QuickGelu", ["gate"], ["active"], alpha=alpha),
+        node("Mul", ["up", "active"], ["y"]),
+    ]
+    outputs = {"y": ["batch", "rows", 96], **({"active": ["batch", "rows", 96]} if seen else {})}
+    return model(nodes, {"x": ["batch", "rows", 64]}, outputs, constants)
+
+
+def short_conv(order=(0, 1, 2), width=3, kept=None, seen=(), bias=False, **attributes):
+    channels = 150
+    constants = {
+        "w": normal(channels, 1, width),
+        "one": np.array([1]),
+        "end": np.array([END]),
+        "kept": np.array([-(kept or width)]),
+        "recent": np.array([-width]),
+        **({"bias": normal(channels)} if bias else {}),
+    }
+    thirds = [["before", "after", "inner"][index] for index in order]
+    inputs = ["x", "w", "bias" if bias else "", "state"]
+    nodes = [
+        node("Split", ["gates"], thirds, axis=2, num_outputs=3),
+        node("Mul", ["before", "inner"], ["x"]),
+        node("Transpose", ["past"], ["columns"], perm=[0, 2, 1]),
+        node("Slice", ["columns", "one", "end", "one"], ["state"]),
+        microsoft("CausalConvWithState", inputs, ["convolved", "unused"], channels_last=1, **attributes),
+        node("Slice", ["x", "recent", "end", "one"], ["newest"]),
+        node("Concat", ["columns", "newest"], ["joined"], axis=1),
+        node("Slice", ["joined", "kept", "end", "one"], ["last"]),
+        node("Transpose", ["last"], ["present"], perm=[0, 2, 1]),
+        node("Mul", ["after", "convolved"], ["y"]),
+    ]
+    outputs = {"y": ["batch", "rows", channels], "present": ["batch", channels, kept or width]}
+    outputs |= {name: None for name in seen}
+    shapes = {"gates": ["batch", "rows", 3 * channels], "past": ["batch", channels, width]}
+    return model(nodes, shapes, outputs, constants)
+
+
+def norm(skip, bias=False):
+    constants = {"w": normal(80), **({"bias": normal(80)} if bias else {})}
+    inputs = ["x", "skip", "w"] + (["bias"] if bias else [])
+    nodes = [microsoft("SkipSimplifiedLayerNormalization", inputs, ["y", "", "", "sum"], epsilon=1e-5)]
+    shape = ["batch", "rows", 80]
+    return model(nodes, {"x": shape, "skip": skip}, {"y": shape, "sum": shape}, constants)
+
+
+def session(bytes, ours):
+    if not ours:
+        return ort.InferenceSession(bytes, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    # Nothing else may run the nodes: what is not taken is an error.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return ort.InferenceSession(bytes, kernels.session_options(ort, options))
+
+
+def difference(bytes, feed):
+    pairs = zip(*(session(bytes, ours).run(None, feed) for ours in (False, True)))
+    return max(float(np.linalg.norm(ours - plain) / np.linalg.norm(plain)) for plain, ours in pairs)
+
+
+report = {"onnxruntime": ort.__version__, "differences": {}, "wrongly_taken": []}
+differences = report["differences"]
+for rows in (1, 7, 300):
+    differences[f"gate of {rows}"] = difference(gate(), {"x": normal(2, rows, 64)})
+    skips = {"sum": ["batch", "rows", 80], "repeated sum": [1, "rows", 80]}
+    for name, shape in skips.items():
+        feed = {"x": normal(2, rows, 80), "skip": normal(1 if shape[0] == 1 else 2, rows, 80)}
+        differences[f"norm of {rows}, {name}"] = difference(norm(shape), feed)
+
+wrong = {
+    "another alpha": gate(alpha=1.702),
+    "a gate that is read elsewhere": gate(seen=True),
+    "a factor of another shape": gate(up=1),
+    "a norm with a bias": norm(["batch", "rows", 80], bias=True),
+}
+if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32):
+    # Older ones do not have the operator with channels last.
+    for order in [(0, 1, 2), (1, 2, 0), (2, 0, 1)]:
+        for rows in (1, 2, 3, 50):
+            feed = {"gates": normal(2, rows, 450), "past": normal(2, 150, 3)}
+            differences[f"convolution of {rows}, thirds {order}"] = difference(short_conv(order), feed)
+    feed = {"gates": normal(1, 9, 450), "past": normal(1, 150, 5)}
+    differences["convolution of width 5"] = difference(short_conv(width=5), feed)
+    wrong |= {
+        "an activation": short_conv(activation="silu"),
+        "a convolution with a bias": short_conv(bias=True),
+        "less state": short_conv(kept=2),
+        "an inner value that is read elsewhere": short_conv(seen=["x"]),
+        "a third that is read elsewhere": short_conv(seen=["after"]),
+        "a state that is read elsewhere": short_conv(seen=["unused"]),
+    }
+for name, bytes in wrong.items():
+    try:
+        session(bytes, True)
+        report["wrongly_taken"].append(name)
+    except Exception:
+        pass
+print(json.dumps(report))
