@@ -32,12 +32,24 @@ environment = os.environ | {"ORT_DYLIB_PATH": str(library)}
 config = json.loads((here / "checkpoint/config.json").read_text())
 
 
-def call(*command):
-    """What a program prints."""
-    process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+def output_of(command):
+    """What a program prints; a RuntimeError where it fails, or takes more than five minutes."""
+    command = list(map(str, command))
+    try:
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(str(error)) from error
     if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{process.stderr}")
+        raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
     return process.stdout
+
+
+def call(*command):
+    """The same, where a failure is the end."""
+    try:
+        return output_of(command)
+    except RuntimeError as error:
+        sys.exit(str(error))
 
 
 def run(*command):
@@ -157,21 +169,34 @@ def contenders():
     if args.provider == "cuda" and has("transformers"):
         script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
         found["transformers bf16"] = ([*script, "--device", "cuda"], everything)
+        found["transformers bf16, compiled"] = ([*script, "--device", "cuda", "--compile"], ["--batch"])
     if args.provider == "cuda" and has("onnxruntime_genai"):
-        found["genai fp16"] = ([sys.executable, here / "genai_model.py", here / "genai"], ["--batch"])
+        genai = [sys.executable, here / "genai_model.py", here / "genai"]
+        found["genai fp16"] = (genai, ["--batch"])
+        found["genai fp16, recorded steps"] = ([*genai, "--cuda-graph"], ["--batch"])
     return found
 
 
 def speed():
-    figures = {}
+    """The figures of each scenario, and what peers failed at, who have none there."""
+    figures, failures = {}, {}
     for _ in range(args.rounds):
         for scenario, (key, arguments) in SCENARIOS.items():
             arguments = [here / "photos" / a if str(a).endswith((".png", ".jpg")) else a for a in arguments]
             for name, (command, can) in contenders().items():
-                if all(what in can for what in ("--image", "--batch") if what in arguments):
-                    figure = run(*command, *arguments, "--repeat", args.repeat)[key]
-                    figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
-    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}
+                can_do = all(what in can for what in ("--image", "--batch") if what in arguments)
+                if not can_do or (name, scenario) in failures:
+                    continue
+                command = [*command, *arguments, "--repeat", args.repeat]
+                try:
+                    figure = json.loads(output_of(command))[key]
+                except RuntimeError as error:
+                    if name.startswith("lfm2vl"):
+                        sys.exit(str(error))
+                    failures[name, scenario] = str(error)
+                    continue
+                figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
+    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}, failures
 
 
 def shares(figures, most):
@@ -196,7 +221,8 @@ for model, precision, recorded in models + [("tiny-shapes-graph", "fp16", True)]
     name = f"{precision}, recorded steps" if recorded else precision
     print(f"{name} on {args.provider}, the sample model")
     report["parity"][name] = parity(here / model, precision, recorded)
-report["figures"] = speed()
+report["figures"], failures = speed()
+report["failures"] = [[*key, error] for key, error in failures.items()]
 names = list(contenders())
 print(f"the 450M shape, medians of {args.rounds} rounds in turns\n")
 print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
@@ -210,5 +236,7 @@ if args.provider == "cuda" and has("torch"):
     for what, name, share in report["shares"]:
         print(f"  {what}, {name}: {share:.2f}")
 args.out.write_text(json.dumps(report, indent=1))
+for (name, scenario), error in failures.items():
+    print(f"\n{name} failed at {scenario}: {error.strip().splitlines()[-1]}")
 missing = [p for p in ("torch", "transformers", "onnxruntime_genai") if not has(p)]
 print(f"\nnot installed, and so left out: {', '.join(missing)}" if missing else "")

@@ -1,6 +1,7 @@
 """onnxruntime-genai: where the time of an answer goes, as one line of JSON.
 
     python3 genai_model.py MODEL [--prompt-tokens N] [--new-tokens N] [--batch N] [--repeat N] [--cold]
+        [--cuda-graph]
 
 MODEL is a text model that genai_builder.py made with --input-ids; the keys are those of
 `lfm2vl bench --json`. Needs onnxruntime-genai and numpy.
@@ -21,10 +22,14 @@ parser.add_argument("--new-tokens", type=int, default=64)
 parser.add_argument("--batch", type=int, default=1, help="conversations that are decoded together")
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--cold", action="store_true", help="without a run before the first one")
+parser.add_argument("--cuda-graph", action="store_true", help="record a step and replay it")
 args = parser.parse_args()
 
 start = time.perf_counter()
-model = og.Model(args.model)
+config = og.Config(args.model)
+if args.cuda_graph:
+    config.set_provider_option("cuda", "enable_cuda_graph", "1")
+model = og.Model(config)
 load = time.perf_counter() - start
 prompt = np.random.default_rng(0).integers(1000, 60000, args.prompt_tokens).astype(np.int32)
 

@@ -204,10 +204,11 @@ impl DecoderSession {
         let mut outputs = self.session.run(inputs)?;
         for (name, array) in &mut outputs {
             let Some(past) = past_of(name) else { continue };
-            if let Some(width) = self.session.fixed_size(&past, 2) {
-                // Where states of all positions are given, that of the last one counts.
-                let columns = array.len_of(Axis(2));
-                array.slice_axis_inplace(Axis(2), (columns - width..).into());
+            for axis in [1, 2] {
+                // Where conv states of all positions are given, that of the last one counts.
+                let Some(size) = self.session.fixed_size(&past, axis) else { continue };
+                let given = array.len_of(Axis(axis));
+                array.slice_axis_inplace(Axis(axis), (given - size..).into());
             }
             self.state.push((past, Tensor::Floats(array.clone())));
         }

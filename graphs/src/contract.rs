@@ -4,10 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheUpdate, FixedSizes, Recipe, VisionLayout, YamlError};
+use crate::{CacheUpdate, FixedSizes, Fusion, Recipe, VisionLayout, YamlError};
 
 /// Name of the contract whose sizes are all fixed.
 pub(crate) const STATIC: &str = "static";
+
+/// Name of the contract whose decoders have conv states as CUDA's kernels do.
+pub(crate) const CUDA: &str = "cuda";
 
 /// The graphs that make up a model. The name is also the stem of the graph's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -132,7 +135,7 @@ pub struct ModelDims {
     pub num_key_value_heads: usize,
     /// Width of one attention head of the language model.
     pub head_dim: usize,
-    /// Columns of a conv state.
+    /// How many inputs a short convolution sees: columns of a conv state, or its rows and one.
     pub conv_l_cache: usize,
     /// Width of the vision tower.
     pub vision_hidden_size: usize,
@@ -152,6 +155,7 @@ impl ModelDims {
             "num_key_value_heads" => self.num_key_value_heads,
             "head_dim" => self.head_dim,
             "conv_L_cache" => self.conv_l_cache,
+            "conv_rows" => self.conv_l_cache.saturating_sub(1),
             "vision_hidden_size" => self.vision_hidden_size,
             "patch_values" => self.patch_values,
             _ => return symbol.parse().ok(),
@@ -274,6 +278,8 @@ enum RecipeOption {
     FreeViews,
     GraphUpdatesCache,
     ClientUpdatesCache,
+    ConvColumns,
+    ConvRows,
 }
 
 impl RecipeOption {
@@ -285,6 +291,8 @@ impl RecipeOption {
             RecipeOption::FreeViews => recipe.sizes.is_none_or(|sizes| sizes.views.is_none()),
             RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,
             RecipeOption::ClientUpdatesCache => recipe.cache_update == CacheUpdate::Client,
+            RecipeOption::ConvColumns => recipe.fusion == Fusion::Cpu,
+            RecipeOption::ConvRows => recipe.fusion == Fusion::Cuda,
         }
     }
 }
@@ -314,23 +322,29 @@ impl Contract {
     /// # Errors
     /// [`YamlError::Unknown`] when there is none of that name.
     pub fn builtin(name: &str) -> Result<Self, YamlError> {
-        let text = match name {
-            "community" => include_str!("../contracts/community.yaml"),
-            STATIC => include_str!("../contracts/static.yaml"),
+        let community = include_str!("../contracts/community.yaml");
+        // What comes later takes the place of what came before.
+        let texts = match name {
+            "community" => vec![community],
+            CUDA => vec![community, include_str!("../contracts/cuda.yaml")],
+            STATIC => vec![include_str!("../contracts/static.yaml")],
             _ => {
-                let (name, known) = (name.into(), format!("community, {STATIC}"));
+                let (name, known) = (name.into(), format!("community, {CUDA}, {STATIC}"));
                 return Err(YamlError::Unknown { kind: "contract", name, known });
             }
         };
-        let parse = |text| {
+        let parse = |text| -> Result<Contract, YamlError> {
             serde_yaml::from_str(text).map_err(|source| YamlError::Invalid {
                 what: format!("the built-in contract '{name}'"),
                 source,
             })
         };
-        let mut contract: Contract = parse(text)?;
-        let image_processor: Contract = parse(include_str!("../contracts/image_processor.yaml"))?;
-        contract.graphs.extend(image_processor.graphs);
+        let mut contract = parse(include_str!("../contracts/image_processor.yaml"))?;
+        for text in texts {
+            let Contract { name, version, graphs } = parse(text)?;
+            contract.graphs.extend(graphs);
+            (contract.name, contract.version) = (name, version);
+        }
         Ok(contract)
     }
 

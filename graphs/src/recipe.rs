@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activations, Bits, Dtype, Method, Module, Quantization, YamlError, contract::STATIC};
+use crate::{
+    Activations, Bits, Dtype, Method, Module, Quantization, YamlError,
+    contract::{CUDA, STATIC},
+};
 
 /// Whether tower and projector are one graph or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +277,9 @@ impl Recipe {
 
     /// A key that does not go with the contract, and why.
     fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
+        if self.contract == CUDA && self.fusion != Fusion::Cuda {
+            return Some(("contract", "the contract 'cuda' needs 'fusion: cuda'"));
+        }
         if self.contract != STATIC {
             return self.sizes.map(|_| ("sizes", "'sizes' need 'contract: static'"));
         }

@@ -27,7 +27,7 @@ impl<'g> Model<'g> {
                 let tokens = new.sum(1).squeeze(&[1]); // [1]
                 Kept::At {
                     logits: tokens - self.g.int_vector(&[1]),
-                    conv: tokens + self.g.counting(self.config.text.conv_l_cache),
+                    conv: tokens + self.g.counting(self.conv_state_length()),
                 }
             }
         };

@@ -24,12 +24,12 @@ impl<'g> Model<'g> {
         let (hidden, kept) = {
             let _scope = self.g.enter("language_model");
             let step = self.step(embeds, self.g.input("attention_mask"));
-            let mut x = Residual::new(embeds.reshape(&[-1, size as i64])); // [tokens, hidden]
+            let mut x = Residual::new(self.rows(embeds, size));
             for layer in 0..text.layer_types.len() {
                 x = self.decoder_layer(x, layer, step);
             }
             let (normed, _) = self.norm(x, Norm::Rms, "embedding_norm", size, text.norm_eps);
-            (normed.reshape_to(step.shape), step.kept) // [batch, sequence, hidden]
+            (self.by_sequence(normed, step), step.kept)
         };
 
         let scored = match logits {
@@ -48,7 +48,17 @@ impl<'g> Model<'g> {
         }
     }
 
-    /// One layer on the stream [tokens, hidden].
+    /// The rows of [batch, sequence, size] as the layers work on them.
+    fn rows(self, x: Value<'g>, size: usize) -> Value<'g> {
+        if self.flat_rows { x.reshape(&[-1, size as i64]) } else { x }
+    }
+
+    /// Rows as [batch, sequence, size].
+    fn by_sequence(self, x: Value<'g>, step: Step<'g>) -> Value<'g> {
+        if self.flat_rows { x.reshape_to(step.shape) } else { x }
+    }
+
+    /// One layer on the rows of the stream.
     pub(super) fn decoder_layer(
         self,
         x: Residual<'g>,
@@ -73,6 +83,9 @@ impl<'g> Model<'g> {
         let name = if tied { EMBEDDING } else { "lm_head.weight" };
         let _scope = self.g.enter("lm_head");
         let shape = [text.vocab_size, text.hidden_size];
+        if self.format_of("lm_head").is_some() && !self.flat_rows {
+            return self.linear_with(hidden, "lm_head", name, shape, None);
+        }
         let rows = hidden.reshape(&[-1, text.hidden_size as i64]);
         let logits = self.linear_with(rows, "lm_head", name, shape, None);
         match self.g.fixed_size("inputs_embeds", 1) {
@@ -118,15 +131,29 @@ impl<'g> Model<'g> {
 
     /// What is kept: as much as the graph is asked to, or that of the last position.
     pub(super) fn kept(self) -> Kept<'g> {
-        let width = self.config.text.conv_l_cache as i64;
+        let width = self.conv_state_length() as i64;
         let starts = |starts: &[i64]| self.g.int_vector(starts);
         match self.g.find_input("num_logits_to_keep") {
             Some(count) => {
                 let count = count.unsqueeze(&[0]);
                 Kept::From { logits: starts(&[0]) - count, conv: starts(&[1 - width]) - count }
             }
-            None => Kept::From { logits: starts(&[-1]), conv: starts(&[-width]) },
+            None => Kept::Last { logits: starts(&[-1]), conv: starts(&[-width]) },
         }
+    }
+
+    /// Whether conv states are rows [batch, conv_L_cache - 1, hidden], as the convolution's operator has
+    /// them, and not columns [batch, hidden, conv_L_cache].
+    fn has_conv_rows(self) -> bool {
+        let text = &self.config.text;
+        let mut layers = 0..text.layer_types.len();
+        let last = layers.find_map(|layer| self.g.fixed_size(&format!("past_conv.{layer}"), 2));
+        last == Some(text.hidden_size) && self.operators == Operators::OnnxRuntime
+    }
+
+    /// How many inputs of the convolution a conv state holds.
+    pub(super) fn conv_state_length(self) -> usize {
+        self.config.text.conv_l_cache - usize::from(self.has_conv_rows())
     }
 
     pub(super) fn attention_operators(self) -> Operators {
@@ -160,7 +187,7 @@ impl<'g> Model<'g> {
         (angles.cos(), angles.sin())
     }
 
-    /// Grouped-query self-attention on x [tokens, hidden]; extends the layer's keys and values.
+    /// Grouped-query self-attention on rows x; extends the layer's keys and values.
     fn self_attention(self, x: Value<'g>, layer: usize, step: Step<'g>) -> Value<'g> {
         let text = &self.config.text;
         let (heads, kv_heads, head_dim) =
@@ -182,10 +209,9 @@ impl<'g> Model<'g> {
             AttentionInputs::Fused { last_position, total, rotary: Rotary { cos, sin, rows } } => {
                 // Each row of q and k is one head of one token until here.
                 let rotated = |v: Value<'g>, heads: usize| {
-                    let flat = v.reshape(&[-1, (heads * head_dim) as i64]).reshape_to(step.shape);
                     self.g.node(
                         Op::microsoft("RotaryEmbedding"),
-                        &[flat, rows, cos, sin],
+                        &[v.reshape_to(step.shape), rows, cos, sin],
                         &[
                             // The default value, but OpenVINO wants it said.
                             ("interleaved", Attribute::Int(0)),
@@ -194,7 +220,7 @@ impl<'g> Model<'g> {
                     )
                 };
                 let (query, keys) = (rotated(query, heads), rotated(keys, kv_heads));
-                let values = values.reshape_to(step.shape);
+                let values = self.by_sequence(values, step);
                 let [attended, keys, values] = self.g.node_with_outputs(
                     Op::microsoft("GroupQueryAttention"),
                     &[query, keys, values, past_keys, past_values, last_position, total],
@@ -245,15 +271,15 @@ impl<'g> Model<'g> {
         self.g.output(&format!("present.{layer}.value"), values);
 
         let width = heads * head_dim;
-        let attended = attended.reshape(&[-1, width as i64]);
+        let attended = self.rows(attended, width);
         self.linear(attended, "out_proj", width, text.hidden_size, false)
     }
 
-    /// Gated short convolution on x [tokens, hidden]; shifts the layer's conv state.
+    /// Gated short convolution on rows x; shifts the layer's conv state.
     fn short_conv(self, x: Value<'g>, layer: usize, step: Step<'g>) -> Value<'g> {
         let text = &self.config.text;
         let (size, width, bias) = (text.hidden_size, text.conv_l_cache, text.conv_bias);
-        let past = self.g.input(&format!("past_conv.{layer}")); // [batch, hidden, width]
+        let past = self.g.input(&format!("past_conv.{layer}"));
         let _scope = self.g.enter("conv");
 
         let x = match step.attention {
@@ -262,7 +288,7 @@ impl<'g> Model<'g> {
             // Padding must not leak into the convolution.
             AttentionInputs::Standard { tokens, .. } => x * tokens,
         };
-        let gates = self.linear(x, "in_proj", size, 3 * size, bias).reshape_to(step.shape);
+        let gates = self.by_sequence(self.linear(x, "in_proj", size, 3 * size, bias), step);
         let [before, after, x] = gates.split(2); // [batch, sequence, hidden] each
         let x = before * x;
         let (convolved, present) = {
@@ -270,16 +296,41 @@ impl<'g> Model<'g> {
             let weight = self.g.weight("weight", &[size, 1, width]);
             let bias = bias.then(|| self.g.weight("bias", &[size]));
             match self.operators {
+                Operators::OnnxRuntime if self.has_conv_rows() => {
+                    self.causal_conv_of_rows(x, past, weight, bias, step.kept)
+                }
                 Operators::OnnxRuntime => self.causal_conv(x, past, weight, bias, step.kept),
                 Operators::Standard => self.depthwise_conv(x, past, weight, bias, step.kept),
             }
         };
         self.g.output(&format!("present_conv.{layer}"), present);
-        let y = (after * convolved).reshape(&[-1, size as i64]);
+        let y = self.rows(after * convolved, size);
         self.linear(y, "out_proj", size, size, text.conv_bias)
     }
 
-    /// ONNX Runtime's convolution, which needs no transposes around x [batch, sequence, hidden].
+    /// ONNX Runtime's convolution of x [batch, sequence, hidden] after its state [batch, rows, hidden].
+    fn causal_conv_of_rows(
+        self,
+        x: Value<'g>,
+        past: Value<'g>,
+        weight: Value<'g>,
+        bias: Option<Value<'g>>,
+        kept: Kept<'g>,
+    ) -> (Value<'g>, Value<'g>) {
+        let [convolved, present] = self.g.node_with_outputs(
+            Op::microsoft("CausalConvWithState"),
+            &[x, weight, bias.unwrap_or(self.g.omitted()), past],
+            &[("channels_last", Attribute::Int(1))],
+        );
+        match kept {
+            Kept::Last { .. } => (convolved, present),
+            Kept::From { .. } | Kept::At { .. } => {
+                (convolved, kept.of_inputs(past.concat(&[x], 1), 1))
+            }
+        }
+    }
+
+    /// The same where conv states are columns.
     fn causal_conv(
         self,
         x: Value<'g>,
@@ -295,18 +346,12 @@ impl<'g> Model<'g> {
             &[("channels_last", Attribute::Int(1))],
         );
         // The operator keeps one column less than the contract, so the state is joined here.
-        let recent = match (self.g.fixed_size("inputs_embeds", 1), kept) {
-            // Parts of one size, for which CUDA needs no table of pointers: ONNX Runtime before August
-            // 2026 lost these in recorded steps.
-            (Some(1), _) => {
-                let width = self.config.text.conv_l_cache as i64;
-                let mut columns: Vec<_> = (1..width).map(|at| past.slice(1, at, at + 1)).collect();
-                columns.push(x);
-                columns[0].concat(&columns[1..], 1)
-            }
+        let recent = match kept {
             // Where they are counted from the end, no others are needed.
-            (_, Kept::From { .. }) => kept.of_columns(past.concat(&[kept.of_columns(x, 1)], 1), 1),
-            (_, Kept::At { .. }) => kept.of_columns(past.concat(&[x], 1), 1),
+            Kept::Last { .. } | Kept::From { .. } => {
+                kept.of_inputs(past.concat(&[kept.of_inputs(x, 1)], 1), 1)
+            }
+            Kept::At { .. } => kept.of_inputs(past.concat(&[x], 1), 1),
         };
         (convolved, recent.transpose(&[0, 2, 1]))
     }
@@ -331,7 +376,7 @@ impl<'g> Model<'g> {
                 ("kernel_shape", Attribute::Ints(vec![text.conv_l_cache as i64])),
             ],
         );
-        (convolved.transpose(&[0, 2, 1]), kept.of_columns(history, 2))
+        (convolved.transpose(&[0, 2, 1]), kept.of_inputs(history, 2))
     }
 
     /// SwiGLU: `w2(silu(w1 x) * w3 x)`.

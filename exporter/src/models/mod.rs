@@ -33,13 +33,26 @@ struct Model<'a> {
     fusion: Fusion,
     gelu: GeluForm,
     quantization: Option<&'a Quantization>,
+    /// Whether the decoder's layers work on rows [tokens, hidden], as `Gemm` needs them, or on
+    /// [batch, sequence, hidden], which other products take as it is.
+    flat_rows: bool,
 }
 
 impl<'a> Model<'a> {
     fn new(g: &'a GraphBuilder, build: Build<'a>) -> Self {
         let Build { config, recipe, quantization, .. } = build;
         let Recipe { operators, fusion, gelu, .. } = *recipe;
-        Model { g, config, operators, fusion, gelu, quantization }
+        let are_in_blocks = quantization.is_some_and(|quantization| {
+            let modules = config.quantizable_modules();
+            let mut layers =
+                modules.iter().filter(|m| m.name().starts_with("language_model.layers."));
+            layers.all(|module| {
+                let format = quantization.format_of(module);
+                format.is_some_and(|format| format.activations != Activations::Tensor)
+            })
+        });
+        let flat_rows = operators == Operators::Standard || !are_in_blocks;
+        Model { g, config, operators, fusion, gelu, quantization, flat_rows }
     }
 }
 

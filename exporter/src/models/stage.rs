@@ -113,7 +113,8 @@ pub(crate) fn build_stage(stage: Stage, build: Build<'_>, taps: bool) -> (GraphB
     if taps {
         g.record_taps();
     }
-    let model = Model::new(&g, build);
+    // What stages are given has one sequence's rows.
+    let model = Model { flat_rows: true, ..Model::new(&g, build) };
     let text = &config.text;
     let hidden = match stage {
         Stage::PatchEmbeddings => {

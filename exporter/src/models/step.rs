@@ -14,10 +14,12 @@ pub(super) struct Step<'g> {
 /// Which of the positions are in the outputs.
 #[derive(Clone, Copy)]
 pub(super) enum Kept<'g> {
+    /// The last one; the places from which it and its conv state reach to the end, int64 [1].
+    Last { logits: Value<'g>, conv: Value<'g> },
     /// Those from a place on that is counted from the end, int64 [1]: of the positions whose logits
-    /// are computed, and of the columns of conv states.
+    /// are computed, and of the inputs that conv states hold.
     From { logits: Value<'g>, conv: Value<'g> },
-    /// Those in these places, int64 [1] and [conv_L_cache].
+    /// Those in these places, int64 [1] and of as many as a conv state holds.
     At { logits: Value<'g>, conv: Value<'g> },
 }
 
@@ -25,15 +27,15 @@ impl<'g> Kept<'g> {
     /// Of the hidden states [batch, sequence, hidden].
     pub(super) fn of_positions(self, hidden: Value<'g>) -> Value<'g> {
         match self {
-            Kept::From { logits, .. } => hidden.slice_at(1, logits),
+            Kept::Last { logits, .. } | Kept::From { logits, .. } => hidden.slice_at(1, logits),
             Kept::At { logits, .. } => hidden.gather(logits, 1),
         }
     }
 
-    /// Of conv states and what follows them, along the axis of the columns.
-    pub(super) fn of_columns(self, history: Value<'g>, axis: i64) -> Value<'g> {
+    /// Of conv states and what follows them, along the axis of these inputs.
+    pub(super) fn of_inputs(self, history: Value<'g>, axis: i64) -> Value<'g> {
         match self {
-            Kept::From { conv, .. } => history.slice_at(axis, conv),
+            Kept::Last { conv, .. } | Kept::From { conv, .. } => history.slice_at(axis, conv),
             Kept::At { conv, .. } => history.gather(conv, axis),
         }
     }

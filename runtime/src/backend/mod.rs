@@ -14,6 +14,6 @@ pub(crate) use memory::{
 pub use session::Skipped;
 pub(crate) use session::{GraphSession, Outlet, SessionOptions};
 pub(crate) use tensors::{
-    axis_2, bytes, columns, copy_of, copy_part, copy_within, shape, slice, swap_within, unwritten,
+    axis_2, bytes, copy_of, copy_part, copy_within, cut, shape, slice, swap_within, unwritten,
     write_zeros,
 };

@@ -29,7 +29,7 @@ pub(crate) fn bytes(tensor: &DynTensor) -> usize {
     shape(tensor).iter().product::<usize>() * element_bytes(tensor)
 }
 
-/// Size of the third axis: columns of conv states; tokens that keys or values have room for.
+/// Size of the third axis: tokens that keys or values have room for.
 pub(crate) fn axis_2(tensor: &DynTensor) -> usize {
     shape(tensor).get(2).copied().unwrap_or_default()
 }
@@ -271,32 +271,33 @@ pub(crate) fn write_zeros(tensor: &mut DynTensor, start: usize, length: usize) -
     Ok(())
 }
 
-/// Of a tensor [rows, values, columns], the `width` columns before column `end`, as one of its own.
+/// Of a tensor, what is at the `width` places of an axis before place `end`, as one of its own.
 ///
 /// # Errors
-/// When there are not so many columns, or ONNX Runtime's.
-pub(crate) fn columns(
+/// When there are not so many places, or ONNX Runtime's.
+pub(crate) fn cut(
     tensor: &DynTensor,
+    axis: usize,
     end: usize,
     width: usize,
     memory: Option<&DeviceMemory>,
 ) -> ort::Result<DynTensor> {
-    let sizes = shape(tensor);
-    let &[rows, values, count] = &sizes[..] else {
-        return Err(ort::Error::new("a conv state is not [batch, hidden, columns]"));
-    };
+    let mut sizes = shape(tensor);
+    let count = sizes.get(axis).copied().unwrap_or_default();
     if end > count || width > end {
-        return Err(ort::Error::new("a conv state was not kept"));
+        return Err(ort::Error::new(format!("there is nothing at {width} places before {end}")));
     }
+    let lines: usize = sizes[..axis].iter().product();
+    let place = sizes[axis + 1..].iter().product::<usize>() * element_bytes(tensor);
+    sizes[axis] = width;
     let source = on_host(tensor)?;
-    let mut cut = unwritten(*tensor.data_type(), &[rows, values, width], None)?;
-    let size = element_bytes(tensor);
+    let mut cut = unwritten(*tensor.data_type(), &sizes, None)?;
     let (from, into) = (source.data_ptr().cast::<u8>(), cut.data_ptr_mut().cast::<u8>());
-    for line in 0..rows * values {
-        // SAFETY: both are on the host, and have so many lines of `count` and `width` columns.
+    for line in 0..lines {
+        // SAFETY: both are on the host, and have so many lines of `count` and `width` places.
         unsafe {
-            let from = from.add((line * count + end - width) * size);
-            ptr::copy_nonoverlapping(from, into.add(line * width * size), width * size);
+            let from = from.add((line * count + end - width) * place);
+            ptr::copy_nonoverlapping(from, into.add(line * width * place), width * place);
         }
     }
     match memory {

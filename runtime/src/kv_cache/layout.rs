@@ -1,7 +1,9 @@
 //! What a decoder's state consists of, as its contract says.
 
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec};
-use ort::value::TensorElementType;
+use ort::value::{DynTensor, TensorElementType};
+
+use crate::backend::{DeviceMemory, cut, shape};
 
 /// The tensors of a decoder's state, and how runs change them.
 #[derive(Debug, Clone)]
@@ -27,8 +29,9 @@ pub(crate) struct StateTensor {
 /// What a tensor of the state holds, with the sizes of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Conv states [batch, hidden, columns]: the inputs of the last columns.
-    Conv { hidden: usize, columns: usize },
+    /// Conv states: the last inputs of a convolution, as columns [batch, hidden, inputs] where their
+    /// axis is 2, and as rows [batch, inputs, hidden] where it is 1.
+    Conv { hidden: usize, inputs: usize, axis: usize },
     /// Keys or values [batch, heads, tokens, head_dim].
     KeyValue { heads: usize, head_dim: usize },
 }
@@ -42,8 +45,31 @@ impl Kind {
     /// Shape for `rows` sequences of room for `capacity` tokens.
     pub(crate) fn shape(self, rows: usize, capacity: usize) -> Vec<usize> {
         match self {
-            Kind::Conv { hidden, columns } => vec![rows, hidden, columns],
+            Kind::Conv { hidden, inputs, axis: 1 } => vec![rows, inputs, hidden],
+            Kind::Conv { hidden, inputs, .. } => vec![rows, hidden, inputs],
             Kind::KeyValue { heads, head_dim } => vec![rows, heads, capacity, head_dim],
+        }
+    }
+
+    /// The state before the last `left_out` inputs of a conv state that a run gave, which may hold more
+    /// inputs than runs take; `None` where it is the same.
+    ///
+    /// # Errors
+    /// When there are not so many, or ONNX Runtime's.
+    pub(crate) fn earlier(
+        self,
+        state: &DynTensor,
+        left_out: usize,
+        memory: Option<&DeviceMemory>,
+    ) -> ort::Result<Option<DynTensor>> {
+        let Kind::Conv { inputs, axis, .. } = self else { return Ok(None) };
+        let given = shape(state).get(axis).copied().unwrap_or_default();
+        if given == inputs && left_out == 0 {
+            return Ok(None);
+        }
+        match given.checked_sub(left_out) {
+            Some(end) if end >= inputs => cut(state, axis, end, inputs, memory).map(Some),
+            _ => Err(ort::Error::new("a conv state was not kept")),
         }
     }
 
@@ -60,12 +86,18 @@ impl Layout {
             Dim::Fixed(size) => Some(*size),
             Dim::Free(_) => None,
         };
+        let embeds = decoder.inputs.iter().find(|input| input.name == "inputs_embeds");
+        let hidden = embeds.and_then(|embeds| embeds.shape.get(2).and_then(fixed));
+        let hidden = hidden.unwrap_or_default();
         let tensors = decoder.inputs.iter().filter_map(|input| {
             let (name, rest) = input.name.split_once('.')?;
             let size = |axis: usize| input.shape.get(axis).and_then(fixed).unwrap_or_default();
             let (present, kind) = match name {
                 "past_conv" => {
-                    let kind = Kind::Conv { hidden: size(1), columns: size(2) };
+                    let kind = match size(2) == hidden {
+                        true => Kind::Conv { hidden, inputs: size(1), axis: 1 },
+                        false => Kind::Conv { hidden: size(1), inputs: size(2), axis: 2 },
+                    };
                     (format!("present_conv.{rest}"), kind)
                 }
                 "past_key_values" => {

@@ -11,7 +11,7 @@ use super::{
     take,
 };
 use crate::backend::{
-    DeviceMemory, axis_2, bytes, columns, copy_of, copy_part, memory_info, new_tensor, shape,
+    DeviceMemory, axis_2, bytes, copy_of, copy_part, memory_info, new_tensor, shape,
 };
 
 /// How runs change keys and values.
@@ -40,7 +40,7 @@ pub(crate) struct Separate {
 struct State {
     tokens: usize,
     /// In the order of the layout; none before the slot is used for the first time. After a run that
-    /// kept several positions, conv states have more columns, the last position's at the end.
+    /// kept several positions, conv states have more inputs, the last position's at the end.
     values: Vec<DynTensor>,
 }
 
@@ -76,14 +76,12 @@ impl Separate {
         self.layout.tensors.iter().map(zeros).collect()
     }
 
-    /// Conv states of one width, as runs take them; those after the last `count` tokens are left out.
+    /// Conv states as runs take them; those after the last `count` tokens are left out.
     fn settle(&mut self, slot: usize, count: usize) -> ort::Result<()> {
         let state = &mut self.slots[slot];
         for (tensor, value) in self.layout.tensors.iter().zip(&mut state.values) {
-            let Kind::Conv { columns: width, .. } = tensor.kind else { continue };
-            let end = axis_2(value).saturating_sub(count);
-            if axis_2(value) != width || count > 0 {
-                *value = columns(value, end, width, self.memory.as_ref())?;
+            if let Some(earlier) = tensor.kind.earlier(value, count, self.memory.as_ref())? {
+                *value = earlier;
             }
         }
         Ok(())

@@ -12,8 +12,8 @@ use super::{
     no_room, take,
 };
 use crate::backend::{
-    DeviceMemory, axis_2, bytes, columns, copy_of, copy_part, copy_within, memory_info, slice,
-    swap_within, unwritten, write_zeros,
+    DeviceMemory, bytes, copy_of, copy_part, copy_within, memory_info, slice, swap_within,
+    unwritten, write_zeros,
 };
 
 /// Tokens by which buffers grow at least.
@@ -78,6 +78,15 @@ impl Slots {
     /// The tensors with their buffers.
     fn tensors(&mut self) -> impl Iterator<Item = (&StateTensor, &mut DynTensor)> {
         self.layout.tensors.iter().zip(&mut self.buffers)
+    }
+
+    /// Of conv states that a run gave, those before the last `left_out` positions, where they differ.
+    fn earlier(&self, convs: &[DynTensor], left_out: usize) -> ort::Result<Vec<Option<DynTensor>>> {
+        let tensors = self.layout.tensors.iter().filter(|tensor| tensor.kind.is_conv());
+        let earlier = |(tensor, conv): (&StateTensor, _)| {
+            tensor.kind.earlier(conv, left_out, self.memory.as_ref())
+        };
+        tensors.zip(convs).map(earlier).collect()
     }
 
     /// Conv states of one slot, in the order of the layout.
@@ -193,15 +202,7 @@ impl KvCache for Slots {
         drop(binding);
         drop(slices);
 
-        let widths = self.layout.tensors.iter().filter_map(|tensor| match tensor.kind {
-            Kind::Conv { columns, .. } => Some(columns),
-            Kind::KeyValue { .. } => None,
-        });
-        let last = widths.zip(&convs).map(|(width, conv)| match axis_2(conv) {
-            count if count == width => Ok(None),
-            count => columns(conv, count, width, self.memory.as_ref()).map(Some),
-        });
-        let last = last.collect::<ort::Result<Vec<_>>>()?;
+        let last = self.earlier(&convs, 0)?;
         let kept_several = last.iter().any(Option::is_some);
         // From here on, a failure would leave some layers moved on.
         self.lost[slots.clone()].fill(true);
@@ -223,15 +224,7 @@ impl KvCache for Slots {
         }
         let kept = self.kept.take().filter(|(kept, _)| *kept == slot);
         let (_, kept) = kept.ok_or_else(|| ort::Error::new("a conv state was not kept"))?;
-        let widths = self.layout.tensors.iter().filter_map(|tensor| match tensor.kind {
-            Kind::Conv { columns, .. } => Some(columns),
-            Kind::KeyValue { .. } => None,
-        });
-        let states = widths.zip(&kept).map(|(width, state)| {
-            let end = axis_2(state).saturating_sub(count);
-            columns(state, end, width, self.memory.as_ref())
-        });
-        let states = states.collect::<ort::Result<Vec<_>>>()?;
+        let states: Vec<_> = self.earlier(&kept, count)?.into_iter().flatten().collect();
         self.set_conv_states(slot, &states)?;
         self.tokens[slot] -= count;
         Ok(())

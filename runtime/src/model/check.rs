@@ -30,12 +30,15 @@ pub(crate) fn dims_of(decoder: &GraphSession) -> ModelDims {
         layers.first().map_or(0, |&layer| size(&name(layer), axis))
     };
     let key = |layer| format!("past_key_values.{layer}.key");
+    let hidden_size = size("inputs_embeds", 2);
+    let state = |axis| first(&conv, &|layer| format!("past_conv.{layer}"), axis);
     ModelDims {
-        hidden_size: size("inputs_embeds", 2),
+        hidden_size,
         vocab_size: 0,
         num_key_value_heads: first(&attention, &key, 1),
         head_dim: first(&attention, &key, 3),
-        conv_l_cache: first(&conv, &|layer| format!("past_conv.{layer}"), 2),
+        // Columns, or rows and one.
+        conv_l_cache: if state(2) == hidden_size { state(1) + 1 } else { state(2) },
         vision_hidden_size: 0,
         downsample_factor: 0,
         patch_values: 0,
