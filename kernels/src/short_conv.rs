@@ -39,7 +39,7 @@ pub struct ShortConv<'a> {
 impl ShortConv<'_> {
     /// Convolves `inputs` [batch, rows, 3 * channels] after `past` [batch, channels, width] into `output`
     /// [batch, rows, channels], and keeps the last columns of state and `x` in `present`
-    /// [batch, channels, width].
+    /// [batch, channels, kept], up to all of them.
     ///
     /// # Panics
     /// Where the lengths do not fit, or the processor does not have the instructions.
@@ -56,7 +56,7 @@ impl ShortConv<'_> {
     ) {
         let state = self.channels * self.width;
         assert!(self.gate < 3 && self.weight.len() == state, "a weight for each channel");
-        assert_eq!([past.len(), present.len()], [batch * state; 2], "states of each sequence");
+        assert_eq!(past.len(), batch * state, "a state of each sequence");
         assert_eq!(inputs.len(), 3 * output.len(), "three inputs for each output");
         assert!(instructions.are_available(), "this processor has no {instructions}");
         if batch * state == 0 {
@@ -64,9 +64,13 @@ impl ShortConv<'_> {
         }
         let rows = output.len() / (batch * self.channels);
         assert_eq!(output.len(), batch * rows * self.channels, "whole rows");
+        let kept = present.len() / (batch * self.channels);
+        assert_eq!(present.len(), batch * kept * self.channels, "whole columns");
+        assert!(kept <= self.width + rows, "as many columns as there are");
         let job = Job {
             conv: *self,
             rows,
+            kept,
             inputs,
             past,
             output: Shared(output.as_mut_ptr()),
@@ -114,6 +118,7 @@ unsafe fn from_columns<const W: usize>(columns: [*const f32; W], to: *mut f32, c
 struct Job<'a> {
     conv: ShortConv<'a>,
     rows: usize,
+    kept: usize,
     inputs: &'a [f32],
     past: &'a [f32],
     output: Shared<f32>,
@@ -179,12 +184,27 @@ impl Work for Unit<'_> {
                     *output.add(at) = sum * *gate.add(at);
                 }
             }
-            let present = job.present.get().add(state);
+            let kept = job.kept;
+            let present = job.present.get().add((sequence * channels + first) * kept);
             let slots = |k: usize| history.add((job.rows + k) % width * CHANNELS).cast_const();
-            match width {
-                USUAL => from_columns::<USUAL>(std::array::from_fn(slots), present, count),
-                _ => (0..count * width)
-                    .for_each(|i| *present.add(i) = *slots(i % width).add(i / width)),
+            if kept == USUAL && width == USUAL {
+                from_columns::<USUAL>(std::array::from_fn(slots), present, count);
+            } else if kept <= width {
+                (0..count * kept).for_each(|i| {
+                    *present.add(i) = *slots(width - kept + i % kept).add(i / kept);
+                });
+            } else {
+                let inputs = &job.inputs[sequence * job.rows * 3 * channels..];
+                (0..count * kept).for_each(|i| {
+                    let (channel, place) = (i / kept, width + job.rows - kept + i % kept);
+                    *present.add(i) = match place.checked_sub(width) {
+                        None => past[channel * width + place],
+                        Some(row) => {
+                            let third = |third| (3 * row + third) * channels + first + channel;
+                            inputs[third(others[0])] * inputs[third(others[1])]
+                        }
+                    };
+                });
             }
         }
     }

@@ -85,15 +85,17 @@ proptest! {
     #[test]
     fn convolutions(
         (batch, rows, channels, width, gate) in (1usize..4, 0usize..40, 1usize..300, 1usize..6, 0usize..3),
+        (keeps_width, kept) in (any::<bool>(), 0usize..50),
         seed in any::<u64>(),
     ) {
+        let kept = if keeps_width { width } else { kept.min(width + rows) };
         let weight = numbers(channels * width, 1.0, seed ^ 5);
         let inputs = numbers(batch * rows * 3 * channels, 2.0, seed ^ 6);
         let past = numbers(batch * channels * width, 1.0, seed ^ 7);
         let conv = ShortConv { weight: &weight, channels, width, gate };
         for instructions in available() {
             let mut output = vec![f32::NAN; batch * rows * channels];
-            let mut present = vec![f32::NAN; past.len()];
+            let mut present = vec![f32::NAN; batch * channels * kept];
             conv.run(instructions, batch, &inputs, &past, &mut output, &mut present, &two());
             for sequence in 0..batch {
                 for channel in 0..channels {
@@ -104,7 +106,8 @@ proptest! {
                     let [a, b] = [(gate + 1) % 3, (gate + 2) % 3];
                     let mut history = past[state..][..width].to_vec();
                     history.extend((0..rows).map(|row| third(row, a) * third(row, b)));
-                    prop_assert_eq!(&present[state..][..width], &history[rows..]);
+                    let own = &present[(sequence * channels + channel) * kept..][..kept];
+                    prop_assert_eq!(own, &history[width + rows - kept..]);
                     for row in 0..rows {
                         let terms = (0..width).map(|k| {
                             f64::from(weight[channel * width + k]) * f64::from(history[row + 1 + k])

@@ -81,6 +81,7 @@ impl Compiled {
                 }
                 Work::ShortConv { gate } => {
                     let (inputs, weight, past) = (input(0)?, input(1)?, input(2)?);
+                    let start: &[i64] = tensor::elements(input(3)?)?;
                     let shapes = [inputs, weight, past].map(|value| tensor::dimensions(value));
                     let [inputs_shape, weight_shape, past_shape] = shapes;
                     let shapes = (inputs_shape?, weight_shape?, past_shape?);
@@ -92,9 +93,11 @@ impl Compiled {
                     if thirds != 3 * channels || past_shape != &[batch, channels, width] {
                         return Err(failure(format!("a short convolution of {shapes:?}")));
                     }
+                    let kept = kept_columns(start, width, rows)?;
                     let output = [batch, rows, channels];
                     let output = tensor::output(context, self.outputs[0], &output)?;
-                    let present = tensor::output(context, self.outputs[1], past_shape)?;
+                    let present = [batch, channels, kept];
+                    let present = tensor::output(context, self.outputs[1], &present)?;
                     ShortConv { weight: elements(weight)?, channels, width, gate }.run(
                         self.instructions,
                         batch,
@@ -108,6 +111,18 @@ impl Compiled {
             }
         }
         Ok(())
+    }
+}
+
+/// How many columns there are from a place on that is counted from the end: of the last new ones as
+/// many as that, and of these after the state as many as that again.
+fn kept_columns(start: &[i64], width: usize, rows: usize) -> Result<usize, OrtStatusPtr> {
+    match start {
+        &[start] if start < 0 => {
+            let wanted = usize::try_from(start.unsigned_abs()).unwrap_or(usize::MAX);
+            Ok(wanted.min(width + wanted.min(rows)))
+        }
+        _ => Err(failure(format!("a short convolution whose state is kept from {start:?} on"))),
     }
 }
 

@@ -25,7 +25,8 @@ pub(crate) struct Group {
 pub(crate) enum Work {
     /// From gate and up: `silu(gate) * up`.
     Gate,
-    /// The gated short convolution: from inputs, weight and state; outputs and the next state.
+    /// The gated short convolution: from inputs, weight, state and the place, counted from the end, from
+    /// which on columns are kept; outputs and the next state.
     ShortConv {
         /// Which third of the inputs is multiplied with the result.
         gate: usize,
@@ -233,13 +234,16 @@ impl<'a> Graph<'a> {
         let joined = some!(self.only_consumer(self.nodes[recent].output(0), c"Concat", ONNX)?);
         let kept = some!(self.only_consumer(self.nodes[joined].output(0), c"Slice", ONNX)?);
         let state = some!(self.only_consumer(self.nodes[kept].output(0), c"Transpose", ONNX)?);
-        let width = some!(self.slice_from(recent)?).wrapping_neg();
         let joins = &self.nodes[joined];
         let nodes = vec![split, product, columns, tail, index, recent, joined, kept, state, gated];
+        let starts = [recent, kept].map(|index| self.nodes[index].input(1));
         let are_expected = self.nodes[recent].is(c"Slice", ONNX)?
-            && self.slice_from(tail)? == Some(1)
-            && self.slice_from(kept)? == Some(-width)
-            && width > 1
+            && [tail, recent, kept].iter().try_fold(true, |all, &slice| {
+                Ok::<_, OrtStatusPtr>(all & self.goes_to_end(slice)?)
+            })?
+            && self.nodes[tail].constant_ints(1)?.as_deref() == Some(&[1])
+            && starts[0] == starts[1]
+            && self.nodes[recent].is_int64(1)?
             && joins.inputs() == 2
             && joins.input(0) == self.nodes[columns].output(0)
             && joins.input(1) == self.nodes[recent].output(0)
@@ -264,23 +268,25 @@ impl<'a> Graph<'a> {
         }
         Group::new(
             Work::ShortConv { gate },
-            &[some!(thirds.input(0)), some!(conv.input(1)), some!(self.nodes[columns].input(0))],
+            &[
+                some!(thirds.input(0)),
+                some!(conv.input(1)),
+                some!(self.nodes[columns].input(0)),
+                some!(starts[0]),
+            ],
             &[some!(self.nodes[gated].output(0)), some!(self.nodes[state].output(0))],
             nodes,
         )
         .map(Some)
     }
 
-    /// Where a slice of columns starts that goes to their end, in steps of 1.
-    fn slice_from(&self, index: usize) -> Result<Option<i64>, OrtStatusPtr> {
+    /// Whether a slice is one of the second axis to its end, in steps of 1.
+    fn goes_to_end(&self, index: usize) -> Result<bool, OrtStatusPtr> {
         let slice = &self.nodes[index];
-        let [starts, ends, axes] =
-            [slice.constant_ints(1)?, slice.constant_ints(2)?, slice.constant_ints(3)?];
+        let (ends, axes) = (slice.constant_ints(2)?, slice.constant_ints(3)?);
         let is_step_one = !slice.has_input(4) || slice.constant_ints(4)?.as_deref() == Some(&[1]);
-        Ok(match (starts.as_deref(), ends.as_deref(), axes.as_deref()) {
-            (Some(&[start]), Some(&[end]), Some(&[1])) if is_step_one && end >= END => Some(start),
-            _ => None,
-        })
+        let is_end = matches!(ends.as_deref(), Some(&[end]) if end >= END);
+        Ok(is_end && axes.as_deref() == Some(&[1]) && is_step_one)
     }
 }
 

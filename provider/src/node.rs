@@ -181,8 +181,7 @@ impl Node {
     /// The integers of a constant input; `None` where it is none.
     pub(crate) fn constant_ints(&self, index: usize) -> Result<Option<Vec<i64>>, OrtStatusPtr> {
         let Some(input) = self.input(index) else { return Ok(None) };
-        let int64 = Some(Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-        if !self.is_constant(index)? || self.element(index)? != int64 {
+        if !self.is_constant(index)? || !self.is_int64(index)? {
             return Ok(None);
         }
         let mut value = ptr::null();
@@ -227,6 +226,12 @@ impl Node {
         // SAFETY: ONNX Runtime's.
         check(unsafe { ((*Api::get().ort).GetTensorElementType)(tensor, &mut element) })?;
         Ok(Some(element))
+    }
+
+    /// Whether an input has integers of 64 bits.
+    pub(crate) fn is_int64(&self, index: usize) -> Result<bool, OrtStatusPtr> {
+        let int64 = Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+        Ok(self.element(index)? == Some(int64))
     }
 
     /// How many axes an input has, where that is known.

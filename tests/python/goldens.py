@@ -86,6 +86,8 @@ def check(folder, golden):
         if name.startswith("cache."):
             _, layer, kind = name.split(".")
             ours = state[f"past_conv.{layer}" if kind == "conv" else f"past_key_values.{layer}.{kind}"]
+            if kind == "conv" and ours.shape[2] == expected.shape[1]:  # as rows, without the oldest
+                expected = expected[:, :, 1:].transpose(0, 2, 1)
             if kind != "conv":  # padding holds nothing that anyone reads
                 valid = mask == 1
                 ours, expected = (a.transpose(0, 2, 1, 3)[valid] for a in (ours, expected))

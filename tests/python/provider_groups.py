@@ -24,7 +24,8 @@ microsoft = lambda *arguments, **attributes: node(*arguments, domain="com.micros
 
 
 def model(nodes, inputs, outputs, constants):
-    value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    kind = lambda name: TensorProto.INT64 if name == "start" else TensorProto.FLOAT
+    value = lambda name, shape: helper.make_tensor_value_info(name, kind(name), shape)
     graph = helper.make_graph(
         nodes,
         "group",
@@ -55,14 +56,16 @@ def gate(alpha=1.0, up=96, seen=False):
     return model(nodes, {"x": ["batch", "rows", 64]}, outputs, constants)
 
 
-def short_conv(order=(0, 1, 2), width=3, kept=None, seen=(), bias=False, **attributes):
+def short_conv(order=(0, 1, 2), width=3, kept=None, other=None, seen=(), bias=False, **attributes):
+    """State from the last `kept` columns on, or from the input `start` on; of new ones the last `other`."""
     channels = 150
+    start = "start" if kept == "start" else "kept"
     constants = {
         "w": normal(channels, 1, width),
         "one": np.array([1]),
         "end": np.array([END]),
-        "kept": np.array([-(kept or width)]),
-        "recent": np.array([-width]),
+        **({} if kept == "start" else {"kept": np.array([-(kept or width)])}),
+        **({"other": np.array([-other])} if other else {}),
         **({"bias": normal(channels)} if bias else {}),
     }
     thirds = [["before", "after", "inner"][index] for index in order]
@@ -73,15 +76,16 @@ def short_conv(order=(0, 1, 2), width=3, kept=None, seen=(), bias=False, **attri
         node("Transpose", ["past"], ["columns"], perm=[0, 2, 1]),
         node("Slice", ["columns", "one", "end", "one"], ["state"]),
         microsoft("CausalConvWithState", inputs, ["convolved", "unused"], channels_last=1, **attributes),
-        node("Slice", ["x", "recent", "end", "one"], ["newest"]),
+        node("Slice", ["x", "other" if other else start, "end", "one"], ["newest"]),
         node("Concat", ["columns", "newest"], ["joined"], axis=1),
-        node("Slice", ["joined", "kept", "end", "one"], ["last"]),
+        node("Slice", ["joined", start, "end", "one"], ["last"]),
         node("Transpose", ["last"], ["present"], perm=[0, 2, 1]),
         node("Mul", ["after", "convolved"], ["y"]),
     ]
-    outputs = {"y": ["batch", "rows", channels], "present": ["batch", channels, kept or width]}
+    outputs = {"y": ["batch", "rows", channels], "present": ["batch", channels, "columns"]}
     outputs |= {name: None for name in seen}
     shapes = {"gates": ["batch", "rows", 3 * channels], "past": ["batch", channels, width]}
+    shapes |= {"start": [1]} if kept == "start" else {}
     return model(nodes, shapes, outputs, constants)
 
 
@@ -128,12 +132,15 @@ if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32):
         for rows in (1, 2, 3, 50):
             feed = {"gates": normal(2, rows, 450), "past": normal(2, 150, 3)}
             differences[f"convolution of {rows}, thirds {order}"] = difference(short_conv(order), feed)
+    for start in (-1, -2, -3, -8, -9, -10, -30):
+        feed = {"gates": normal(2, 7, 450), "past": normal(2, 150, 3), "start": np.array([start])}
+        differences[f"convolution, state from {start} on"] = difference(short_conv(kept="start"), feed)
     feed = {"gates": normal(1, 9, 450), "past": normal(1, 150, 5)}
     differences["convolution of width 5"] = difference(short_conv(width=5), feed)
     wrong |= {
         "an activation": short_conv(activation="silu"),
         "a convolution with a bias": short_conv(bias=True),
-        "less state": short_conv(kept=2),
+        "a state of others": short_conv(other=2),
         "an inner value that is read elsewhere": short_conv(seen=["x"]),
         "a third that is read elsewhere": short_conv(seen=["after"]),
         "a state that is read elsewhere": short_conv(seen=["unused"]),

@@ -51,7 +51,8 @@ impl<'a> Model<'a> {
                 format.is_some_and(|format| format.activations != Activations::Tensor)
             })
         });
-        let flat_rows = operators == Operators::Standard || !are_in_blocks;
+        let attention = decoder::attention_operators(config, operators);
+        let flat_rows = attention == Operators::Standard || !are_in_blocks;
         Model { g, config, operators, fusion, gelu, quantization, flat_rows }
     }
 }

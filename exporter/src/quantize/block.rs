@@ -117,6 +117,41 @@ impl Levels {
         Fit { scale, zero: round(zero).clamp(0.0, self.max) }
     }
 
+    /// The one of the two nearest bfloat16 to a fit's scale that leaves the smaller squared error.
+    #[inline(always)]
+    pub(super) fn with_short_scale(self, fit: Fit, block: &[f32]) -> Fit {
+        // Towards 0 and away from it.
+        let towards = fit.scale.to_bits() & 0xFFFF_0000;
+        let away = if fit.scale.to_bits() == towards { towards } else { towards + 0x1_0000 };
+        let [towards, away] =
+            [towards, away].map(|bits| Fit { scale: f32::from_bits(bits), ..fit });
+        if self.squared_error(away, block) < self.squared_error(towards, block) {
+            away
+        } else {
+            towards
+        }
+    }
+
+    #[inline(always)]
+    fn squared_error(self, fit: Fit, block: &[f32]) -> f32 {
+        let inverse = inverse(fit.scale);
+        let mut sums = [0.0_f32; LANES];
+        for values in block.chunks_exact(LANES) {
+            for lane in 0..LANES {
+                let x = values[lane];
+                let integer = max(min(round(x * inverse) + fit.zero, self.max), 0.0);
+                let error = x - (integer - fit.zero) * fit.scale;
+                sums[lane] += error * error;
+            }
+        }
+        for half in [8, 4, 2, 1] {
+            for lane in 0..half {
+                sums[lane] += sums[lane + half];
+            }
+        }
+        sums[0]
+    }
+
     /// The integers of a block, as small floats.
     #[inline(always)]
     pub(super) fn integers(self, fit: Fit, block: &[f32], out: &mut [f32]) {

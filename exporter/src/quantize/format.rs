@@ -1,6 +1,6 @@
 //! How weights are quantized and how their integers lie in memory.
 
-use half::{bf16, f16};
+use half::f16;
 use lfm2vl_graphs::{Method, WeightFormat};
 
 use super::block::{Fit, LANES, Levels};
@@ -88,21 +88,26 @@ impl BlockFormat {
     /// Scale and zero point of a block, as readers will have them.
     #[inline(always)]
     pub(super) fn fit(self, block: &[f32]) -> Fit {
+        if block.len().is_multiple_of(LANES) {
+            return self.fit_whole(block);
+        }
+        // Zeros change nothing.
+        let mut values = [0.0; MAX_BLOCK];
+        values[..block.len()].copy_from_slice(block);
+        self.fit_whole(&values[..block.len().next_multiple_of(LANES)])
+    }
+
+    /// The same of whole lanes.
+    #[inline(always)]
+    fn fit_whole(self, block: &[f32]) -> Fit {
         let levels = self.levels();
-        let mut fit = if block.len().is_multiple_of(LANES) {
-            levels.fit(self.method, block)
-        } else {
-            // Zeros change nothing.
-            let mut values = [0.0; MAX_BLOCK];
-            values[..block.len()].copy_from_slice(block);
-            levels.fit(self.method, &values[..block.len().next_multiple_of(LANES)])
-        };
+        let mut fit = levels.fit(self.method, block);
         // To the digits that are stored, or that kernels keep of a 4-bit weight's: 2^-9 of a scale is little
         // beside half a level, and 16 bits for each block are 5 % of what a token reads.
         if self.half_scales {
             fit.scale = f16::from_f32(fit.scale).to_f32();
         } else if self.bits == 4 {
-            fit.scale = bf16::from_f32(fit.scale).to_f32();
+            fit = levels.with_short_scale(fit, block);
         }
         fit
     }

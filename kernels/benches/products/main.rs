@@ -24,6 +24,9 @@ struct Layers {
     shapes: [(usize, usize); 3],
 }
 
+/// Bytes of weights of all threads: a token of the 450M model reads 200 MB.
+const OF_A_TOKEN: usize = 200_000_000;
+
 const DECODER: [(usize, usize); 3] = [(4608, 1024), (1024, 4608), (1024, 1024)];
 const VISION: [(usize, usize); 3] = [(3072, 768), (768, 3072), (768, 768)];
 const LAYERS: [Layers; 4] = [
@@ -62,7 +65,7 @@ fn main() {
             for rows in [1, 2, 4, 8, 32, 512] {
                 for &instructions in &wanted {
                     let job = Job { outputs, inputs, bits, block_size, rows, instructions };
-                    let (bytes, operations) = job.speed(threads);
+                    let (bytes, operations) = job.speed(threads, OF_A_TOKEN);
                     println!(
                         "| {outputs} x {inputs}, {} bits / {block_size} | {rows} | {instructions} | {:.1} | {:.0} |",
                         bits.get(),
@@ -72,6 +75,22 @@ fn main() {
                 }
             }
         }
+    }
+    if let Some(&best) = wanted.last() {
+        print_sizes(threads, best);
+    }
+}
+
+/// How fast weights are read again that the processor's last cache may still have.
+fn print_sizes(threads: usize, instructions: Instructions) {
+    println!(
+        "\n| weights of all threads, MB | GB/s of weights, one row, {instructions} |\n|---|---|"
+    );
+    for megabytes in [50, 100, 150, 200, 400] {
+        let (bits, (outputs, inputs)) = (Bits::Four, DECODER[0]);
+        let job = Job { outputs, inputs, bits, block_size: 64, rows: 1, instructions };
+        let (bytes, _) = job.speed(threads, megabytes * 1_000_000);
+        println!("| {megabytes} | {:.1} |", bytes / 1e9);
     }
 }
 
@@ -85,8 +104,9 @@ struct Job {
 }
 
 impl Job {
-    /// Bytes of weights and operations (two for each weight and row) a second of all threads.
-    fn speed(&self, threads: usize) -> (f64, f64) {
+    /// Bytes of weights and operations (two for each weight and row) a second of all threads, which
+    /// have so many bytes of weights.
+    fn speed(&self, threads: usize, all_bytes: usize) -> (f64, f64) {
         let blocks = self.inputs.div_ceil(self.block_size);
         let values: Vec<u8> = (0..self.outputs * blocks * self.block_size * self.bits.get() / 8)
             .map(|i| (i * 2_654_435_761) as u8)
@@ -98,14 +118,14 @@ impl Job {
             bits: self.bits,
             block_size: self.block_size,
             values: &values,
-            scales: &vec![0.01; self.outputs * blocks],
+            // As our exporter writes them, with the digits of bfloat16.
+            scales: &vec![1.0 / 128.0; self.outputs * blocks],
             zero_points: (self.bits == Bits::Four).then_some(&zero_points),
         };
         let pack = || PackedWeights::pack(&weights, &Serial).expect("weights that fit together");
         let bytes = pack().bytes();
         let operations = 2 * self.rows * self.outputs * self.inputs;
-        // A token of the 450M model reads 200 MB.
-        let copies = (200_000_000 / threads / bytes).clamp(1, 100);
+        let copies = (all_bytes / threads / bytes).max(1);
         let repeats = (100_000_000_000 / operations / copies / threads).clamp(1, 3);
         let times = in_threads(
             threads,
