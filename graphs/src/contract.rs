@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheUpdate, FixedSizes, Fusion, Recipe, VisionLayout, YamlError};
+use crate::{CacheUpdate, ConvState, FixedSizes, Recipe, VisionLayout, YamlError};
 
 /// Name of the contract whose sizes are all fixed.
 pub(crate) const STATIC: &str = "static";
@@ -291,8 +291,8 @@ impl RecipeOption {
             RecipeOption::FreeViews => recipe.sizes.is_none_or(|sizes| sizes.views.is_none()),
             RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,
             RecipeOption::ClientUpdatesCache => recipe.cache_update == CacheUpdate::Client,
-            RecipeOption::ConvColumns => recipe.fusion == Fusion::Cpu,
-            RecipeOption::ConvRows => recipe.fusion == Fusion::Cuda,
+            RecipeOption::ConvColumns => recipe.conv_state == ConvState::Columns,
+            RecipeOption::ConvRows => recipe.conv_state == ConvState::Rows,
         }
     }
 }
@@ -497,5 +497,24 @@ mod tests {
             let has = decoder.outputs.iter().any(|t| t.name == "last_hidden_state");
             assert_eq!(has, expected, "{name}");
         }
+    }
+
+    /// Folders of `cuda-graph` from before the key was there have columns.
+    #[test]
+    fn conv_states_are_columns_unless_a_recipe_says_rows() {
+        let shape = |recipe: &Recipe| {
+            let contract = Contract::builtin(&recipe.contract).unwrap();
+            let spec = contract.resolve(Graph::Decoder, &dims(), recipe, Dtype::Float16).unwrap();
+            let past = spec.inputs.iter().find(|t| t.name.starts_with("past_conv.")).unwrap();
+            past.shape.iter().skip(1).map(Dim::to_string).collect::<Vec<_>>()
+        };
+        let recipe = Recipe::builtin("cuda-graph").unwrap();
+        assert_eq!(shape(&recipe), ["2", "128"]);
+        let text = serde_yaml::to_string(&recipe).unwrap();
+        let older = text.replace("conv_state: rows\n", "");
+        assert_ne!(older, text);
+        assert_eq!(shape(&serde_yaml::from_str(&older).unwrap()), ["128", "3"]);
+        assert_eq!(shape(&Recipe::builtin("cuda").unwrap()), ["2", "128"]);
+        assert_eq!(shape(&Recipe::builtin("default").unwrap()), ["128", "3"]);
     }
 }

@@ -33,8 +33,8 @@ pub use quantization::{
     Activations, Bits, BlockSize, Exception, Method, Module, Quantization, WeightFormat,
 };
 pub use recipe::{
-    CacheUpdate, FixedSizes, Fusion, GeluForm, Logits, Operators, Precision, Recipe, RecipeSource,
-    TiedWeights, VisionLayout,
+    CacheUpdate, ConvState, FixedSizes, Fusion, GeluForm, Logits, Operators, Precision, Recipe,
+    RecipeSource, TiedWeights, VisionLayout,
 };
 
 /// A YAML file that could not be read as what it should be.

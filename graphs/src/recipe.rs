@@ -157,6 +157,17 @@ pub enum Fusion {
     Cuda,
 }
 
+/// How the decoder's conv states lie in memory, in the contract `static`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConvState {
+    /// As columns [1, hidden_size, conv_L_cache].
+    #[default]
+    Columns,
+    /// As rows [1, conv_L_cache - 1, hidden_size], as ONNX Runtime's convolution has them.
+    Rows,
+}
+
 /// Where a weight is stored that is both the token embedding and the output head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -214,6 +225,9 @@ pub struct Recipe {
     /// Who writes new keys and values, in the contract `static`.
     #[serde(default)]
     pub cache_update: CacheUpdate,
+    /// How conv states lie in memory, in the contract `static`.
+    #[serde(default)]
+    pub conv_state: ConvState,
     /// Precisions to build where the user names none.
     #[serde(default = "only_fp32")]
     pub precisions: Vec<Precision>,
@@ -279,6 +293,14 @@ impl Recipe {
     fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
         if self.contract == CUDA && self.fusion != Fusion::Cuda {
             return Some(("contract", "the contract 'cuda' needs 'fusion: cuda'"));
+        }
+        if self.conv_state == ConvState::Rows {
+            if self.contract != STATIC {
+                return Some(("conv_state", "'conv_state: rows' needs 'contract: static'"));
+            }
+            if self.operators == Operators::Standard {
+                return Some(("conv_state", "'conv_state: rows' needs 'operators: onnxruntime'"));
+            }
         }
         if self.contract != STATIC {
             return self.sizes.map(|_| ("sizes", "'sizes' need 'contract: static'"));

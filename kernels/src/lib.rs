@@ -26,7 +26,8 @@
 //! floating point is computed in one order. Processors other than x86 run the plain code.
 //!
 //! [`Attention`] of many queries is the other thing that takes time in vision. It is computed in 32-bit floats,
-//! or with 16 bits of their fraction on AMX ([`Precision`]).
+//! or with 16 bits of their fraction on AMX ([`Precision`]). What lies between a decoder's products ([`RmsNorm`],
+//! [`swiglu`], [`ShortConv`]) is computed in 32-bit floats, whose sums differ in the last bits by instructions.
 //!
 //! Threads are the caller's: [`Threads`].
 

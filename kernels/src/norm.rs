@@ -13,7 +13,7 @@ const PART: usize = 1 << 14;
 /// (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.)
 #[derive(Debug, Clone, Copy)]
 pub struct RmsNorm<'a> {
-    /// [size]: one for each number of a row.
+    /// \[size\]: one for each number of a row.
     pub weight: &'a [f32],
     /// What is added to the mean of squares.
     pub epsilon: f32,

@@ -81,7 +81,7 @@ pub(crate) struct EpApi {
         info: *mut Opaque,
         nodes: *const *const OrtNode,
         count: usize,
-        options: *const FusionOptions,
+        options: *const Opaque,
     ) -> OrtStatusPtr,
     pub(crate) add_single_node:
         unsafe extern "system" fn(info: *mut Opaque, node: *const OrtNode) -> OrtStatusPtr,
@@ -130,14 +130,6 @@ pub(crate) struct EpApi {
         node: *const OrtNode,
         out: *mut *const Opaque,
     ) -> OrtStatusPtr,
-}
-
-/// `OrtNodeFusionOptions`.
-#[repr(C)]
-pub(crate) struct FusionOptions {
-    pub(crate) version: u32,
-    /// Whether the group is not given its constants as inputs.
-    pub(crate) drops_constants: bool,
 }
 
 /// `OrtKernelCreateFunc`.

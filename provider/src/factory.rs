@@ -18,6 +18,9 @@ use crate::{
 /// The setting of a session that names the instructions to use.
 const INSTRUCTIONS: &CStr = c"ep.lfm2vlexecutionprovider.instructions";
 
+/// The setting that with 0 leaves out what is computed as a group of nodes.
+const GROUPS: &CStr = c"ep.lfm2vlexecutionprovider.groups";
+
 #[repr(C)]
 pub struct Factory {
     table: FactoryTable<Factory>,
@@ -114,7 +117,9 @@ unsafe extern "system" fn create_ep(
         // SAFETY: ONNX Runtime's.
         unsafe {
             let instructions = instructions(options)?;
-            *out = Box::into_raw(Provider::new(instructions, logger.cast())?).cast();
+            let takes_groups = takes_groups(options)?;
+            let provider = Provider::new(instructions, takes_groups, logger.cast())?;
+            *out = Box::into_raw(provider).cast();
         }
         Ok(())
     })
@@ -125,25 +130,50 @@ unsafe extern "system" fn release_ep(_: *mut Factory, ep: *mut Opaque) {
     drop(unsafe { Box::from_raw(ep.cast::<Provider>()) });
 }
 
-/// What the session asks for, or the best that the processor has: none where that is plain code, which
-/// is slower than ONNX Runtime's.
-unsafe fn instructions(
+/// Whether groups of nodes may be computed as one: not where the session says so, or does not let
+/// providers compile anything, or wants a file of what they have compiled.
+unsafe fn takes_groups(options: *const OrtSessionOptions) -> Result<bool, OrtStatusPtr> {
+    let is = |name: &CStr, value: &str| {
+        // SAFETY: the caller's.
+        let found = unsafe { setting(options, name)? };
+        Ok::<_, OrtStatusPtr>(found.is_some_and(|found| found == value))
+    };
+    Ok(!is(GROUPS, "0")?
+        && !is(c"session.disable_model_compile", "1")?
+        && !is(c"ep.context_enable", "1")?)
+}
+
+/// A setting of a session.
+unsafe fn setting(
     options: *const OrtSessionOptions,
-) -> Result<Option<Instructions>, OrtStatusPtr> {
+    name: &CStr,
+) -> Result<Option<String>, OrtStatusPtr> {
     let mut value = [0u8; 64];
     let mut size = value.len();
     let mut is_set = 0;
     let ort = Api::get().ort;
     // SAFETY: ONNX Runtime's; the value is written where there is room for it.
     unsafe {
-        check(((*ort).HasSessionConfigEntry)(options, INSTRUCTIONS.as_ptr(), &mut is_set))?;
+        check(((*ort).HasSessionConfigEntry)(options, name.as_ptr(), &mut is_set))?;
         if is_set == 0 {
-            return Ok(Some(Instructions::best()).filter(|best| *best > Instructions::Portable));
+            return Ok(None);
         }
         let get = (*ort).GetSessionConfigEntry;
-        check(get(options, INSTRUCTIONS.as_ptr(), value.as_mut_ptr().cast(), &mut size))?;
+        check(get(options, name.as_ptr(), value.as_mut_ptr().cast(), &mut size))?;
     }
-    let name = CStr::from_bytes_until_nul(&value).unwrap_or_default().to_string_lossy();
+    let value = CStr::from_bytes_until_nul(&value).unwrap_or_default();
+    Ok(Some(value.to_string_lossy().into_owned()))
+}
+
+/// What the session asks for, or the best that the processor has: none where that is plain code, which
+/// is slower than ONNX Runtime's.
+unsafe fn instructions(
+    options: *const OrtSessionOptions,
+) -> Result<Option<Instructions>, OrtStatusPtr> {
+    // SAFETY: the caller's.
+    let Some(name) = (unsafe { setting(options, INSTRUCTIONS)? }) else {
+        return Ok(Some(Instructions::best()).filter(|best| *best > Instructions::Portable));
+    };
     let named: Instructions = name.parse().map_err(|error| failure(format!("{error}")))?;
     if named.are_available() {
         Ok(Some(named))

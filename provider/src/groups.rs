@@ -56,8 +56,14 @@ pub(crate) fn find(nodes: &[Node]) -> Result<Vec<Group>, OrtStatusPtr> {
     let graph = Graph::new(nodes);
     let mut found = Vec::new();
     for index in 0..nodes.len() {
-        found.extend(graph.gate(index)?);
-        found.extend(graph.short_conv(index)?);
+        for group in [graph.gate(index)?, graph.short_conv(index)?].into_iter().flatten() {
+            // What another provider has cannot be claimed, and only what is read is given.
+            let nodes = group.nodes.iter().map(|&index| &nodes[index]);
+            let are_free = nodes.map(Node::is_free).collect::<Result<Vec<_>, _>>()?;
+            if are_free.iter().all(|&is_free| is_free) {
+                found.push(group);
+            }
+        }
     }
     Ok(found)
 }
@@ -135,6 +141,11 @@ impl<'a> Graph<'a> {
         Ok(!is_output && count == consumers.len() && are_known)
     }
 
+    /// Whether anything reads a value.
+    fn is_read(&self, value: Value) -> Result<bool, OrtStatusPtr> {
+        Ok(!self.is_read_only_by(Some(value), &[])?)
+    }
+
     /// `QuickGelu`, which with a factor of 1 is silu, and the product with its gate; both from products
     /// of the same input with weights of one size, so that they have the same shape.
     fn gate(&self, index: usize) -> Result<Option<Group>, OrtStatusPtr> {
@@ -161,7 +172,7 @@ impl<'a> Graph<'a> {
             sources.push((source.input(0), source.int(c"N", 0)?));
         }
         let is_float = silu.element(0)? == Some(Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
-        if !is_float || sources[0] != sources[1] {
+        if !is_float || sources[0] != sources[1] || !self.is_read(output)? {
             return Ok(None);
         }
         Group::new(Work::Gate, &[gate, up], &[output], vec![index, product]).map(Some)
@@ -253,6 +264,14 @@ impl<'a> Graph<'a> {
         if !are_expected {
             return Ok(None);
         }
+        let start = self.nodes[recent].constant_ints(1)?;
+        if start.is_some_and(|start| !matches!(start[..], [start] if start < 0)) {
+            return Ok(None);
+        }
+        let outputs = [some!(self.nodes[gated].output(0)), some!(self.nodes[state].output(0))];
+        if !self.is_read(outputs[0])? || !self.is_read(outputs[1])? {
+            return Ok(None);
+        }
         // What is computed on the way is not to be seen elsewhere.
         for inner in [
             x,
@@ -274,7 +293,7 @@ impl<'a> Graph<'a> {
                 some!(self.nodes[columns].input(0)),
                 some!(starts[0]),
             ],
-            &[some!(self.nodes[gated].output(0)), some!(self.nodes[state].output(0))],
+            &outputs,
             nodes,
         )
         .map(Some)

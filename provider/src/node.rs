@@ -10,7 +10,7 @@ use ort_sys::{
     OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValueInfo,
 };
 
-use crate::{api::Api, status::check, tensor};
+use crate::{NAME, api::Api, status::check, tensor};
 
 /// An operator that there is a kernel for.
 pub(crate) struct Operator {
@@ -59,6 +59,16 @@ impl Node {
             let mut nodes = vec![ptr::null(); count];
             check(((*ort).Graph_GetNodes)(graph, nodes.as_mut_ptr(), count))?;
             nodes.into_iter().map(|node| Node::new(node)).collect()
+        }
+    }
+
+    /// Whether no other provider has it.
+    pub(crate) fn is_free(&self) -> Result<bool, OrtStatusPtr> {
+        let mut name = ptr::null();
+        // SAFETY: ONNX Runtime's; the text lives as long as the node.
+        unsafe {
+            check(((*Api::get().ort).Node_GetEpName)(self.node, &mut name))?;
+            Ok(name.is_null() || CStr::from_ptr(name).is_empty() || CStr::from_ptr(name) == NAME)
         }
     }
 

@@ -37,7 +37,7 @@ const SUM: usize = 3;
 pub(crate) fn is_supported(node: &Node) -> Result<bool, OrtStatusPtr> {
     Ok(node.is(OPERATOR.name, OPERATOR.domain)?
         && !node.has_input(BIAS)
-        && node.outputs() == SUM + 1)
+        && [NORMED, SUM].into_iter().all(|output| node.output(output).is_some()))
 }
 
 /// The kernel of one node.
@@ -102,11 +102,11 @@ impl SkipNorm {
             let weight: &[f32] = tensor::elements(needed(WEIGHT)?)?;
             let dimensions = tensor::dimensions(input)?;
             let skip_dimensions = tensor::dimensions(skip)?;
-            let is_repeated = skip_dimensions.iter().filter(|&&size| size != 1).count() > 0
-                && dimensions.ends_with(
-                    &skip_dimensions
-                        [skip_dimensions.iter().take_while(|&&size| size == 1).count()..],
-                );
+            // Ones before the others are repeated.
+            let is_one = |&&size: &&usize| size == 1;
+            let ones = skip_dimensions.iter().take_while(is_one).count();
+            let own = &skip_dimensions[ones.min(skip_dimensions.len().saturating_sub(1))..];
+            let is_repeated = !own.is_empty() && dimensions.ends_with(own);
             if dimensions.last() != Some(&weight.len()) || !is_repeated {
                 let message = format!(
                     "a norm of {dimensions:?} and {skip_dimensions:?} with {} weights",

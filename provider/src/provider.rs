@@ -11,7 +11,7 @@ use ort_sys::{OrtGraph, OrtLogger, OrtLoggingLevel, OrtNode, OrtStatusPtr};
 
 use crate::{
     NAME, NONE,
-    api::{Api, CreateKernel, FusionOptions, Opaque, ProviderTable, VERSION},
+    api::{Api, CreateKernel, Opaque, ProviderTable, VERSION},
     attention,
     compiled::Compiled,
     groups::{self, Group},
@@ -29,7 +29,8 @@ pub(crate) struct Provider {
     /// What kernels are created with; nothing is claimed without.
     state: Option<Box<State>>,
     logger: *const OrtLogger,
-    /// What was claimed to be computed as one.
+    /// Whether groups of nodes are claimed, and those that were.
+    takes_groups: bool,
     groups: Vec<Group>,
 }
 
@@ -39,6 +40,7 @@ struct Registry(*mut Opaque);
 impl Provider {
     pub(crate) fn new(
         instructions: Option<Instructions>,
+        takes_groups: bool,
         logger: *const OrtLogger,
     ) -> Result<Box<Self>, OrtStatusPtr> {
         let state = instructions.map(|instructions| {
@@ -66,6 +68,7 @@ impl Provider {
             registry,
             state,
             logger,
+            takes_groups,
             groups: Vec::new(),
         }))
     }
@@ -95,12 +98,14 @@ impl Provider {
                     state.rounds_inputs.fetch_or(is_product, Ordering::Relaxed);
                 }
             }
-            let options = FusionOptions { version: VERSION, drops_constants: false };
-            for group in groups::find(&nodes)? {
-                let own: Vec<_> = group.nodes.iter().map(|&index| nodes[index].as_ptr()).collect();
-                check(((*api.ep).add_nodes_to_fuse)(info, own.as_ptr(), own.len(), &options))?;
-                claimed += own.len();
-                self.groups.push(group);
+            if self.takes_groups && is_main(graph)? {
+                for group in groups::find(&nodes)? {
+                    let own: Vec<_> = group.nodes.iter().map(|&at| nodes[at].as_ptr()).collect();
+                    let add = (*api.ep).add_nodes_to_fuse;
+                    check(add(info, own.as_ptr(), own.len(), ptr::null()))?;
+                    claimed += own.len();
+                    self.groups.push(group);
+                }
             }
             if claimed > 0 {
                 let (count, instructions) = (nodes.len(), state.instructions);
@@ -129,6 +134,14 @@ impl Provider {
             )
         })
     }
+}
+
+/// Whether a graph is in no node of another: ONNX Runtime gives groups of several graphs the same names.
+unsafe fn is_main(graph: *const OrtGraph) -> Result<bool, OrtStatusPtr> {
+    let mut parent = ptr::null();
+    // SAFETY: the caller's; the graph is ONNX Runtime's.
+    check(unsafe { ((*Api::get().ort).Graph_GetParentNode)(graph, &mut parent) })?;
+    Ok(parent.is_null())
 }
 
 unsafe extern "system" fn name(_: *const Provider) -> *const c_char {

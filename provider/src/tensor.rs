@@ -88,6 +88,9 @@ pub(crate) unsafe fn output<'a>(
     unsafe {
         let get = (*ort).KernelContext_GetOutput;
         check(get(context, index, dimensions.as_ptr(), dimensions.len(), &mut value))?;
+        if value.is_null() {
+            return Err(failure(format!("there is no output {index}")));
+        }
         check(((*ort).GetTensorMutableData)(value, &mut data))?;
         match count {
             0 => Ok(&mut []),

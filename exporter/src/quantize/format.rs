@@ -102,8 +102,8 @@ impl BlockFormat {
     fn fit_whole(self, block: &[f32]) -> Fit {
         let levels = self.levels();
         let mut fit = levels.fit(self.method, block);
-        // To the digits that are stored, or that kernels keep of a 4-bit weight's: 2^-9 of a scale is little
-        // beside half a level, and 16 bits for each block are 5 % of what a token reads.
+        // To the digits that are stored, or that kernels keep of a 4-bit weight's, which is less than 2^-7 of
+        // it, where a level is off by a half: 16 bits for each block are 5 % of what a token reads.
         if self.half_scales {
             fit.scale = f16::from_f32(fit.scale).to_f32();
         } else if self.bits == 4 {
