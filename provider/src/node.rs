@@ -109,26 +109,22 @@ impl Node {
 
     /// An integer attribute; `default` where it is not set.
     pub(crate) fn int(&self, name: &CStr, default: i64) -> Result<i64, OrtStatusPtr> {
-        let Some(attribute) = self.attribute(name)? else { return Ok(default) };
-        let (mut value, mut size) = (default, 0);
-        let to = ptr::from_mut(&mut value).cast::<c_void>();
-        let kind = OrtOpAttrType::ORT_OP_ATTR_INT;
-        // SAFETY: ONNX Runtime's.
-        check(unsafe {
-            ((*Api::get().ort).ReadOpAttr)(attribute, kind, to, size_of::<i64>(), &mut size)
-        })?;
-        Ok(value)
+        self.scalar(name, OrtOpAttrType::ORT_OP_ATTR_INT, default)
     }
 
     /// A number among the attributes; `default` where it is not set.
     pub(crate) fn float(&self, name: &CStr, default: f32) -> Result<f32, OrtStatusPtr> {
+        self.scalar(name, OrtOpAttrType::ORT_OP_ATTR_FLOAT, default)
+    }
+
+    /// An attribute of a kind whose values are `T`.
+    fn scalar<T>(&self, name: &CStr, kind: OrtOpAttrType, default: T) -> Result<T, OrtStatusPtr> {
         let Some(attribute) = self.attribute(name)? else { return Ok(default) };
         let (mut value, mut size) = (default, 0);
         let to = ptr::from_mut(&mut value).cast::<c_void>();
-        let kind = OrtOpAttrType::ORT_OP_ATTR_FLOAT;
-        // SAFETY: ONNX Runtime's.
+        // SAFETY: ONNX Runtime's; an attribute of another kind is an error.
         check(unsafe {
-            ((*Api::get().ort).ReadOpAttr)(attribute, kind, to, size_of::<f32>(), &mut size)
+            ((*Api::get().ort).ReadOpAttr)(attribute, kind, to, size_of::<T>(), &mut size)
         })?;
         Ok(value)
     }

@@ -296,9 +296,6 @@ impl<'g> Model<'g> {
             let weight = self.g.weight("weight", &[size, 1, width]);
             let bias = bias.then(|| self.g.weight("bias", &[size]));
             match self.operators {
-                Operators::OnnxRuntime if self.has_conv_rows() => {
-                    self.causal_conv_of_rows(x, past, weight, bias, step.kept)
-                }
                 Operators::OnnxRuntime => self.causal_conv(x, past, weight, bias, step.kept),
                 Operators::Standard => self.depthwise_conv(x, past, weight, bias, step.kept),
             }
@@ -308,29 +305,8 @@ impl<'g> Model<'g> {
         self.linear(y, "out_proj", size, size, text.conv_bias)
     }
 
-    /// ONNX Runtime's convolution of x [batch, sequence, hidden] after its state [batch, rows, hidden].
-    fn causal_conv_of_rows(
-        self,
-        x: Value<'g>,
-        past: Value<'g>,
-        weight: Value<'g>,
-        bias: Option<Value<'g>>,
-        kept: Kept<'g>,
-    ) -> (Value<'g>, Value<'g>) {
-        let [convolved, present] = self.g.node_with_outputs(
-            Op::microsoft("CausalConvWithState"),
-            &[x, weight, bias.unwrap_or(self.g.omitted()), past],
-            &[("channels_last", Attribute::Int(1))],
-        );
-        match kept {
-            Kept::Last { .. } => (convolved, present),
-            Kept::From { .. } | Kept::At { .. } => {
-                (convolved, kept.of_inputs(past.concat(&[x], 1), 1))
-            }
-        }
-    }
-
-    /// The same where conv states are columns.
+    /// ONNX Runtime's convolution, which needs no transposes around x [batch, sequence, hidden]. It has
+    /// states of one column less than the contract `community`, as rows.
     fn causal_conv(
         self,
         x: Value<'g>,
@@ -339,21 +315,25 @@ impl<'g> Model<'g> {
         bias: Option<Value<'g>>,
         kept: Kept<'g>,
     ) -> (Value<'g>, Value<'g>) {
-        let past = past.transpose(&[0, 2, 1]); // [batch, width, hidden]
-        let [convolved, _state] = self.g.node_with_outputs(
+        let has_rows = self.has_conv_rows();
+        let history = if has_rows { past } else { past.transpose(&[0, 2, 1]) };
+        let state = if has_rows { history } else { history.slice_from(1, 1) };
+        let [convolved, present] = self.g.node_with_outputs(
             Op::microsoft("CausalConvWithState"),
-            &[x, weight, bias.unwrap_or(self.g.omitted()), past.slice_from(1, 1)],
+            &[x, weight, bias.unwrap_or(self.g.omitted()), state],
             &[("channels_last", Attribute::Int(1))],
         );
-        // The operator keeps one column less than the contract, so the state is joined here.
-        let recent = match kept {
+        let joined = |x: Value<'g>| kept.of_inputs(history.concat(&[x], 1), 1);
+        let present = match (has_rows, kept) {
+            (true, Kept::Last { .. }) => present,
+            (true, _) => joined(x),
             // Where they are counted from the end, no others are needed.
-            Kept::Last { .. } | Kept::From { .. } => {
-                kept.of_inputs(past.concat(&[kept.of_inputs(x, 1)], 1), 1)
+            (false, Kept::Last { .. } | Kept::From { .. }) => {
+                joined(kept.of_inputs(x, 1)).transpose(&[0, 2, 1])
             }
-            Kept::At { .. } => kept.of_inputs(past.concat(&[x], 1), 1),
+            (false, Kept::At { .. }) => joined(x).transpose(&[0, 2, 1]),
         };
-        (convolved, recent.transpose(&[0, 2, 1]))
+        (convolved, present)
     }
 
     /// The same as a plain depthwise convolution over state and x.
