@@ -26,8 +26,9 @@
 //! floating point is computed in one order. Processors other than x86 run the plain code.
 //!
 //! [`Attention`] of many queries is the other thing that takes time in vision. It is computed in 32-bit floats,
-//! or with 16 bits of their fraction on AMX ([`Precision`]). What lies between a decoder's products ([`RmsNorm`],
-//! [`swiglu`], [`ShortConv`]) is computed in 32-bit floats, whose sums differ in the last bits by instructions.
+//! or with 16 bits of their fraction on AMX ([`Precision`]). What lies between a decoder's products
+//! ([`GroupedAttention`], [`RmsNorm`], [`swiglu`], [`ShortConv`]) is computed in 32-bit floats, whose sums differ
+//! in the last bits by instructions.
 //!
 //! Threads are the caller's: [`Threads`].
 
@@ -60,7 +61,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-pub use attention::{Attention, Precision};
+pub use attention::{Attention, GroupedAttention, HeadNorms, Precision, Rotary};
 pub use gate::swiglu;
 pub use instructions::Instructions;
 pub use norm::RmsNorm;

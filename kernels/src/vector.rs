@@ -27,6 +27,18 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * 2^power` for whole powers from -126 to 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;
 
+    /// Writes a vector of each of the first [`LANES`](Self::LANES) rows as a column: number `i` of row `r` to
+    /// `to[i * stride + r]`.
+    #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32; 16], to: *mut f32, stride: usize) {
+        for (lane, row) in rows[..Self::LANES].iter().enumerate() {
+            for i in 0..Self::LANES {
+                // SAFETY: the caller's.
+                unsafe { *to.add(i * stride + lane) = *row.add(i) };
+            }
+        }
+    }
+
     /// The largest of the lanes, if each is a number.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -307,6 +319,20 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn transpose(rows: &[*const f32; 16], to: *mut f32, stride: usize) {
+            // SAFETY: the caller's.
+            unsafe {
+                let mut lanes = [_mm512_setzero_si512(); 16];
+                for (lane, row) in lanes.iter_mut().zip(rows) {
+                    *lane = _mm512_loadu_si512(row.cast());
+                }
+                for (i, column) in transposed(lanes).into_iter().enumerate() {
+                    _mm512_storeu_si512(to.add(i * stride).cast(), column);
+                }
+            }
+        }
+
+        #[inline(always)]
         unsafe fn largest(self) -> f32 {
             // SAFETY: the caller's.
             unsafe { _mm512_reduce_max_ps(self.0) }
@@ -318,10 +344,44 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(self.0) }
         }
     }
+
+    /// Number `i` of row `r` as number `r` of row `i`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn transposed(mut rows: [__m512i; 16]) -> [__m512i; 16] {
+        // Each step exchanges halves between rows that are 8, 4, 2 and 1 apart: of a whole vector, of its halves, ...
+        for pair in 0..8 {
+            let (a, b) = (rows[pair], rows[pair + 8]);
+            rows[pair] = _mm512_shuffle_i64x2::<0b01_00_01_00>(a, b);
+            rows[pair + 8] = _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b);
+        }
+        let quarters = [0, 1, 8, 9, 4, 5, 12, 13].map(i64::from);
+        let [low, high] = [0, 2].map(|shift| {
+            let [a, b, c, d, e, f, g, h] = quarters.map(|lane| lane + shift);
+            _mm512_setr_epi64(a, b, c, d, e, f, g, h)
+        });
+        for pair in [0, 1, 2, 3, 8, 9, 10, 11] {
+            let (a, b) = (rows[pair], rows[pair + 4]);
+            rows[pair] = _mm512_permutex2var_epi64(a, low, b);
+            rows[pair + 4] = _mm512_permutex2var_epi64(a, high, b);
+        }
+        for pair in [0, 1, 4, 5, 8, 9, 12, 13] {
+            let (a, b) = (rows[pair], rows[pair + 2]);
+            rows[pair] = _mm512_unpacklo_epi64(a, b);
+            rows[pair + 2] = _mm512_unpackhi_epi64(a, b);
+        }
+        for pair in (0..16).step_by(2) {
+            let (a, b) = (rows[pair], rows[pair + 1]);
+            let odd_of_a = _mm512_srli_epi64::<32>(a);
+            rows[pair] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, a, _mm512_slli_epi64::<32>(b));
+            rows[pair + 1] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, odd_of_a, b);
+        }
+        rows
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Eight, Sixteen};
+pub(crate) use x86::{Eight, Sixteen, transposed};
 
 /// Work that is compiled for each kind of vectors.
 pub(crate) trait Work {

@@ -14,7 +14,7 @@ use super::{Attention, Job, Part, SCRATCH};
 use crate::{
     buffer::{LINE, Scratch},
     tiles::{self, BYTES, Configuration, ROWS},
-    vector::{Sixteen, Vector},
+    vector::{Sixteen, Vector, transposed},
 };
 
 /// Queries that meet a block of keys together: two tiles of rows.
@@ -76,7 +76,7 @@ impl Job<'_> {
                     for number in 0..PARTS {
                         let tile = first / LANES * layout.head_steps + step;
                         let to = memory.add(layout.key_tiles[number] + tile * TILE);
-                        for (row, pairs) in transpose(tiles[number]).into_iter().enumerate() {
+                        for (row, pairs) in transposed(tiles[number]).into_iter().enumerate() {
                             _mm512_store_si512(to.add(row * BYTES).cast(), pairs);
                         }
                     }
@@ -294,40 +294,6 @@ fn split_two(mut low: __m512, mut high: __m512) -> [__m512i; PARTS] {
         (low, high) = (_mm512_sub_ps(low, taken_low), _mm512_sub_ps(high, taken_high));
     }
     parts
-}
-
-/// Rows of 16 numbers as columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn transpose(mut rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    // Each step exchanges halves between rows that are 8, 4, 2 and 1 apart: of a whole vector, of its halves, ...
-    for pair in 0..8 {
-        let (a, b) = (rows[pair], rows[pair + 8]);
-        rows[pair] = _mm512_shuffle_i64x2::<0b01_00_01_00>(a, b);
-        rows[pair + 8] = _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b);
-    }
-    let quarters = [0, 1, 8, 9, 4, 5, 12, 13].map(i64::from);
-    let [low, high] = [0, 2].map(|shift| {
-        let [a, b, c, d, e, f, g, h] = quarters.map(|lane| lane + shift);
-        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
-    });
-    for pair in [0, 1, 2, 3, 8, 9, 10, 11] {
-        let (a, b) = (rows[pair], rows[pair + 4]);
-        rows[pair] = _mm512_permutex2var_epi64(a, low, b);
-        rows[pair + 4] = _mm512_permutex2var_epi64(a, high, b);
-    }
-    for pair in [0, 1, 4, 5, 8, 9, 12, 13] {
-        let (a, b) = (rows[pair], rows[pair + 2]);
-        rows[pair] = _mm512_unpacklo_epi64(a, b);
-        rows[pair + 2] = _mm512_unpackhi_epi64(a, b);
-    }
-    for pair in (0..LANES).step_by(2) {
-        let (a, b) = (rows[pair], rows[pair + 1]);
-        let odd_of_a = _mm512_srli_epi64::<32>(a);
-        rows[pair] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, a, _mm512_slli_epi64::<32>(b));
-        rows[pair + 1] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, odd_of_a, b);
-    }
-    rows
 }
 
 /// As [`split_two`], but the first part is cut off and not rounded, which takes half as long.

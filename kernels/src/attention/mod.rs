@@ -1,8 +1,7 @@
 //! Attention of many queries to many keys, as ONNX Runtime's `MultiHeadAttention` computes it, in
 //! 32-bit floats or, where fewer digits will do, in two numbers of bfloat16 each.
 //!
-//! Keys and values of a head are brought together once; then a few queries at a time meet a block of
-//! keys at a time, with a running maximum and sum of exponentials (Milakov and Gimelshein, "Online
+//! A block of keys and values at a time is brought together, and meets a few queries at a time, with a running maximum and sum of exponentials (Milakov and Gimelshein, "Online
 //! normalizer calculation for softmax", 2018), so that scores stay in the cache. A query's output does not
 //! depend on other queries; the last digits differ from instructions to instructions, which sum as many
 //! numbers at a time as their vectors have.
@@ -11,15 +10,23 @@ use std::cell::Cell;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod grouped;
+mod head;
 mod vectors;
 
-use crate::{Instructions, Threads, buffer::Buffer, pack::Shared, vector::Plain};
+pub use grouped::{GroupedAttention, HeadNorms, Rotary};
+use head::Head;
+use vectors::attend;
 
-#[cfg(target_arch = "x86_64")]
-use crate::vector::{Eight, Sixteen};
+use crate::{
+    Instructions, Threads,
+    buffer::Buffer,
+    pack::Shared,
+    vector::{self, Vector, Work},
+};
 
-/// Queries that meet a block of keys together, about.
-const QUERIES: usize = 24;
+/// Queries that pay for bringing keys and values together.
+const QUERIES: usize = 96;
 
 thread_local! {
     static SCRATCH: Cell<Buffer> = const { Cell::new(Buffer::empty()) };
@@ -100,16 +107,17 @@ impl Attention {
             scale,
             output: Shared(output.as_mut_ptr()),
         };
-        match instructions {
-            Instructions::Portable => job.run(Job::portable, threads),
+        match (instructions, precision) {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 | Instructions::AvxVnni => job.run(Job::avx2, threads),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Amx if precision == Precision::Bits16 => job.run(Job::amx, threads),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512Vnni | Instructions::Amx => job.run(Job::avx512, threads),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("checked above"),
+            (Instructions::Amx, Precision::Bits16) => job.run(threads, |part| {
+                // SAFETY: the instructions and lengths were checked; parts write outputs of their own.
+                unsafe { job.amx(part) };
+            }),
+            _ => job.run(threads, |part| {
+                let rows = Rows { job: &job, part, seen: job.seen(part.sequence) };
+                // SAFETY: as above.
+                unsafe { vector::run(instructions, &rows) };
+            }),
         }
     }
 }
@@ -134,11 +142,11 @@ struct Part {
 }
 
 impl Job<'_> {
-    fn run(&self, compute: unsafe fn(&Self, Part), threads: &dyn Threads) {
+    fn run(&self, threads: &dyn Threads, compute: impl Fn(Part) + Sync) {
         let heads = self.sizes.batch * self.sizes.heads;
         // Each part brings keys and values together, which pays for many queries.
         let wanted = (4 * threads.count()).div_ceil(heads.max(1));
-        let pieces = wanted.clamp(1, self.sizes.queries.div_ceil(4 * QUERIES).max(1));
+        let pieces = wanted.clamp(1, self.sizes.queries.div_ceil(QUERIES).max(1));
         threads.run(heads * pieces, &|index| {
             let (head, piece) = (index / pieces, index % pieces);
             let part = Part {
@@ -147,28 +155,10 @@ impl Job<'_> {
                 first: self.sizes.queries * piece / pieces,
                 last: self.sizes.queries * (piece + 1) / pieces,
             };
-            // SAFETY: the instructions and lengths were checked; parts write outputs of their own.
-            unsafe { compute(self, part) };
+            if part.first < part.last {
+                compute(part);
+            }
         });
-    }
-
-    unsafe fn portable(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Plain>(part) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Eight>(part) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn avx512(&self, part: Part) {
-        // SAFETY: the caller's.
-        unsafe { self.compute::<Sixteen>(part) }
     }
 
     /// Keys of a sequence that are seen.
@@ -181,5 +171,80 @@ impl Job<'_> {
             }
         }
         (0..keys).collect()
+    }
+}
+
+/// A part whose queries, keys and values are rows of numbers of all heads.
+struct Rows<'a> {
+    job: &'a Job<'a>,
+    part: Part,
+    /// Keys that are seen.
+    seen: Vec<usize>,
+}
+
+impl Work for Rows<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self) {
+        // SAFETY: the caller's.
+        unsafe { attend::<V>(self) }
+    }
+}
+
+impl Head for Rows<'_> {
+    fn size(&self) -> usize {
+        self.job.sizes.head_size
+    }
+
+    fn value_size(&self) -> usize {
+        self.job.sizes.value_size
+    }
+
+    fn queries(&self) -> usize {
+        self.part.last - self.part.first
+    }
+
+    fn keys(&self) -> usize {
+        self.seen.len()
+    }
+
+    fn seen(&self, _: usize) -> usize {
+        self.seen.len()
+    }
+
+    #[inline(always)]
+    unsafe fn write_query<V: Vector>(&self, query: usize, to: *mut f32) {
+        let sizes = &self.job.sizes;
+        let row = self.part.sequence * sizes.queries + self.part.first + query;
+        let from = &self.job.query[(row * sizes.heads + self.part.head) * sizes.head_size..];
+        for (d, &x) in from[..sizes.head_size].iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { *to.add(d) = x * self.job.scale };
+        }
+    }
+
+    #[inline(always)]
+    fn key(&self, index: usize) -> *const f32 {
+        let sizes = &self.job.sizes;
+        let row = self.part.sequence * sizes.keys + self.seen[index];
+        self.job.key[(row * sizes.heads + self.part.head) * sizes.head_size..].as_ptr()
+    }
+
+    #[inline(always)]
+    fn value(&self, index: usize) -> *const f32 {
+        let sizes = &self.job.sizes;
+        let row = self.part.sequence * sizes.keys + self.seen[index];
+        self.job.value[(row * sizes.heads + self.part.head) * sizes.value_size..].as_ptr()
+    }
+
+    /// The keys that are seen may have any others between them.
+    fn value_stride(&self) -> Option<usize> {
+        None
+    }
+
+    fn output(&self, query: usize) -> *mut f32 {
+        let sizes = &self.job.sizes;
+        let row = self.part.sequence * sizes.queries + self.part.first + query;
+        let at = (row * sizes.heads + self.part.head) * sizes.value_size;
+        self.job.output.get().wrapping_add(at)
     }
 }

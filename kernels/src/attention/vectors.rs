@@ -1,6 +1,6 @@
-//! Attention with vectors of floats.
+//! Attention of one head with vectors of floats.
 
-use super::{Attention, Job, Part, SCRATCH};
+use super::{SCRATCH, head::Head};
 use crate::{
     buffer::{LINE, Scratch},
     vector::Vector,
@@ -10,202 +10,212 @@ use crate::{
 const QUERIES: usize = 24;
 /// Keys of a block: a multiple of every panel.
 const KEYS: usize = 512;
+/// Rows of the products of a step of a decoder, which has few.
+const FEW: usize = 2;
 
-impl Job<'_> {
-    /// Computes the part.
-    #[inline(always)]
-    pub(super) unsafe fn compute<V: Vector>(&self, part: Part) {
-        let seen = self.seen(part.sequence);
-        let layout = Layout::new::<V>(&self.sizes, seen.len());
-        let mut scratch = Scratch::take(&SCRATCH, layout.bytes());
-        let memory = scratch.as_mut_ptr().cast::<f32>();
-        // What has vectors is in no closure, since these do not have the instructions.
-        // SAFETY: the caller's; the layout's parts lie within the memory.
-        unsafe {
-            self.bring_together::<V>(part, &seen, &layout, memory);
-            for first in (part.first..part.last).step_by(QUERIES) {
-                let count = QUERIES.min(part.last - first);
-                self.meet::<V>(part, first, count, &layout, memory);
+/// Computes all outputs of a head.
+#[inline(always)]
+pub(super) unsafe fn attend<V: Vector>(head: &impl Head) {
+    let layout = Layout::new::<V>(head);
+    let mut scratch = Scratch::take(&SCRATCH, layout.bytes());
+    let memory = scratch.as_mut_ptr().cast::<f32>();
+    let (queries, keys) = (head.queries(), head.keys());
+    // What has vectors is in no closure, since these do not have the instructions.
+    // SAFETY: the caller's; the layout's parts lie within the memory.
+    unsafe {
+        for query in 0..layout.rows {
+            let to = memory.add(layout.queries + query * head.size());
+            head.write_query::<V>(query.min(queries - 1), to);
+            *memory.add(layout.largest + query) = f32::NEG_INFINITY;
+            *memory.add(layout.totals + query) = 0.0;
+        }
+        memory.add(layout.sums).write_bytes(0, layout.rows * layout.value_stride);
+        for start in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - start);
+            write_panels::<V>(head, start, count, memory.add(layout.panels));
+            let values = match head.value_stride().filter(|_| layout.reads_values) {
+                Some(stride) => Matrix { start: head.value(start).cast_mut(), stride },
+                None => {
+                    let copied = memory.add(layout.values);
+                    copy_values(head, start, count, copied, layout.value_stride);
+                    Matrix { start: copied, stride: layout.value_stride }
+                }
+            };
+            let block = Block { start, count, values };
+            for first in (0..queries).step_by(QUERIES) {
+                meet::<V>(head, &layout, memory, first, &block);
+            }
+        }
+        for query in 0..queries {
+            let to = head.output(query);
+            let sums = memory.add(layout.sums + query * layout.value_stride);
+            let total = *memory.add(layout.totals + query);
+            for column in 0..head.value_size() {
+                *to.add(column) = *sums.add(column) / total;
             }
         }
     }
+}
 
-    /// Writes the keys of a head that are seen as panels [head_size, keys of a panel], and the values
-    /// as rows; zeros where there are none.
-    #[inline(always)]
-    unsafe fn bring_together<V: Vector>(
-        &self,
-        part: Part,
-        seen: &[usize],
-        layout: &Layout,
-        memory: *mut f32,
-    ) {
-        let sizes = &self.sizes;
-        let panel = V::LANES * V::COLUMNS;
-        let (key_width, value_width) =
-            (sizes.heads * sizes.head_size, sizes.heads * sizes.value_size);
-        for index in 0..layout.keys {
-            // SAFETY: within the panels and the rows.
-            let (key_to, value_to) = unsafe {
-                let panels = memory.add(layout.key_panels);
-                (
-                    panels.add(index / panel * panel * sizes.head_size + index % panel),
-                    memory.add(layout.value_rows + index * layout.value_stride),
-                )
-            };
-            let Some(key) = seen.get(index) else {
-                // SAFETY: as above.
-                unsafe {
-                    (0..sizes.head_size).for_each(|d| *key_to.add(d * panel) = 0.0);
-                    value_to.write_bytes(0, layout.value_stride);
-                }
+/// Some keys, and their values as rows.
+struct Block {
+    start: usize,
+    count: usize,
+    values: Matrix,
+}
+
+/// Writes keys as panels [size of a head, keys of a panel]; zeros where there are none.
+#[inline(always)]
+unsafe fn write_panels<V: Vector>(head: &impl Head, start: usize, count: usize, panels: *mut f32) {
+    let (size, panel) = (head.size(), V::LANES * V::COLUMNS);
+    let whole = size / V::LANES * V::LANES;
+    // SAFETY: the caller's; within the panels and the keys.
+    unsafe {
+        for first in (0..count.next_multiple_of(panel)).step_by(V::LANES) {
+            let to = panels.add(first / panel * panel * size + first % panel);
+            if first >= count {
+                (0..size).for_each(|d| to.add(d * panel).write_bytes(0, V::LANES));
                 continue;
-            };
-            let row = part.sequence * sizes.keys + key;
-            let from = &self.key[row * key_width + part.head * sizes.head_size..];
-            for (d, &x) in from[..sizes.head_size].iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { *key_to.add(d * panel) = x };
             }
-            let from = &self.value[row * value_width + part.head * sizes.value_size..];
-            let from = &from[..sizes.value_size];
-            // SAFETY: as above.
-            unsafe {
-                value_to.copy_from_nonoverlapping(from.as_ptr(), from.len());
-                value_to.add(from.len()).write_bytes(0, layout.value_stride - from.len());
+            // Lanes without a key have another one's numbers, and their scores are never read.
+            let mut keys = [head.key(start + first); 16];
+            for lane in 1..V::LANES.min(count - first) {
+                keys[lane] = head.key(start + first + lane);
+            }
+            for d in (0..whole).step_by(V::LANES) {
+                V::transpose(&keys.map(|key| key.wrapping_add(d)), to.add(d * panel), panel);
+            }
+            for d in whole..size {
+                for lane in 0..V::LANES {
+                    *to.add(d * panel + lane) = *keys[lane].add(d);
+                }
             }
         }
     }
+}
 
-    /// Computes some queries, at most [`QUERIES`].
-    #[inline(always)]
-    unsafe fn meet<V: Vector>(
-        &self,
-        part: Part,
-        first: usize,
-        count: usize,
-        layout: &Layout,
-        memory: *mut f32,
-    ) {
-        let sizes = &self.sizes;
-        let panel = V::LANES * V::COLUMNS;
-        let rows = count.next_multiple_of(V::ROWS);
-        let width = sizes.heads * sizes.head_size;
-        // SAFETY: the caller's; all is within the layout's parts, and outputs are this part's.
+/// Writes values as rows of whole vectors.
+#[inline(always)]
+unsafe fn copy_values(head: &impl Head, start: usize, count: usize, to: *mut f32, stride: usize) {
+    let size = head.value_size();
+    for index in 0..count {
+        // SAFETY: the caller's; within the rows.
         unsafe {
-            let queries = memory.add(layout.queries);
-            for row in 0..rows {
-                let to = queries.add(row * sizes.head_size);
-                let at = (part.sequence * sizes.queries + first + row.min(count - 1)) * width;
-                let from = &self.query[at + part.head * sizes.head_size..][..sizes.head_size];
-                for (d, &x) in from.iter().enumerate() {
-                    *to.add(d) = x * self.scale;
+            let to = to.add(index * stride);
+            to.copy_from_nonoverlapping(head.value(start + index), size);
+            to.add(size).write_bytes(0, stride - size);
+        }
+    }
+}
+
+/// Lets some queries, at most [`QUERIES`], meet a block of keys.
+#[inline(always)]
+unsafe fn meet<V: Vector>(
+    head: &impl Head,
+    layout: &Layout,
+    memory: *mut f32,
+    first: usize,
+    block: &Block,
+) {
+    let (size, panel) = (head.size(), V::LANES * V::COLUMNS);
+    let count = QUERIES.min(head.queries() - first);
+    let seen = |row: usize| head.seen(first + row).saturating_sub(block.start).min(block.count);
+    // Later queries see all that earlier ones do.
+    let keys = seen(count - 1);
+    if keys == 0 {
+        return;
+    }
+    let is_few = count <= FEW;
+    let (step, width) = (if is_few { FEW } else { V::ROWS }, layout.value_stride);
+    let rows = count.next_multiple_of(step);
+    let padded = keys.next_multiple_of(panel);
+    // SAFETY: the caller's; all is within the layout's parts, and outputs are this head's.
+    unsafe {
+        let queries = memory.add(layout.queries + first * size);
+        let (scores, sums) = (memory.add(layout.scores), memory.add(layout.sums + first * width));
+        for start in (0..padded).step_by(panel) {
+            let keys = Matrix { start: memory.add(layout.panels + start * size), stride: panel };
+            for row in (0..rows).step_by(step) {
+                let of = Matrix { start: queries.add(row * size), stride: size };
+                let to = Matrix { start: scores.add(row * KEYS + start), stride: KEYS };
+                multiply::<V>(is_few, of, keys, to, size, V::COLUMNS, false);
+            }
+        }
+        for row in 0..count {
+            let scores = scores.add(row * KEYS);
+            let seen = seen(row);
+            for key in seen..padded {
+                *scores.add(key) = f32::NEG_INFINITY;
+            }
+            let largest = memory.add(layout.largest + first + row);
+            let mut top = V::splat(*largest);
+            for key in (0..padded).step_by(V::LANES) {
+                top = V::load(scores.add(key)).max(top);
+            }
+            let top = top.largest();
+            let mut total = V::splat(0.0);
+            for key in (0..seen.next_multiple_of(V::LANES)).step_by(V::LANES) {
+                let score = V::load(scores.add(key)).add(V::splat(-top));
+                let power = score.exp_of_negative();
+                power.store(scores.add(key));
+                total = total.add(power);
+            }
+            for key in seen..padded {
+                *scores.add(key) = 0.0;
+            }
+            // What earlier blocks gave was relative to their own largest score.
+            let factor = V::splat(*largest - top).exp_of_negative();
+            let factor = if block.start == 0 { V::splat(0.0) } else { factor };
+            let totals = memory.add(layout.totals + first + row);
+            *totals = (*totals).mul_add(factor.largest(), total.sum());
+            *largest = top;
+            if block.start > 0 {
+                let sums = sums.add(row * width);
+                for column in (0..width).step_by(V::LANES) {
+                    V::load(sums.add(column)).mul(factor).store(sums.add(column));
                 }
             }
-            let (scores, sums) = (memory.add(layout.scores), memory.add(layout.sums));
-            sums.write_bytes(0, rows * layout.value_stride);
-            let mut largest = [f32::NEG_INFINITY; QUERIES];
-            let mut totals = [0.0f32; QUERIES];
-            for block in (0..layout.keys).step_by(KEYS) {
-                let keys = KEYS.min(layout.keys - block);
-                for start in (0..keys).step_by(panel) {
-                    let key_panel =
-                        memory.add(layout.key_panels + (block + start) * sizes.head_size);
-                    for row in (0..rows).step_by(V::ROWS) {
-                        let a = queries.add(row * sizes.head_size);
-                        let to = scores.add(row * KEYS + start);
-                        multiply::<V>(
-                            Matrix { start: a, stride: sizes.head_size },
-                            Matrix { start: key_panel, stride: panel },
-                            Matrix { start: to, stride: KEYS },
-                            sizes.head_size,
-                            V::COLUMNS,
-                            false,
-                        );
-                    }
-                }
-                let there = layout.seen.saturating_sub(block).min(keys);
-                for row in 0..rows {
-                    let scores = scores.add(row * KEYS);
-                    for key in there..keys {
-                        *scores.add(key) = f32::NEG_INFINITY;
-                    }
-                    let mut top = V::splat(largest[row]);
-                    for key in (0..keys).step_by(V::LANES) {
-                        top = V::load(scores.add(key)).max(top);
-                    }
-                    let top = top.largest();
-                    let mut total = V::splat(0.0);
-                    for key in (0..keys).step_by(V::LANES) {
-                        let score = V::load(scores.add(key)).add(V::splat(-top));
-                        let power = score.exp_of_negative();
-                        power.store(scores.add(key));
-                        total = total.add(power);
-                    }
-                    // What earlier blocks gave was relative to their own largest score.
-                    let factor = V::splat(largest[row] - top).exp_of_negative();
-                    let factor = if block == 0 { V::splat(0.0) } else { factor };
-                    totals[row] = totals[row].mul_add(factor.largest(), total.sum());
-                    largest[row] = top;
-                    if block > 0 {
-                        let sums = sums.add(row * layout.value_stride);
-                        for column in (0..layout.value_stride).step_by(V::LANES) {
-                            V::load(sums.add(column)).mul(factor).store(sums.add(column));
-                        }
-                    }
-                }
-                let mut column = 0;
-                while column < layout.value_stride {
-                    let vectors = V::COLUMNS.min((layout.value_stride - column) / V::LANES);
-                    let values =
-                        memory.add(layout.value_rows + block * layout.value_stride + column);
-                    for row in (0..rows).step_by(V::ROWS) {
-                        let to = sums.add(row * layout.value_stride + column);
-                        multiply::<V>(
-                            Matrix { start: scores.add(row * KEYS), stride: KEYS },
-                            Matrix { start: values, stride: layout.value_stride },
-                            Matrix { start: to, stride: layout.value_stride },
-                            keys,
-                            vectors,
-                            true,
-                        );
-                    }
-                    column += vectors * V::LANES;
-                }
+        }
+        let mut column = 0;
+        while column < width {
+            let vectors = V::COLUMNS.min((width - column) / V::LANES);
+            let values =
+                Matrix { start: block.values.start.add(column), stride: block.values.stride };
+            for row in (0..rows).step_by(step) {
+                let powers = Matrix { start: scores.add(row * KEYS), stride: KEYS };
+                let to = Matrix { start: sums.add(row * width + column), stride: width };
+                multiply::<V>(is_few, powers, values, to, keys, vectors, true);
             }
-            let width = sizes.heads * sizes.value_size;
-            for row in 0..count {
-                let at = (part.sequence * sizes.queries + first + row) * width;
-                let to = self.output.get().add(at + part.head * sizes.value_size);
-                let sums = sums.add(row * layout.value_stride);
-                for column in 0..sizes.value_size {
-                    *to.add(column) = *sums.add(column) / totals[row];
-                }
-            }
+            column += vectors * V::LANES;
         }
     }
 }
 
 /// Where the parts of the scratch memory are, in floats from its start.
 struct Layout {
-    /// Keys that are seen.
-    seen: usize,
-    /// The same, filled up to whole panels.
-    keys: usize,
-    /// From row to row of the values.
+    /// Queries, and as many more as products compute.
+    rows: usize,
+    /// From row to row of the sums.
     value_stride: usize,
-    key_panels: usize,
-    value_rows: usize,
+    /// Whether values can be read where they are, since they are whole vectors.
+    reads_values: bool,
+    panels: usize,
+    values: usize,
     queries: usize,
     scores: usize,
     sums: usize,
+    /// The largest score of each query so far, and the sum of powers relative to it.
+    largest: usize,
+    totals: usize,
     end: usize,
 }
 
 impl Layout {
-    fn new<V: Vector>(sizes: &Attention, seen: usize) -> Self {
-        let keys = seen.next_multiple_of(V::LANES * V::COLUMNS);
-        let value_stride = sizes.value_size.next_multiple_of(V::LANES);
+    fn new<V: Vector>(head: &impl Head) -> Self {
+        let keys = head.keys().min(KEYS).next_multiple_of(V::LANES * V::COLUMNS);
+        let rows = head.queries().next_multiple_of(V::ROWS);
+        let value_stride = head.value_size().next_multiple_of(V::LANES);
+        let reads_values = head.value_stride().is_some() && value_stride == head.value_size();
         let mut end = 0;
         let mut part = |floats: usize| {
             let start = end;
@@ -213,14 +223,16 @@ impl Layout {
             start
         };
         Layout {
-            seen,
-            keys,
+            rows,
             value_stride,
-            key_panels: part(keys * sizes.head_size),
-            value_rows: part(keys * value_stride),
-            queries: part(QUERIES * sizes.head_size),
+            reads_values,
+            panels: part(keys * head.size()),
+            values: part(if reads_values { 0 } else { keys * value_stride }),
+            queries: part(rows * head.size()),
             scores: part(QUERIES * KEYS),
-            sums: part(QUERIES * value_stride),
+            sums: part(rows * value_stride),
+            largest: part(rows),
+            totals: part(rows),
             end,
         }
     }
@@ -238,10 +250,11 @@ struct Matrix {
     stride: usize,
 }
 
-/// `to = a * b`, or `to += a * b`, for [`Vector::ROWS`] rows of `a` of `depth` columns and up to
-/// [`Vector::COLUMNS`] vectors of each row of `b`.
+/// `to = a * b`, or `to += a * b`, for [`Vector::ROWS`] rows, or [`FEW`], of `a` of `depth` columns and up
+/// to [`Vector::COLUMNS`] vectors of each row of `b`. A row's sums are the same with both.
 #[inline(always)]
 unsafe fn multiply<V: Vector>(
+    is_few: bool,
     a: Matrix,
     b: Matrix,
     to: Matrix,
@@ -251,15 +264,17 @@ unsafe fn multiply<V: Vector>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        match (V::ROWS, V::COLUMNS, vectors) {
+        match (if is_few { FEW } else { V::ROWS }, V::COLUMNS, vectors) {
             (6, 4, 4) => tile::<V, 6, 4>(a, b, to, depth, adds),
             (6, 4, 3) => tile::<V, 6, 3>(a, b, to, depth, adds),
             (6, 4, 2) => tile::<V, 6, 2>(a, b, to, depth, adds),
             (6, 4, _) => tile::<V, 6, 1>(a, b, to, depth, adds),
             (4, 2, 2) => tile::<V, 4, 2>(a, b, to, depth, adds),
             (4, 2, _) => tile::<V, 4, 1>(a, b, to, depth, adds),
-            (2, 2, 2) => tile::<V, 2, 2>(a, b, to, depth, adds),
-            _ => tile::<V, 2, 1>(a, b, to, depth, adds),
+            (_, 4, 4) => tile::<V, FEW, 4>(a, b, to, depth, adds),
+            (_, 4, 3) => tile::<V, FEW, 3>(a, b, to, depth, adds),
+            (_, _, 2) => tile::<V, FEW, 2>(a, b, to, depth, adds),
+            _ => tile::<V, FEW, 1>(a, b, to, depth, adds),
         }
     }
 }
