@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec};
 use lfm2vl_onnxruntime::{LibraryError, environment, with_cpu};
-use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension, s};
+use ndarray::{Array0, Array2, ArrayD, ArrayView, ArrayView2, Axis, Dimension, arr0, arr1, s};
 use ort::{
     session::{Session, SessionInputValue},
     value::Value,
@@ -41,12 +41,15 @@ pub enum SessionError {
 
 /// Of how many of the last positions a decoder gives logits and conv states, int64 scalar.
 const NUM_LOGITS: &str = "num_logits_to_keep";
+const SEQLENS_K: &str = "seqlens_k";
+const TOTAL_SEQUENCE_LENGTH: &str = "total_sequence_length";
 
 /// An input of a graph.
 #[derive(Clone)]
 pub(crate) enum Tensor {
     Floats(ArrayD<f32>),
     Ints(ArrayD<i64>),
+    Int32(ArrayD<i32>),
     Bytes(ArrayD<u8>),
 }
 
@@ -123,6 +126,7 @@ impl GraphSession {
                     }
                     Tensor::Floats(array) => Value::from_array(array).map_err(&run_error)?.into(),
                     Tensor::Ints(array) => Value::from_array(array).map_err(&run_error)?.into(),
+                    Tensor::Int32(array) => Value::from_array(array).map_err(&run_error)?.into(),
                     Tensor::Bytes(array) => Value::from_array(array).map_err(&run_error)?.into(),
                 };
                 Ok((name, value))
@@ -191,11 +195,16 @@ impl DecoderSession {
                 .unwrap_or_else(|| Ok(HashMap::new()));
         }
         self.tokens += embeddings.nrows();
-        let mask = Array2::<i64>::ones((1, self.tokens));
-        let mut inputs = vec![
-            ("inputs_embeds".to_owned(), Tensor::floats(&embeddings.insert_axis(Axis(0)))),
-            ("attention_mask".to_owned(), Tensor::ints(&mask.view())),
-        ];
+        let floats = Tensor::floats(&embeddings.insert_axis(Axis(0)));
+        let mut inputs = vec![("inputs_embeds".to_owned(), floats)];
+        if self.session.has_input(SEQLENS_K) {
+            let tokens = i32::try_from(self.tokens).unwrap_or(i32::MAX);
+            inputs.push((SEQLENS_K.to_owned(), Tensor::Int32(arr1(&[tokens - 1]).into_dyn())));
+            inputs.push((TOTAL_SEQUENCE_LENGTH.to_owned(), Tensor::Int32(arr0(tokens).into_dyn())));
+        } else {
+            let mask = Array2::<i64>::ones((1, self.tokens));
+            inputs.push(("attention_mask".to_owned(), Tensor::ints(&mask.view())));
+        }
         inputs.append(&mut self.state);
         if self.session.has_input(NUM_LOGITS) {
             let all = Array0::from_elem((), embeddings.nrows() as i64);

@@ -245,6 +245,7 @@ struct TensorTemplate {
 enum DtypeTemplate {
     Float32,
     Int64,
+    Int32,
     Uint8,
     Bool,
     State,
@@ -255,6 +256,7 @@ impl DtypeTemplate {
         match self {
             DtypeTemplate::Float32 => Dtype::Float32,
             DtypeTemplate::Int64 => Dtype::Int64,
+            DtypeTemplate::Int32 => Dtype::Int32,
             DtypeTemplate::Uint8 => Dtype::Uint8,
             DtypeTemplate::Bool => Dtype::Bool,
             DtypeTemplate::State => state,

@@ -27,14 +27,14 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * 2^power` for whole powers from -126 to 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;
 
-    /// Writes a vector of each of the first [`LANES`](Self::LANES) rows as a column: number `i` of row `r` to
-    /// `to[i * stride + r]`.
+    /// Writes a vector of each of the first [`LANES`](Self::LANES) rows, from number `first` on, as a column: number
+    /// `first + i` of row `r` to `to[i * stride + r]`.
     #[inline(always)]
-    unsafe fn transpose(rows: &[*const f32; 16], to: *mut f32, stride: usize) {
+    unsafe fn transpose(rows: &[*const f32; 16], first: usize, to: *mut f32, stride: usize) {
         for (lane, row) in rows[..Self::LANES].iter().enumerate() {
             for i in 0..Self::LANES {
                 // SAFETY: the caller's.
-                unsafe { *to.add(i * stride + lane) = *row.add(i) };
+                unsafe { *to.add(i * stride + lane) = *row.add(first + i) };
             }
         }
     }
@@ -319,12 +319,12 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn transpose(rows: &[*const f32; 16], to: *mut f32, stride: usize) {
+        unsafe fn transpose(rows: &[*const f32; 16], first: usize, to: *mut f32, stride: usize) {
             // SAFETY: the caller's.
             unsafe {
                 let mut lanes = [_mm512_setzero_si512(); 16];
                 for (lane, row) in lanes.iter_mut().zip(rows) {
-                    *lane = _mm512_loadu_si512(row.cast());
+                    *lane = _mm512_loadu_si512(row.add(first).cast());
                 }
                 for (i, column) in transposed(lanes).into_iter().enumerate() {
                     _mm512_storeu_si512(to.add(i * stride).cast(), column);
@@ -355,11 +355,8 @@ mod x86 {
             rows[pair] = _mm512_shuffle_i64x2::<0b01_00_01_00>(a, b);
             rows[pair + 8] = _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b);
         }
-        let quarters = [0, 1, 8, 9, 4, 5, 12, 13].map(i64::from);
-        let [low, high] = [0, 2].map(|shift| {
-            let [a, b, c, d, e, f, g, h] = quarters.map(|lane| lane + shift);
-            _mm512_setr_epi64(a, b, c, d, e, f, g, h)
-        });
+        let low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        let high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
         for pair in [0, 1, 2, 3, 8, 9, 10, 11] {
             let (a, b) = (rows[pair], rows[pair + 4]);
             rows[pair] = _mm512_permutex2var_epi64(a, low, b);
@@ -373,7 +370,8 @@ mod x86 {
         for pair in (0..16).step_by(2) {
             let (a, b) = (rows[pair], rows[pair + 1]);
             let odd_of_a = _mm512_srli_epi64::<32>(a);
-            rows[pair] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, a, _mm512_slli_epi64::<32>(b));
+            rows[pair] =
+                _mm512_mask_blend_epi32(0b1010_1010_1010_1010, a, _mm512_slli_epi64::<32>(b));
             rows[pair + 1] = _mm512_mask_blend_epi32(0b1010_1010_1010_1010, odd_of_a, b);
         }
         rows

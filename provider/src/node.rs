@@ -7,7 +7,7 @@ use std::{
 
 use ort_sys::{
     ONNXTensorElementDataType as Element, OrtGraph, OrtNode, OrtOpAttr, OrtOpAttrType,
-    OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValueInfo,
+    OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValue, OrtValueInfo,
 };
 
 use crate::{NAME, api::Api, status::check, tensor};
@@ -186,20 +186,12 @@ impl Node {
 
     /// The integers of a constant input; `None` where it is none.
     pub(crate) fn constant_ints(&self, index: usize) -> Result<Option<Vec<i64>>, OrtStatusPtr> {
-        let Some(input) = self.input(index) else { return Ok(None) };
-        if !self.is_constant(index)? || !self.is_int64(index)? {
+        if !self.is_int64(index)? {
             return Ok(None);
         }
-        let mut value = ptr::null();
         // SAFETY: ONNX Runtime's; the tensor has the type that was asked for.
-        unsafe {
-            let get = (*Api::get().ort).ValueInfo_GetInitializerValue;
-            check(get(input, &mut value))?;
-            if value.is_null() {
-                return Ok(None);
-            }
-            Ok(Some(tensor::elements::<i64>(value)?.to_vec()))
-        }
+        let ints = |value| unsafe { tensor::elements::<i64>(value).map(<[i64]>::to_vec) };
+        self.constant(index)?.map(ints).transpose()
     }
 
     pub(crate) fn has_input(&self, index: usize) -> bool {
@@ -240,12 +232,45 @@ impl Node {
         Ok(self.element(index)? == Some(int64))
     }
 
+    /// The number of a constant input of one float; `None` where it is none.
+    pub(crate) fn constant_float(&self, index: usize) -> Result<Option<f32>, OrtStatusPtr> {
+        let is_float = self.element(index)? == Some(Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+        match self.constant(index)?.filter(|_| is_float) {
+            // SAFETY: ONNX Runtime's; the tensor has the type that was asked for.
+            Some(value) => match unsafe { tensor::elements::<f32>(value)? } {
+                &[number] => Ok(Some(number)),
+                _ => Ok(None),
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// A constant input, whose value lives as long as the graph.
+    fn constant(&self, index: usize) -> Result<Option<*const OrtValue>, OrtStatusPtr> {
+        let Some(input) = self.input(index) else { return Ok(None) };
+        if !self.is_constant(index)? {
+            return Ok(None);
+        }
+        let mut value = ptr::null();
+        // SAFETY: ONNX Runtime's.
+        check(unsafe { ((*Api::get().ort).ValueInfo_GetInitializerValue)(input, &mut value) })?;
+        Ok((!value.is_null()).then_some(value))
+    }
+
+    /// The size of an input's axis, where that is known.
+    pub(crate) fn dimension(
+        &self,
+        index: usize,
+        axis: usize,
+    ) -> Result<Option<usize>, OrtStatusPtr> {
+        let Some(input) = self.input(index) else { return Ok(None) };
+        Ok(dimensions(input)?.get(axis).copied().flatten())
+    }
+
     /// How many axes an input has, where that is known.
     pub(crate) fn rank(&self, index: usize) -> Result<Option<usize>, OrtStatusPtr> {
-        let Some(tensor) = self.tensor(index)? else { return Ok(None) };
-        let mut count = 0;
-        // SAFETY: ONNX Runtime's.
-        check(unsafe { ((*Api::get().ort).GetDimensionsCount)(tensor, &mut count) })?;
+        let Some(input) = self.input(index) else { return Ok(None) };
+        let count = dimensions(input)?.len();
         // Without a shape there are none either.
         Ok((count > 0).then_some(count))
     }
@@ -254,17 +279,37 @@ impl Node {
         &self,
         index: usize,
     ) -> Result<Option<*const OrtTensorTypeAndShapeInfo>, OrtStatusPtr> {
-        let Some(input) = self.input(index) else { return Ok(None) };
-        let ort = Api::get().ort;
-        let (mut kind, mut tensor) = (ptr::null(), ptr::null());
-        // SAFETY: ONNX Runtime's; what is got belongs to the graph.
-        unsafe {
-            check(((*ort).GetValueInfoTypeInfo)(input, &mut kind))?;
-            if kind.is_null() {
-                return Ok(None);
-            }
-            check(((*ort).CastTypeInfoToTensorInfo)(kind, &mut tensor))?;
+        self.input(index).map_or(Ok(None), tensor_of)
+    }
+}
+
+/// Type and shape of a value that is a tensor.
+fn tensor_of(
+    value: *const OrtValueInfo,
+) -> Result<Option<*const OrtTensorTypeAndShapeInfo>, OrtStatusPtr> {
+    let ort = Api::get().ort;
+    let (mut kind, mut tensor) = (ptr::null(), ptr::null());
+    // SAFETY: ONNX Runtime's; what is got belongs to the graph.
+    unsafe {
+        check(((*ort).GetValueInfoTypeInfo)(value, &mut kind))?;
+        if kind.is_null() {
+            return Ok(None);
         }
-        Ok((!tensor.is_null()).then_some(tensor))
+        check(((*ort).CastTypeInfoToTensorInfo)(kind, &mut tensor))?;
+    }
+    Ok((!tensor.is_null()).then_some(tensor))
+}
+
+/// Sizes of a value's axes, where they are known; none where it has no shape.
+pub(crate) fn dimensions(value: *const OrtValueInfo) -> Result<Vec<Option<usize>>, OrtStatusPtr> {
+    let Some(tensor) = tensor_of(value)? else { return Ok(Vec::new()) };
+    let ort = Api::get().ort;
+    let mut count = 0;
+    // SAFETY: ONNX Runtime's; there is room for all sizes.
+    unsafe {
+        check(((*ort).GetDimensionsCount)(tensor, &mut count))?;
+        let mut sizes = vec![0; count];
+        check(((*ort).GetDimensions)(tensor, sizes.as_mut_ptr(), count))?;
+        Ok(sizes.into_iter().map(|size| usize::try_from(size).ok()).collect())
     }
 }

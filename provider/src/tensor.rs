@@ -71,6 +71,17 @@ pub(crate) unsafe fn elements<'a, T>(value: *const OrtValue) -> Result<&'a [T], 
     }
 }
 
+/// Where the elements of a tensor of floats are.
+///
+/// # Safety
+/// `value` is a tensor of floats.
+pub(crate) unsafe fn address(value: *const OrtValue) -> Result<*const f32, OrtStatusPtr> {
+    let mut data = ptr::null();
+    // SAFETY: the caller's.
+    check(unsafe { ((*Api::get().ort).GetTensorData)(value, &mut data) })?;
+    Ok(data.cast())
+}
+
 /// The elements of an output, which is made with this shape.
 ///
 /// # Safety

@@ -91,7 +91,7 @@ pub enum Error {
     NoSpeculation,
     /// The decoder's sizes change from step to step, or it does not read and write in place.
     #[error(
-        "graph_capture needs a decoder of fixed sizes with its decoder_prefill, without speculation, that the provider runs in place; export with --recipe cuda-graph, or leave the setting out"
+        "graph_capture needs a decoder without speculation whose steps have the same sizes each time and whose state lies on the device; export with --recipe cuda or cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
     /// ONNX Runtime is not available.

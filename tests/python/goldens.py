@@ -57,7 +57,12 @@ class Decoder:
         }
 
     def run(self, embeds, mask):
-        inputs = {"inputs_embeds": embeds, "attention_mask": mask, **self.state}
+        inputs = {"inputs_embeds": embeds, **self.state}
+        if any(i.name == "seqlens_k" for i in self.graph.get_inputs()):
+            inputs["seqlens_k"] = (mask.sum(1) - 1).astype(np.int32)
+            inputs["total_sequence_length"] = np.array(mask.shape[1], np.int32)
+        else:
+            inputs["attention_mask"] = mask
         results = dict(zip(self.outputs, self.graph.run(self.outputs, inputs)))
         for name in self.state:
             present = name.replace("past_key_values", "present").replace("past_conv", "present_conv")

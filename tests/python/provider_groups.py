@@ -2,8 +2,8 @@
 
     python provider_groups.py
 
-Runs the gate of a feed-forward layer, the gated short convolution with its state, and the norm of a sum,
-with plain ONNX Runtime and with the kernels alone. Prints one line of JSON: the largest difference of
+Runs the gate of a feed-forward layer, the gated short convolution with its state, attention with its cache
+(with norms and rotation as nodes of their own or not), and the norm of a sum, with plain ONNX Runtime and with the kernels alone. Prints one line of JSON: the largest difference of
 each relative to the size of the result, and which groups were taken that must not be.
 """
 
@@ -25,7 +25,9 @@ microsoft = lambda *arguments, **attributes: node(*arguments, domain="com.micros
 
 
 def model(nodes, inputs, outputs, constants):
-    kind = lambda name: TensorProto.INT64 if name == "start" else TensorProto.FLOAT
+    kinds = {"start": TensorProto.INT64, "positions": TensorProto.INT64, "rows": TensorProto.INT64}
+    kinds |= {"lasts": TensorProto.INT32, "total": TensorProto.INT32}
+    kind = lambda name: kinds.get(name, TensorProto.FLOAT)
     value = lambda name, shape: helper.make_tensor_value_info(name, kind(name), shape)
     graph = helper.make_graph(
         nodes,
@@ -99,6 +101,101 @@ def norm(skip, bias=False):
     return model(nodes, {"x": shape, "skip": skip}, {"y": shape, "sum": shape}, constants)
 
 
+HEADS, KV_HEADS, SIZE, POSITIONS = 6, 2, 16, 64
+CACHE = ["batch", KV_HEADS, "past", SIZE]
+
+
+def attention(rotation="nodes", norms="parts", seen=(), unread=(), key_epsilon=1e-5, **attributes):
+    """Rotation as "nodes", by the operator itself ("counted") or not at all (None); norms as their "parts",
+    as a node ("one") or not at all."""
+    angles = normal(POSITIONS, SIZE // 2)
+    constants = {"cos": np.cos(angles), "sin": np.sin(angles), "per_head": np.array([-1, SIZE])}
+    constants |= {"two": np.array(2, np.float32), "last_axis": np.array([-1])}
+    nodes = []
+
+    def norm(name, epsilon):
+        weight, x = name + ".w", name + ".heads"
+        constants[weight] = normal(SIZE)
+        if norms == "one":
+            return [node("SimplifiedLayerNormalization", [x, weight], [name + ".normed"], epsilon=epsilon)]
+        constants[name + ".e"] = np.array(epsilon, np.float32)
+        return [
+            node("Pow", [x, "two"], [name + ".square"]),
+            node("ReduceMean", [name + ".square", "last_axis"], [name + ".mean"], keepdims=1),
+            node("Add", [name + ".mean", name + ".e"], [name + ".sum"]),
+            node("Sqrt", [name + ".sum"], [name + ".root"]),
+            node("Div", [x, name + ".root"], [name + ".divided"]),
+            node("Mul", [name + ".divided", weight], [name + ".normed"]),
+        ]
+
+    def prepared(name, heads, epsilon):
+        value = name
+        if norms:
+            nodes.append(node("Reshape", [value, "per_head"], [name + ".heads"]))
+            nodes.extend(norm(name, epsilon))
+            nodes.append(node("Reshape", [name + ".normed", "rows"], [name + ".flat"]))
+            value = name + ".flat"
+        if rotation == "nodes":
+            sizes = dict(num_heads=heads)
+            nodes.append(microsoft("RotaryEmbedding", [value, "positions", "cos", "sin"], [name + ".r"], **sizes))
+            value = name + ".r"
+        return value
+
+    query, key = prepared("q", HEADS, 1e-5), prepared("k", KV_HEADS, key_epsilon)
+    inputs = [query, key, "v", "past_key", "past_value", "lasts", "total"]
+    inputs += ["cos", "sin"] if rotation == "counted" else []
+    attributes |= {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "scale": 0.2}
+    attributes |= {"do_rotary": 1} if rotation == "counted" else {}
+    names = ["y", "key", "value"]
+    nodes.append(microsoft("GroupQueryAttention", inputs, names, **attributes))
+    rows = lambda heads: ["batch", "tokens", heads * SIZE]
+    shapes = {"q": rows(HEADS), "k": rows(KV_HEADS), "v": rows(KV_HEADS), "past_key": CACHE, "past_value": CACHE}
+    shapes |= {"lasts": ["batch"], "total": []}
+    shapes |= {"positions": ["batch", "tokens"]} if rotation == "nodes" else {}
+    shapes |= {"rows": [3]} if norms else {}
+    outputs = {"y": rows(HEADS), "key": ["batch", KV_HEADS, "all", SIZE], "value": ["batch", KV_HEADS, "all", SIZE]}
+    outputs |= {name: None for name in seen}
+    outputs = {name: shape for name, shape in outputs.items() if name not in unread}
+    return model(nodes, shapes, outputs, constants)
+
+
+def attention_feed(tokens, lengths, room=0, rotation="nodes", norms="parts"):
+    """New tokens of sequences that have so many already; beyond these, caches have more room."""
+    batch, total = len(lengths), max(lengths) + tokens
+    rows = lambda heads: normal(batch, tokens, heads * SIZE)
+    past = max(lengths) + room
+    feed = {"q": rows(HEADS), "k": rows(KV_HEADS), "v": rows(KV_HEADS)}
+    feed |= {name: normal(batch, KV_HEADS, past, SIZE) for name in ("past_key", "past_value")}
+    feed |= {"lasts": np.array(lengths, np.int32) + tokens - 1, "total": np.array(total, np.int32)}
+    if rotation == "nodes":
+        feed["positions"] = np.array(lengths)[:, None] + np.arange(tokens)
+    feed |= {"rows": np.array([batch, tokens, -1])} if norms else {}
+    return feed
+
+
+def attention_difference(bytes, feed, shared=False):
+    """With new keys and values in the memory of the old ones, or not. What is behind the tokens is not looked at."""
+    results = []
+    for ours in (False, True):
+        run = session(bytes, ours)
+        if not shared:
+            found = run.run(None, feed)
+        else:
+            binding = run.io_binding()
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_output("y", "cpu")
+            for name in ("key", "value"):
+                binding.bind_ortvalue_output(name, values["past_" + name])
+            run.run_with_iobinding(binding)
+            found = [value.numpy() for value in binding.get_outputs()]
+        lengths = feed["lasts"] + 1
+        caches = [[cache[row, :, :length] for row, length in enumerate(lengths)] for cache in found[1:]]
+        results.append([found[0], *(np.concatenate([part.ravel() for part in cache]) for cache in caches)])
+    return max(float(np.linalg.norm(ours - plain) / np.linalg.norm(plain)) for plain, ours in zip(*results))
+
+
 def session(bytes, ours):
     if not ours:
         return ort.InferenceSession(bytes, providers=["CPUExecutionProvider"])
@@ -122,7 +219,31 @@ for rows in (1, 7, 300):
         feed = {"x": normal(2, rows, 80), "skip": normal(1 if shape[0] == 1 else 2, rows, 80)}
         differences[f"norm of {rows}, {name}"] = difference(norm(shape), feed)
 
+for rotation in ("nodes", "counted", None):
+    for norms in ("parts", "one", None):
+        bytes = attention(rotation, norms)
+        for tokens, lengths, room, shared in [
+            (1, [0], 0, False),
+            (1, [9], 0, False),
+            (1, [9, 4], 0, False),
+            (1, [40, 3], 23, True),
+            (20, [0, 0], 0, False),
+            (20, [0], 30, True),
+            (7, [30], 0, False),
+            (7, [30], 10, True),
+        ]:
+            name = f"attention of {tokens} after {lengths}, room {room}, shared {shared}, {rotation}, {norms}"
+            feed = attention_feed(tokens, lengths, room, rotation, norms)
+            differences[name] = attention_difference(bytes, feed, shared)
+
 wrong = {
+    "soft caps": attention(None, None, softcap=5.0),
+    "a window": attention(None, None, local_window_size=8),
+    "smooth attention": attention(None, None, smooth_softmax=1),
+    "interleaved rotation": attention("counted", None, rotary_interleaved=1),
+    "norms of another kind than each other": attention("nodes", "parts", key_epsilon=1e-3),
+    "queries that are read elsewhere": attention("nodes", "parts", seen=["q.normed"]),
+    "keys that nobody reads": attention(None, None, unread=["key"]),
     "another alpha": gate(alpha=1.702),
     "a gate that is read elsewhere": gate(seen=True),
     "a factor of another shape": gate(up=1),
@@ -182,6 +303,26 @@ for flag in (False, True):
     differences[f"a gate in a branch, {flag}"] = fallback(choice(), {"x": x, "flag": np.array(flag)})
 for setting in ({"session__disable_model_compile": "1"}, {"ep__lfm2vlexecutionprovider__groups": "0"}):
     differences[f"a gate with {setting}"] = fallback(gate(), {"x": x}, **setting)
+
+# What no memory is there for, and positions without cosines, are refused.
+report["refused"] = []
+for name, change in {
+    "more tokens than there is room": {"lasts": np.array([60], np.int32)},
+    "fewer tokens than none": {"lasts": np.array([-9], np.int32)},
+    "the smallest of all lengths": {"lasts": np.array([-(2**31)], np.int32)},
+    "lengths of other sequences": {"lasts": np.array([9, 9], np.int32)},
+    "a negative total": {"total": np.array(-1, np.int32)},
+    "positions beyond the cosines": {"positions": np.array([[POSITIONS]])},
+    "negative positions": {"positions": np.array([[-1]])},
+    "fewer positions than tokens": {"positions": np.zeros((1, 0), np.int64)},
+    "keys of fewer tokens": {"k": normal(1, 0, KV_HEADS * SIZE)},
+}.items():
+    run = session(attention(), True)
+    try:
+        run.run(None, attention_feed(1, [9]) | change)
+        report["refused"].append(f"{name} is not refused")
+    except Exception as error:
+        report["refused"].append(str(error).splitlines()[0])
 
 for name, bytes in wrong.items():
     session(bytes, False)

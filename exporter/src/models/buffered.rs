@@ -1,7 +1,7 @@
 //! The decoder where every size is fixed: keys and values lie in buffers of one length, the cached
 //! tokens' first, and a mask tells which places count.
 
-use lfm2vl_graphs::Operators;
+use lfm2vl_graphs::{Fusion, Operators};
 
 use super::{
     Model,
@@ -19,8 +19,6 @@ impl<'g> Model<'g> {
         let cached = attention_mask.slice(1, 0, places);
         let new = attention_mask.slice_from(1, places);
         let past = cached.sum(1).squeeze(&[1]); // [1]
-        let positions = past + self.g.counting(sequence); // [sequence]
-        let (cos, sin) = self.rotary_factors(positions);
         let kept = match sequence {
             1 => self.kept(),
             _ => {
@@ -36,20 +34,30 @@ impl<'g> Model<'g> {
             Operators::OnnxRuntime => AttentionInputs::Fused {
                 last_position: (past + self.g.int_vector(&[sequence as i64 - 1])).to_i32(),
                 total: self.g.ints(&[(total - sequence) as i64], &[]).to_i32(),
-                rotary: Rotary {
-                    cos: cos.to_graph_floats(),
-                    sin: sin.to_graph_floats(),
-                    rows: self.g.counting(sequence).unsqueeze(&[0]),
+                rotary: match self.fusion {
+                    Fusion::Cpu => {
+                        let (cos, sin) = self.rotary_factors(past + self.g.counting(sequence));
+                        Rotary::Node {
+                            cos: cos.to_graph_floats(),
+                            sin: sin.to_graph_floats(),
+                            rows: self.g.counting(sequence).unsqueeze(&[0]),
+                        }
+                    }
+                    Fusion::Cuda => self.rotary_tables(),
                 },
             },
-            Operators::Standard => AttentionInputs::Buffered(Buffered {
-                sequence,
-                bias: self.attention_bias(cached.to_f32()).unsqueeze(&[1, 2]),
-                causal: (sequence > 1).then(|| self.causal_bias(sequence)),
-                cos,
-                sin,
-                places: self.updates_cache(sequence).then(|| self.places(positions)),
-            }),
+            Operators::Standard => {
+                let positions = past + self.g.counting(sequence); // [sequence]
+                let (cos, sin) = self.rotary_factors(positions);
+                AttentionInputs::Buffered(Buffered {
+                    sequence,
+                    bias: self.attention_bias(cached.to_f32()).unsqueeze(&[1, 2]),
+                    causal: (sequence > 1).then(|| self.causal_bias(sequence)),
+                    cos,
+                    sin,
+                    places: self.updates_cache(sequence).then(|| self.places(positions)),
+                })
+            }
         };
         Step { shape: self.g.int_vector(&[1, sequence as i64, -1]), kept, attention }
     }

@@ -1,6 +1,6 @@
 //! The LFM2 language model: short convolutions and grouped-query attention, with their state.
 
-use lfm2vl_graphs::{LayerKind, Logits, Operators};
+use lfm2vl_graphs::{Fusion, LayerKind, Logits, Operators};
 
 use super::{
     Model,
@@ -23,7 +23,10 @@ impl<'g> Model<'g> {
 
         let (hidden, kept) = {
             let _scope = self.g.enter("language_model");
-            let step = self.step(embeds, self.g.input("attention_mask"));
+            let step = match self.g.find_input("attention_mask") {
+                Some(mask) => self.step(embeds, mask),
+                None => self.counted_step(embeds),
+            };
             let mut x = Residual::new(self.rows(embeds, size));
             for layer in 0..text.layer_types.len() {
                 x = self.decoder_layer(x, layer, step);
@@ -106,7 +109,10 @@ impl<'g> Model<'g> {
                 AttentionInputs::Fused {
                     last_position: (tokens - self.g.ints(&[1], &[])).to_i32(),
                     total: attention_mask.dim(1).to_i32(),
-                    rotary: self.rotary(embeds, tokens),
+                    rotary: match self.fusion {
+                        Fusion::Cpu => self.rotary(embeds, tokens),
+                        Fusion::Cuda => self.rotary_tables(),
+                    },
                 }
             }
             Operators::Standard => {
@@ -126,6 +132,21 @@ impl<'g> Model<'g> {
                 }
             }
         };
+        Step { shape, kept: self.kept(), attention }
+    }
+
+    /// As [`step`](Self::step), where the graph is told how many tokens there are.
+    fn counted_step(self, embeds: Value<'g>) -> Step<'g> {
+        let last_position = self.g.input("seqlens_k");
+        let total = self.g.input("total_sequence_length");
+        if self.attention_operators() == Operators::Standard {
+            let places = total.to_i64().range();
+            let mask = last_position.to_i64().unsqueeze(&[1]).greater_or_equal(places);
+            return self.step(embeds, mask.to_i64());
+        }
+        let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
+        let rotary = self.rotary_tables();
+        let attention = AttentionInputs::Fused { last_position, total, rotary };
         Step { shape, kept: self.kept(), attention }
     }
 
@@ -163,23 +184,45 @@ impl<'g> Model<'g> {
     /// The rotation of new positions, of which the last is that of a row's last token. Where a
     /// shorter row of a first prompt is padded, its positions begin at 0 as well.
     ///
-    /// `GroupQueryAttention` would rotate too, but from tables of all positions that the model can
-    /// have, which take 32 MB and a tenth of the time of loading.
+    /// `GroupQueryAttention` would rotate too, but from [tables](Self::rotary_tables) of all positions that
+    /// the model can have, which take 32 MB and a tenth of the time of loading on a CPU.
     fn rotary(self, embeds: Value<'g>, tokens: Value<'g>) -> Rotary<'g> {
         let sequence = embeds.dim(1);
         let starts = (tokens - sequence).max(self.g.ints(&[0], &[]));
         let positions = (starts.unsqueeze(&[1]) + sequence.range()).reshape(&[-1]);
         let (cos, sin) = self.rotary_factors(positions);
         let rows = positions.dim(0).range().reshape_to(embeds.dims(0, 2));
-        Rotary { cos: cos.to_graph_floats(), sin: sin.to_graph_floats(), rows }
+        Rotary::Node { cos: cos.to_graph_floats(), sin: sin.to_graph_floats(), rows }
+    }
+
+    /// Rotary factors of all positions that the model can have, so that nothing is computed in a run: what
+    /// a device computes there are 23 kernels of a few microseconds for each token, and two of its operators
+    /// would wait for numbers from the host.
+    pub(super) fn rotary_tables(self) -> Rotary<'g> {
+        let text = &self.config.text;
+        let frequencies = self.inverse_frequencies();
+        let table = |of: fn(f64) -> f64| -> Vec<f32> {
+            let angles = (0..text.max_position_embeddings)
+                .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+            angles.map(|angle| of(f64::from(angle)) as f32).collect()
+        };
+        let shape = [text.max_position_embeddings, text.head_dim / 2];
+        let _scope = self.g.enter("language_model.rotary_emb");
+        Rotary::Attention {
+            cos: self.g.table("cos", &table(f64::cos), &shape),
+            sin: self.g.table("sin", &table(f64::sin), &shape),
+        }
+    }
+
+    fn inverse_frequencies(self) -> Vec<f32> {
+        let text = &self.config.text;
+        let exponent = |i: usize| -((2 * i) as f64) / text.head_dim as f64;
+        (0..text.head_dim / 2).map(|i| text.rope_theta.powf(exponent(i)) as f32).collect()
     }
 
     /// Cosine and sine [positions, head_dim / 2] of the rotary angles of int64 `positions`.
     pub(super) fn rotary_factors(self, positions: Value<'g>) -> (Value<'g>, Value<'g>) {
-        let text = &self.config.text;
-        let inverse_frequencies: Vec<f32> = (0..text.head_dim / 2)
-            .map(|i| text.rope_theta.powf(-((2 * i) as f64) / text.head_dim as f64) as f32)
-            .collect();
+        let inverse_frequencies = self.inverse_frequencies();
         let _scope = self.g.enter("rotary_emb");
         let inverse_frequencies =
             self.g.floats(&inverse_frequencies, &[1, inverse_frequencies.len()]);
@@ -206,31 +249,40 @@ impl<'g> Model<'g> {
         let values = project("v_proj", kv_heads);
 
         let (attended, keys, values) = match step.attention {
-            AttentionInputs::Fused { last_position, total, rotary: Rotary { cos, sin, rows } } => {
+            AttentionInputs::Fused { last_position, total, rotary } => {
                 // Each row of q and k is one head of one token until here.
-                let rotated = |v: Value<'g>, heads: usize| {
-                    self.g.node(
-                        Op::microsoft("RotaryEmbedding"),
-                        &[v.reshape_to(step.shape), rows, cos, sin],
-                        &[
-                            // The default value, but OpenVINO wants it said.
-                            ("interleaved", Attribute::Int(0)),
-                            ("num_heads", Attribute::Int(heads as i64)),
-                        ],
-                    )
-                };
-                let (query, keys) = (rotated(query, heads), rotated(keys, kv_heads));
+                let [query, keys] = [query, keys].map(|v| v.reshape_to(step.shape));
                 let values = self.by_sequence(values, step);
-                let [attended, keys, values] = self.g.node_with_outputs(
-                    Op::microsoft("GroupQueryAttention"),
-                    &[query, keys, values, past_keys, past_values, last_position, total],
-                    &[
-                        ("num_heads", Attribute::Int(heads as i64)),
-                        ("kv_num_heads", Attribute::Int(kv_heads as i64)),
-                        ("scale", Attribute::Float((head_dim as f32).powf(-0.5))),
-                    ],
-                );
-                (attended, keys, values)
+                let cache = [past_keys, past_values, last_position, total];
+                let mut attributes = vec![
+                    ("num_heads", Attribute::Int(heads as i64)),
+                    ("kv_num_heads", Attribute::Int(kv_heads as i64)),
+                    ("scale", Attribute::Float((head_dim as f32).powf(-0.5))),
+                ];
+                let inputs = match rotary {
+                    Rotary::Node { cos, sin, rows } => {
+                        let rotated = |v: Value<'g>, heads: usize| {
+                            self.g.node(
+                                Op::microsoft("RotaryEmbedding"),
+                                &[v, rows, cos, sin],
+                                &[
+                                    // The default value, but OpenVINO wants it said.
+                                    ("interleaved", Attribute::Int(0)),
+                                    ("num_heads", Attribute::Int(heads as i64)),
+                                ],
+                            )
+                        };
+                        let heads_of_both = [rotated(query, heads), rotated(keys, kv_heads)];
+                        [&heads_of_both[..], &[values], &cache].concat()
+                    }
+                    Rotary::Attention { cos, sin } => {
+                        attributes.push(("do_rotary", Attribute::Int(1)));
+                        [&[query, keys, values][..], &cache, &[cos, sin]].concat()
+                    }
+                };
+                self.g
+                    .node_with_outputs(Op::microsoft("GroupQueryAttention"), &inputs, &attributes)
+                    .into()
             }
             AttentionInputs::Buffered(buffered) => {
                 self.buffered_attention(buffered, [query, keys, values], [past_keys, past_values])

@@ -1,7 +1,7 @@
 //! The model in pieces, one layer at a time: what calibration runs, so that only one layer's weights
 //! and inputs are ever held.
 
-use lfm2vl_graphs::{Dim, Dtype, Graph, GraphSpec, LayerKind, Tensor};
+use lfm2vl_graphs::{Dim, Dtype, Fusion, Graph, GraphSpec, LayerKind, Tensor};
 
 use super::{
     Build, Model,
@@ -113,8 +113,8 @@ pub(crate) fn build_stage(stage: Stage, build: Build<'_>, taps: bool) -> (GraphB
     if taps {
         g.record_taps();
     }
-    // What stages are given has one sequence's rows.
-    let model = Model { flat_rows: true, ..Model::new(&g, build) };
+    // What stages are given has one sequence's rows; and they run on the CPU.
+    let model = Model { flat_rows: true, fusion: Fusion::Cpu, ..Model::new(&g, build) };
     let text = &config.text;
     let hidden = match stage {
         Stage::PatchEmbeddings => {

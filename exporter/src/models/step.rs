@@ -45,7 +45,7 @@ impl<'g> Kept<'g> {
 #[derive(Clone, Copy)]
 pub(super) enum AttentionInputs<'g> {
     /// `GroupQueryAttention`: tokens of each row less one, int32 [batch]; tokens of the longest
-    /// row, int32 scalar; how the new positions are rotated.
+    /// row, int32 scalar; how queries and keys are rotated.
     Fused { last_position: Value<'g>, total: Value<'g>, rotary: Rotary<'g> },
     /// Standard operators: which keys each query sees, as float32 [batch, 1, 1, sequence, total]
     /// added to the scores; which new positions are tokens, [batch * sequence, 1];
@@ -55,14 +55,14 @@ pub(super) enum AttentionInputs<'g> {
     Buffered(Buffered<'g>),
 }
 
-/// What `RotaryEmbedding` is given: rotary factors of the new positions
-/// [batch * sequence, head_dim / 2], and which of these rows each position has, int64
-/// [batch, sequence].
+/// What rotates queries and keys.
 #[derive(Clone, Copy)]
-pub(super) struct Rotary<'g> {
-    pub(super) cos: Value<'g>,
-    pub(super) sin: Value<'g>,
-    pub(super) rows: Value<'g>,
+pub(super) enum Rotary<'g> {
+    /// `RotaryEmbedding`: rotary factors of the new positions [batch * sequence, head_dim / 2], and which
+    /// of these rows each position has, int64 [batch, sequence].
+    Node { cos: Value<'g>, sin: Value<'g>, rows: Value<'g> },
+    /// `GroupQueryAttention`: rotary factors of all positions [max_position_embeddings, head_dim / 2].
+    Attention { cos: Value<'g>, sin: Value<'g> },
 }
 
 /// What attention is given besides queries, keys and values.

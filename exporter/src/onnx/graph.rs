@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, collections::HashMap, fmt::Display};
 
+use half::f16;
 use lfm2vl_graphs::{Dim, Dtype, GraphSpec, Tensor};
 
 use super::{
@@ -312,6 +313,17 @@ impl GraphBuilder {
     pub(crate) fn floats(&self, values: &[f32], shape: &[usize]) -> Value<'_> {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.constant(format!("float32.{shape:?}.{values:?}"), DataType::Float, shape, bytes)
+    }
+
+    /// A constant `name` of the current module, in the graph's floats.
+    pub(crate) fn table(&self, name: &str, values: &[f32], shape: &[usize]) -> Value<'_> {
+        let bytes = match self.float_type() {
+            DataType::Float16 => {
+                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+            }
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        self.constant(self.path(name), self.float_type(), shape, bytes)
     }
 
     /// A constant float64 scalar.

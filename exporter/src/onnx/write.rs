@@ -25,6 +25,8 @@ const MICROSOFT_OPSET: i64 = 1;
 
 /// Data of this many bytes and more goes into a data file.
 const EXTERNAL_FROM: usize = 1024;
+/// Constants of this many bytes and more do, too.
+const EXTERNAL_CONSTANTS_FROM: usize = 1 << 16;
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 19;
 
@@ -85,7 +87,25 @@ impl Plan {
     /// Bytes of the weights that will be written.
     pub(crate) fn bytes(&self) -> u64 {
         let written = self.jobs.iter().filter(|job| !matches!(job.encoding, Encoding::InPlace(_)));
-        written.flat_map(|job| &job.uses[0].1).map(|part| part.bytes() as u64).sum()
+        let weights: u64 =
+            written.flat_map(|job| &job.uses[0].1).map(|part| part.bytes() as u64).sum();
+        let constants: u64 = self.large_constants().map(|(_, bytes)| bytes.len() as u64).sum();
+        weights + constants
+    }
+
+    /// Large constants and their data files, each once.
+    fn large_constants(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut all = Vec::new();
+        for model in &self.models {
+            for constant in &model.graph.proto.initializer {
+                let bytes = constant.raw_data.as_deref().unwrap_or_default();
+                let known = (&*model.data, bytes);
+                if bytes.len() >= EXTERNAL_CONSTANTS_FROM && !all.contains(&known) {
+                    all.push(known);
+                }
+            }
+        }
+        all.into_iter()
     }
 
     /// Writes everything into `dir`: for each model its `.onnx` file, and the data file that has its
@@ -118,6 +138,8 @@ impl Plan {
                 self.write_round(round, quantizer, &mut chunks, &mut data_files, on_bytes)
             })
         })?;
+
+        self.write_constants(&mut data_files, on_bytes)?;
 
         let mut written = Vec::new();
         let mut data_files: Vec<Option<DataFile>> = data_files.into_iter().map(Some).collect();
@@ -179,6 +201,38 @@ impl Plan {
                     let places = parts.iter().zip(&sink.parts);
                     initializers.extend(places.map(|(part, place)| place.initializer(part, file)));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves large constants to the data files.
+    fn write_constants(
+        &mut self,
+        data_files: &mut [DataFile],
+        on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ExportError> {
+        let mut moved: Vec<(usize, Vec<u8>, Place)> = Vec::new();
+        for model in &mut self.models {
+            let Some(file) = self.data_files.iter().position(|name| *name == model.data) else {
+                continue;
+            };
+            for constant in &mut model.graph.proto.initializer {
+                let is_large = |bytes: &mut Vec<u8>| bytes.len() >= EXTERNAL_CONSTANTS_FROM;
+                let Some(bytes) = constant.raw_data.take_if(is_large) else { continue };
+                let known = moved.iter().position(|(of, other, _)| (*of, other) == (file, &bytes));
+                let index = match known {
+                    Some(index) => index,
+                    None => {
+                        let length = bytes.len();
+                        let offset = data_files[file].start(length)?;
+                        data_files[file].append(&bytes)?;
+                        told(on_bytes, length)?;
+                        moved.push((file, bytes, Place::External { offset, length }));
+                        moved.len() - 1
+                    }
+                };
+                moved[index].2.fill(constant, &model.data);
             }
         }
         Ok(())
@@ -305,28 +359,31 @@ enum Place {
 
 impl Place {
     fn initializer(&self, part: &Part, file: &str) -> TensorProto {
-        let proto = TensorProto {
+        let mut proto = TensorProto {
             dims: part.shape.iter().map(|&d| d as i64).collect(),
             data_type: part.data_type as i32,
             name: part.name.clone(),
             ..TensorProto::default()
         };
+        self.fill(&mut proto, file);
+        proto
+    }
+
+    /// Says in a tensor where its data is.
+    fn fill(&self, proto: &mut TensorProto, file: &str) {
         match self {
-            Place::Inline(bytes) => TensorProto { raw_data: Some(bytes.clone()), ..proto },
+            Place::Inline(bytes) => proto.raw_data = Some(bytes.clone()),
             Place::External { offset, length } => {
                 let entry = |key: &str, value: String| StringStringEntryProto {
                     key: key.to_owned(),
                     value,
                 };
-                TensorProto {
-                    external_data: vec![
-                        entry("location", file.to_owned()),
-                        entry("offset", offset.to_string()),
-                        entry("length", length.to_string()),
-                    ],
-                    data_location: Some(DataLocation::External as i32),
-                    ..proto
-                }
+                proto.external_data = vec![
+                    entry("location", file.to_owned()),
+                    entry("offset", offset.to_string()),
+                    entry("length", length.to_string()),
+                ];
+                proto.data_location = Some(DataLocation::External as i32);
             }
         }
     }
@@ -361,10 +418,15 @@ impl Sink {
             Place::Inline(inline) => inline.extend_from_slice(bytes),
             Place::External { .. } => file.append(bytes)?,
         }
-        match on_bytes(bytes.len() as u64) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(ExportError::Interrupted),
-        }
+        told(on_bytes, bytes.len())
+    }
+}
+
+/// Tells of bytes that were written.
+fn told(on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>, bytes: usize) -> Result<(), ExportError> {
+    match on_bytes(bytes as u64) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ExportError::Interrupted),
     }
 }
 

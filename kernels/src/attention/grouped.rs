@@ -133,8 +133,8 @@ impl GroupedAttention<'_> {
         let wanted = (4 * threads.count()).div_ceil(units);
         let pieces = wanted.clamp(1, (tokens * group).div_ceil(QUERIES));
         if pieces == 1 {
-            let is_shared = past.iter().sum::<usize>() * kv_heads * head_size >= SHARED
-                || key.len() >= SHARED;
+            let is_shared =
+                past.iter().sum::<usize>() * kv_heads * head_size >= SHARED || key.len() >= SHARED;
             let parts = if is_shared { units } else { 1 };
             return threads.run(parts, &|part| {
                 for index in units * part / parts..units * (part + 1) / parts {

@@ -10,6 +10,8 @@ use crate::{
 const QUERIES: usize = 24;
 /// Keys of a block: a multiple of every panel.
 const KEYS: usize = 512;
+/// Keys from where one is read to where it is asked for.
+const AHEAD: usize = 64;
 /// Rows of the products of a step of a decoder, which has few.
 const FEW: usize = 2;
 
@@ -32,7 +34,9 @@ pub(super) unsafe fn attend<V: Vector>(head: &impl Head) {
         memory.add(layout.sums).write_bytes(0, layout.rows * layout.value_stride);
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
-            write_panels::<V>(head, start, count, memory.add(layout.panels));
+            if layout.keeps_panels {
+                write_panels::<V>(head, start, count, memory.add(layout.panels));
+            }
             let values = match head.value_stride().filter(|_| layout.reads_values) {
                 Some(stride) => Matrix { start: head.value(start).cast_mut(), stride },
                 None => {
@@ -82,8 +86,17 @@ unsafe fn write_panels<V: Vector>(head: &impl Head, start: usize, count: usize, 
             for lane in 1..V::LANES.min(count - first) {
                 keys[lane] = head.key(start + first + lane);
             }
+            for lane in 0..V::LANES {
+                let next = start + first + AHEAD + lane;
+                if next < head.keys() {
+                    fetch(head.key(next), size);
+                }
+                if first + lane < count {
+                    fetch(head.value(start + first + lane), head.value_size());
+                }
+            }
             for d in (0..whole).step_by(V::LANES) {
-                V::transpose(&keys.map(|key| key.wrapping_add(d)), to.add(d * panel), panel);
+                V::transpose(&keys, d, to.add(d * panel), panel);
             }
             for d in whole..size {
                 for lane in 0..V::LANES {
@@ -91,6 +104,17 @@ unsafe fn write_panels<V: Vector>(head: &impl Head, start: usize, count: usize, 
                 }
             }
         }
+    }
+}
+
+/// Asks for numbers that will soon be read: keys and values of earlier tokens are in no cache any more.
+#[inline(always)]
+fn fetch(from: *const f32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..count).step_by(LINE / size_of::<f32>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: it reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()) };
     }
 }
 
@@ -134,7 +158,15 @@ unsafe fn meet<V: Vector>(
         let queries = memory.add(layout.queries + first * size);
         let (scores, sums) = (memory.add(layout.scores), memory.add(layout.sums + first * width));
         for start in (0..padded).step_by(panel) {
-            let keys = Matrix { start: memory.add(layout.panels + start * size), stride: panel };
+            let panels = memory.add(layout.panels);
+            let keys = if layout.keeps_panels {
+                panels.add(start * size)
+            } else {
+                let there = panel.min(block.count - start);
+                write_panels::<V>(head, block.start + start, there, panels);
+                panels
+            };
+            let keys = Matrix { start: keys, stride: panel };
             for row in (0..rows).step_by(step) {
                 let of = Matrix { start: queries.add(row * size), stride: size };
                 let to = Matrix { start: scores.add(row * KEYS + start), stride: KEYS };
@@ -199,6 +231,8 @@ struct Layout {
     value_stride: usize,
     /// Whether values can be read where they are, since they are whole vectors.
     reads_values: bool,
+    /// Whether panels of a whole block stay, since queries meet them that are not together.
+    keeps_panels: bool,
     panels: usize,
     values: usize,
     queries: usize,
@@ -212,7 +246,9 @@ struct Layout {
 
 impl Layout {
     fn new<V: Vector>(head: &impl Head) -> Self {
-        let keys = head.keys().min(KEYS).next_multiple_of(V::LANES * V::COLUMNS);
+        let panel = V::LANES * V::COLUMNS;
+        let keys = head.keys().min(KEYS).next_multiple_of(panel);
+        let keeps_panels = head.queries() > QUERIES;
         let rows = head.queries().next_multiple_of(V::ROWS);
         let value_stride = head.value_size().next_multiple_of(V::LANES);
         let reads_values = head.value_stride().is_some() && value_stride == head.value_size();
@@ -226,7 +262,8 @@ impl Layout {
             rows,
             value_stride,
             reads_values,
-            panels: part(keys * head.size()),
+            keeps_panels,
+            panels: part(if keeps_panels { keys } else { panel } * head.size()),
             values: part(if reads_values { 0 } else { keys * value_stride }),
             queries: part(rows * head.size()),
             scores: part(QUERIES * KEYS),

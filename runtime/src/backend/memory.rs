@@ -91,6 +91,15 @@ pub(crate) fn reads_in_place(
     Ok(locations.iter().all(|location| (location.name.as_str(), location.id) == (name, id)))
 }
 
+/// Names of the inputs that a session reads on the host.
+pub(crate) fn inputs_on_host(session: &Session) -> ort::Result<Vec<String>> {
+    let names = session.inputs().iter().map(|input| input.name().to_owned());
+    let get = ort::api().SessionGetMemoryInfoForInputs;
+    let locations = locations(session, session.inputs().len(), get)?;
+    let on_host = names.zip(locations).filter(|(_, location)| location.is_host);
+    Ok(on_host.map(|(name, _)| name).collect())
+}
+
 /// ONNX Runtime's name of the host's memory.
 pub(crate) const HOST: &str = "Cpu";
 
@@ -172,6 +181,7 @@ pub(crate) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<(
         TensorElementType::Float32 => overwrite_on_host::<f32>(into, from),
         TensorElementType::Float16 => overwrite_on_host::<f16>(into, from),
         TensorElementType::Int64 => overwrite_on_host::<i64>(into, from),
+        TensorElementType::Int32 => overwrite_on_host::<i32>(into, from),
         _ => from.copy_into(into),
     }
 }

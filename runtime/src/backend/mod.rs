@@ -9,11 +9,12 @@ mod tensors;
 
 pub use assignment::Assignment;
 pub(crate) use memory::{
-    DeviceMemory, HOST, Location, memory_info, new_tensor, on_host, overwrite, reads_in_place,
+    DeviceMemory, HOST, Location, inputs_on_host, memory_info, new_tensor, on_host, overwrite,
+    reads_in_place,
 };
 pub use session::Skipped;
 pub(crate) use session::{GraphSession, Outlet, SessionOptions};
 pub(crate) use tensors::{
-    axis_2, bytes, copy_of, copy_part, copy_within, cut, shape, slice, swap_within, unwritten,
-    write_zeros,
+    alias, axis_2, bytes, copy_of, copy_part, copy_within, cut, shape, slice, swap_within,
+    unwritten, write_zeros,
 };

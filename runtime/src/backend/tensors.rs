@@ -99,8 +99,23 @@ pub(crate) unsafe fn slice<'t>(
     Ok(TensorSlice { tensor: part(whole, start, sizes)?, whole: PhantomData })
 }
 
-/// The same without a borrow: it must not be used longer than `whole`, and not be written where
-/// `whole` is borrowed as shared.
+/// The same without a borrow.
+///
+/// # Errors
+/// When it does not lie within.
+///
+/// # Safety
+/// It must not be used longer than `whole`, nor while `whole` is borrowed in another way.
+pub(crate) unsafe fn alias(
+    whole: &DynTensor,
+    start: usize,
+    sizes: &[usize],
+) -> ort::Result<DynTensor> {
+    part(whole, start, sizes)
+}
+
+/// As [`alias`]: it must not be used longer than `whole`, and not be written where `whole` is borrowed as
+/// shared.
 fn part(whole: &DynTensor, start: usize, sizes: &[usize]) -> ort::Result<DynTensor> {
     let width = element_bytes(whole);
     let length = sizes.iter().product::<usize>();

@@ -264,10 +264,8 @@ impl EngineBuilder {
             let providers = self.graph_providers.get(&part(graph)).unwrap_or(&self.providers);
             let providers = providers.iter().map(|provider| match graph {
                 // Only these steps have the same sizes each time.
-                Graph::Decoder if recipe.sizes.is_some() => Ok(provider.clone()),
-                Graph::Decoder | Graph::SpeculativeDecoder if provider.records() => {
-                    Err(Error::NothingToRecord)
-                }
+                Graph::Decoder => Ok(provider.clone()),
+                Graph::SpeculativeDecoder if provider.records() => Err(Error::NothingToRecord),
                 _ => Ok(provider.clone().without_recording()),
             });
             let providers = providers.collect::<Result<_, Error>>()?;
@@ -313,9 +311,9 @@ impl EngineBuilder {
             capacity: self.capacity,
             memory: self.kv_cache_memory,
         };
-        let decoder = Decoder::new(decoder, prefill, &spec, settings)?;
         let embed_tokens = embed_tokens?;
         checker.check(&embed_tokens)?;
+        let decoder = Decoder::new(decoder, prefill, &embed_tokens, &spec, settings)?;
         let embed_tokens = EmbedTokens::new(embed_tokens, decoder.memory())?;
         let vision = vision?;
         for session in vision.sessions() {

@@ -1,23 +1,20 @@
-//! Each sequence in buffers of a fixed length, which runs write in place. Steps over one token keep
-//! their bindings: nothing has to be bound again, and a device can record a step and replay it, for
-//! which CUDA graphs want the same addresses each time.
+//! Each sequence in buffers of a fixed length, which runs write in place. Steps over one token keep their
+//! bindings.
 
 use std::ops::Range;
 
 use ort::{
-    session::{IoBinding, RunOptions, Session},
+    session::{IoBinding, Session},
     value::DynTensor,
 };
 
 use super::{
-    KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
+    Buffer, KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
+    bound_step::{BoundStep, Recordings},
     layout::{Kind, StateTensor},
     take,
 };
-use crate::backend::{DeviceMemory, bytes, copy_of, new_tensor, overwrite, shape};
-
-/// The setting of a run that names the recording to make or to replay.
-const RECORDING: &str = "gpu_graph_id";
+use crate::backend::{DeviceMemory, copy_of, new_tensor, overwrite, shape};
 
 /// States in buffers that stay where they are.
 pub(crate) struct InPlace {
@@ -27,7 +24,7 @@ pub(crate) struct InPlace {
     limit: usize,
     /// Whether steps are to be recorded.
     records: bool,
-    recordings: u32,
+    recordings: Recordings,
     slots: Vec<State>,
 }
 
@@ -39,40 +36,8 @@ struct State {
     buffers: Vec<Buffer>,
     /// Which of each pair of conv buffers has the state.
     turn: usize,
-    steps: Option<Steps>,
-}
-
-enum Buffer {
-    /// Keys or values, written in place.
-    Cache(DynTensor),
-    /// Conv states, which go from one buffer to the other and back.
-    Conv([DynTensor; 2]),
-}
-
-impl Buffer {
-    /// What a run in this turn takes.
-    fn past(&mut self, turn: usize) -> &mut DynTensor {
-        match self {
-            Buffer::Cache(cache) => cache,
-            Buffer::Conv(pair) => &mut pair[turn],
-        }
-    }
-
-    /// What it writes.
-    fn present(&mut self, turn: usize) -> &mut DynTensor {
-        match self {
-            Buffer::Cache(cache) => cache,
-            Buffer::Conv(pair) => &mut pair[1 - turn],
-        }
-    }
-}
-
-/// What steps of a slot are bound to.
-struct Steps {
-    /// Inputs besides the state.
-    inputs: Vec<(&'static str, DynTensor)>,
-    /// Runs from the first conv buffers to the second, and back.
-    runs: [(IoBinding, RunOptions); 2],
+    /// Steps from the first conv buffers to the second, and back.
+    steps: [Option<BoundStep>; 2],
 }
 
 impl InPlace {
@@ -86,7 +51,15 @@ impl InPlace {
         let capacity = layout.fixed_capacity.unwrap_or_default();
         let slots = (0..slots).map(|_| State::default()).collect();
         let limit = limit.min(capacity);
-        InPlace { layout, memory, capacity, limit, records, recordings: 0, slots }
+        InPlace {
+            layout,
+            memory,
+            capacity,
+            limit,
+            records,
+            recordings: Recordings::default(),
+            slots,
+        }
     }
 
     /// Zeros on the host.
@@ -111,64 +84,24 @@ impl InPlace {
         self.layout.tensors.iter().map(buffer).collect()
     }
 
-    /// Binds the steps of a slot, for inputs and outputs as those of `run`.
-    fn bind_steps(&mut self, session: &Session, slot: usize, run: &Run<'_>) -> ort::Result<Steps> {
-        let memory = self.memory.as_ref();
-        let like =
-            |tensor: &DynTensor| new_tensor(*tensor.data_type(), &tensor.shape()[..], memory);
-        let inputs = run.inputs.iter().map(|(name, value)| Ok((*name, like(value)?)));
-        let inputs = inputs.collect::<ort::Result<Vec<_>>>()?;
-        let mut outputs = run
-            .outputs
-            .iter()
-            .map(|(name, _)| {
-                let outlet = session.outputs().iter().find(|outlet| outlet.name() == *name);
-                let dtype = outlet.map(ort::value::Outlet::dtype);
-                match dtype.and_then(|dtype| dtype.tensor_type().zip(dtype.tensor_shape())) {
-                    Some((dtype, shape)) => Ok((*name, new_tensor(dtype, &shape[..], memory)?)),
-                    None => Err(ort::Error::new(format!("no output {name}"))),
-                }
-            })
-            .collect::<ort::Result<Vec<_>>>()?;
-        let state = &mut self.slots[slot];
-        let mut bound = |turn: usize| -> ort::Result<(IoBinding, RunOptions)> {
-            let mut binding = session.create_binding()?;
-            for (name, value) in &inputs {
-                binding.bind_input(*name, value)?;
-            }
-            for (tensor, buffer) in self.layout.tensors.iter().zip(&mut state.buffers) {
-                binding.bind_input(&tensor.past, &*buffer.past(turn))?;
-                binding.bind_output(&tensor.present, buffer.present(turn))?;
-            }
-            for (name, value) in &mut outputs {
-                binding.bind_output(*name, value)?;
-            }
-            let mut options = RunOptions::new()?;
-            if self.records {
-                options.set(RECORDING, self.recordings.to_string())?;
-                self.recordings += 1;
-            }
-            Ok((binding, options))
-        };
-        let runs = [bound(0)?, bound(1)?];
-        Ok(Steps { inputs, runs })
-    }
-
     fn step(&mut self, session: &mut Session, slot: usize, run: &Run<'_>) -> ort::Result<Outputs> {
-        let mut steps = match self.slots[slot].steps.take() {
-            Some(steps) => steps,
-            None => self.bind_steps(session, slot, run)?,
+        let InPlace { layout, memory, slots, records, recordings, .. } = self;
+        let State { buffers, turn, steps, .. } = &mut slots[slot];
+        let step = match &mut steps[*turn] {
+            Some(step) => step,
+            step => {
+                let recording = records.then(|| recordings.next());
+                let bind = |binding: &mut IoBinding| {
+                    for (tensor, buffer) in layout.tensors.iter().zip(buffers) {
+                        binding.bind_input(&tensor.past, &*buffer.past(*turn))?;
+                        binding.bind_output(&tensor.present, buffer.present(*turn))?;
+                    }
+                    Ok(())
+                };
+                step.insert(BoundStep::new(session, run, 1, memory.as_ref(), recording, bind)?)
+            }
         };
-        for ((_, into), (_, from)) in steps.inputs.iter_mut().zip(&run.inputs) {
-            overwrite(into, from)?;
-        }
-        let state = &mut self.slots[slot];
-        let (binding, options) = &steps.runs[state.turn];
-        let result = session
-            .run_binding_with_options(binding, options)
-            .and_then(|mut made| asked_for(&mut made, run));
-        state.steps = Some(steps);
-        result
+        step.run(session, run)
     }
 
     fn run_once(
@@ -300,11 +233,6 @@ impl KvCache for InPlace {
     }
 
     fn bytes(&self) -> usize {
-        let buffers = self.slots.iter().flat_map(|state| &state.buffers);
-        let of = |buffer: &Buffer| match buffer {
-            Buffer::Cache(cache) => bytes(cache),
-            Buffer::Conv(pair) => pair.iter().map(bytes).sum(),
-        };
-        buffers.map(of).sum()
+        self.slots.iter().flat_map(|state| &state.buffers).map(Buffer::bytes).sum()
     }
 }

@@ -13,6 +13,8 @@ pub(crate) struct Layout {
     pub(crate) fixed_capacity: Option<usize>,
     /// Whether runs give the keys and values of the new tokens only.
     pub(crate) gives_rows: bool,
+    /// Whether runs give conv states of more inputs than they take.
+    pub(crate) gives_history: bool,
 }
 
 /// A tensor of the state.
@@ -118,10 +120,15 @@ impl Layout {
         };
         let fixed_capacity = tokens("past_key_values.", &decoder.inputs);
         let given = tokens("present.", &decoder.outputs);
+        let mut outputs = decoder.outputs.iter();
+        let conv = outputs.find(|output| output.name.starts_with("present_conv."));
+        let gives_history =
+            conv.is_some_and(|conv| conv.shape[1..].iter().any(|dim| fixed(dim).is_none()));
         Layout {
             tensors: tensors.collect(),
             fixed_capacity,
             gives_rows: given.is_some() && given != fixed_capacity,
+            gives_history,
         }
     }
 

@@ -6,6 +6,8 @@
 //! | [`Separate`] | make new keys and values each run, or give those of new tokens | one |
 //! | [`InPlace`] | have fixed sizes and write in place | one |
 
+mod bound_step;
+mod buffer;
 mod in_place;
 mod layout;
 mod separate;
@@ -20,6 +22,8 @@ use ort::{
 
 use crate::backend::{DeviceMemory, memory_info};
 
+pub(crate) use bound_step::without_recording;
+use buffer::Buffer;
 pub(crate) use in_place::InPlace;
 pub(crate) use layout::Layout;
 pub(crate) use separate::Separate;
@@ -37,6 +41,12 @@ pub(crate) trait KvCache: Send {
 
     /// Most tokens that a slot can cover.
     fn limit(&self) -> usize;
+
+    /// Tokens that all slots have room for from the beginning, where steps keep their bindings: what such
+    /// a step is told of the longest sequence.
+    fn step_capacity(&self) -> Option<usize> {
+        None
+    }
 
     /// Makes room for so many tokens in each slot.
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
@@ -90,7 +100,7 @@ pub(crate) struct Run<'r> {
     pub(crate) outputs: Vec<(&'static str, Option<&'r DeviceMemory>)>,
     /// New tokens of each sequence.
     pub(crate) tokens: usize,
-    /// Whether it is a step of one token, of a session that takes only these.
+    /// Whether it is a step of one token whose inputs have the same sizes each time.
     pub(crate) is_step: bool,
     pub(crate) options: &'r RunOptions,
 }

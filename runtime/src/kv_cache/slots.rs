@@ -2,17 +2,24 @@
 //! slots are a tensor without a copy, and so is one: a prompt runs in the slot where it will decode, and
 //! a step runs over all sequences that decode.
 
-use std::ops::Range;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Range,
+};
 
-use ort::{session::Session, value::DynTensor};
+use ort::{
+    session::{IoBinding, Session},
+    value::DynTensor,
+};
 
 use super::{
-    KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
+    Buffer, KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
+    bound_step::{BoundStep, Recordings},
     layout::{Kind, StateTensor},
     no_room, take,
 };
 use crate::backend::{
-    DeviceMemory, bytes, copy_of, copy_part, copy_within, memory_info, slice, swap_within,
+    DeviceMemory, alias, copy_of, copy_part, copy_within, memory_info, slice, swap_within,
     unwritten, write_zeros,
 };
 
@@ -29,6 +36,10 @@ pub(crate) struct Limits {
     /// Whether there is room for these from the beginning. Otherwise buffers grow, which copies all
     /// states.
     pub(crate) at_once: bool,
+    /// Whether steps keep their bindings, which needs all the room at once.
+    pub(crate) keeps_steps: bool,
+    /// Whether they are recorded.
+    pub(crate) records: bool,
 }
 
 /// Common buffers of all slots.
@@ -37,13 +48,19 @@ pub(crate) struct Slots {
     memory: Option<DeviceMemory>,
     limits: Limits,
     /// One for each tensor of the layout, [slots, ...].
-    buffers: Vec<DynTensor>,
+    buffers: Vec<Buffer>,
+    /// Which of each pair of conv buffers has a slot's state.
+    turns: Vec<usize>,
     /// Tokens that keys and values have room for.
     capacity: usize,
     /// Tokens that each slot's state covers. What is behind them is never read.
     tokens: Vec<usize>,
     /// Conv states of the last run, if it kept those after several tokens, and its slot.
     kept: Option<(usize, Vec<DynTensor>)>,
+    /// Steps over the first slots, by how many they are and by their turn, where they keep their bindings.
+    steps: Option<BTreeMap<(usize, usize), BoundStep>>,
+    /// Numbers of recordings, where steps are recorded.
+    recordings: Option<Recordings>,
     copied_bytes: u64,
     /// Slots whose state a failed copy has spoiled.
     lost: Vec<bool>,
@@ -57,7 +74,12 @@ impl Slots {
     ) -> ort::Result<Self> {
         let capacity = if limits.at_once { limits.tokens } else { 0 };
         let buffer = |tensor: &StateTensor| {
-            unwritten(tensor.dtype, &tensor.kind.shape(limits.slots, capacity), memory.as_ref())
+            let shape = tensor.kind.shape(limits.slots, capacity);
+            let new = || unwritten(tensor.dtype, &shape, memory.as_ref());
+            match tensor.kind {
+                Kind::Conv { .. } => Ok(Buffer::Conv([new()?, new()?])),
+                Kind::KeyValue { .. } => new().map(Buffer::Cache),
+            }
         };
         let buffers = layout.tensors.iter().map(buffer).collect::<ort::Result<_>>()?;
         let mut slots = Slots {
@@ -65,9 +87,12 @@ impl Slots {
             memory,
             limits,
             buffers,
+            turns: vec![0; limits.slots],
             capacity,
             tokens: vec![0; limits.slots],
             kept: None,
+            steps: (limits.at_once && limits.keeps_steps).then(BTreeMap::new),
+            recordings: limits.records.then(Recordings::default),
             copied_bytes: 0,
             lost: vec![false; limits.slots],
         };
@@ -75,9 +100,42 @@ impl Slots {
         Ok(slots)
     }
 
-    /// The tensors with their buffers.
-    fn tensors(&mut self) -> impl Iterator<Item = (&StateTensor, &mut DynTensor)> {
-        self.layout.tensors.iter().zip(&mut self.buffers)
+    /// The keys and values, with their heads and the size of each.
+    fn caches(&mut self) -> impl Iterator<Item = (&mut DynTensor, [usize; 2])> {
+        let tensors = self.layout.tensors.iter().zip(&mut self.buffers);
+        tensors.filter_map(|(tensor, buffer)| match (tensor.kind, buffer) {
+            (Kind::KeyValue { heads, head_dim }, Buffer::Cache(cache)) => {
+                Some((cache, [heads, head_dim]))
+            }
+            _ => None,
+        })
+    }
+
+    /// The conv states, with both buffers of each.
+    fn convs(&mut self) -> impl Iterator<Item = (Kind, &mut [DynTensor; 2])> {
+        let tensors = self.layout.tensors.iter().zip(&mut self.buffers);
+        tensors.filter_map(|(tensor, buffer)| match buffer {
+            Buffer::Conv(pair) => Some((tensor.kind, pair)),
+            Buffer::Cache(_) => None,
+        })
+    }
+
+    /// Brings the conv states of some slots together in one of each two buffers, and tells which.
+    fn bring_together(&mut self, slots: impl IntoIterator<Item = usize>) -> ort::Result<usize> {
+        let mut slots = slots.into_iter().peekable();
+        let turn = slots.peek().map_or(0, |&slot| self.turns[slot]);
+        for slot in slots {
+            if self.turns[slot] != turn {
+                for (kind, pair) in self.convs() {
+                    let length = kind.elements(0);
+                    let [first, second] = pair;
+                    let (from, into) = if turn == 0 { (second, first) } else { (first, second) };
+                    copy_part(from, slot * length, into, slot * length, length)?;
+                }
+                self.turns[slot] = turn;
+            }
+        }
+        Ok(turn)
     }
 
     /// Of conv states that a run gave, those before the last `left_out` positions, where they differ.
@@ -89,12 +147,44 @@ impl Slots {
         tensors.zip(convs).map(earlier).collect()
     }
 
+    /// Runs a step over the first slots, whose conv states are in buffers of this turn.
+    fn step(
+        &mut self,
+        session: &mut Session,
+        rows: usize,
+        turn: usize,
+        run: &Run<'_>,
+    ) -> ort::Result<Outputs> {
+        let Slots { layout, memory, buffers, capacity, steps, recordings, .. } = self;
+        let steps = steps.get_or_insert_default();
+        let step = match steps.entry((rows, turn)) {
+            Entry::Occupied(step) => step.into_mut(),
+            Entry::Vacant(place) => {
+                let recording = recordings.as_mut().map(Recordings::next);
+                let bind = |binding: &mut IoBinding| {
+                    for (tensor, buffer) in layout.tensors.iter().zip(buffers) {
+                        let shape = tensor.kind.shape(rows, *capacity);
+                        // SAFETY: these buffers stay where they are, since there is room for all
+                        // tokens, and are there as long as the steps.
+                        let part = |buffer: &DynTensor| unsafe { alias(buffer, 0, &shape) };
+                        binding.bind_input(&tensor.past, &part(buffer.past(turn))?)?;
+                        binding.bind_output(&tensor.present, &mut part(buffer.present(turn))?)?;
+                    }
+                    Ok(())
+                };
+                let memory = memory.as_ref();
+                place.insert(BoundStep::new(session, run, rows, memory, recording, bind)?)
+            }
+        };
+        step.run(session, run)
+    }
+
     /// Conv states of one slot, in the order of the layout.
     fn set_conv_states(&mut self, slot: usize, states: &[DynTensor]) -> ort::Result<()> {
-        let tensors = self.tensors().filter(|(tensor, _)| tensor.kind.is_conv());
-        for ((tensor, buffer), state) in tensors.zip(states) {
-            let length = tensor.kind.elements(0);
-            copy_part(state, 0, buffer, slot * length, length)?;
+        let turn = self.turns[slot];
+        for ((kind, pair), state) in self.convs().zip(states) {
+            let length = kind.elements(0);
+            copy_part(state, 0, &mut pair[turn], slot * length, length)?;
         }
         Ok(())
     }
@@ -123,6 +213,10 @@ impl KvCache for Slots {
         self.limits.tokens
     }
 
+    fn step_capacity(&self) -> Option<usize> {
+        self.steps.is_some().then_some(self.capacity)
+    }
+
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
         if tokens <= self.capacity {
             return Ok(());
@@ -137,7 +231,9 @@ impl KvCache for Slots {
         // All of them first, so that nothing has changed where memory runs out or a copy fails.
         let mut larger = Vec::new();
         for (tensor, buffer) in tensors.iter().zip(&self.buffers) {
-            let Kind::KeyValue { heads: count, head_dim } = tensor.kind else {
+            let (Kind::KeyValue { heads: count, head_dim }, Buffer::Cache(buffer)) =
+                (tensor.kind, buffer)
+            else {
                 larger.push(None);
                 continue;
             };
@@ -153,7 +249,7 @@ impl KvCache for Slots {
         }
         for (buffer, larger) in self.buffers.iter_mut().zip(larger) {
             if let Some(larger) = larger {
-                *buffer = larger;
+                *buffer = Buffer::Cache(larger);
             }
         }
         let width = self.layout.element_bytes();
@@ -175,22 +271,43 @@ impl KvCache for Slots {
         if self.lost[slots.clone()].contains(&true) {
             return Err(ort::Error::new("the state of a slot was lost when it was copied"));
         }
+        let turn = self.bring_together(slots.clone())?;
+        if run.is_step && self.steps.is_some() && slots.start == 0 {
+            let outputs = self.step(session, slots.len(), turn, &run)?;
+            self.turns[slots.clone()].fill(1 - turn);
+            self.tokens[slots].iter_mut().for_each(|tokens| *tokens += run.tokens);
+            return Ok(outputs);
+        }
+        let gives_history = self.layout.gives_history;
         let (rows, capacity) = (slots.len(), self.capacity);
         let memory = memory_info(self.memory.as_ref())?;
-        let slices = self.layout.tensors.iter().zip(&mut self.buffers).map(|(tensor, buffer)| {
-            let start = slots.start * tensor.kind.elements(capacity);
-            // SAFETY: the binding is dropped before the slices.
-            unsafe { slice(buffer, start, &tensor.kind.shape(rows, capacity)) }
-        });
-        let mut slices = slices.collect::<ort::Result<Vec<_>>>()?;
         let mut binding = bind(session, &run)?;
-        for (tensor, slice) in self.layout.tensors.iter().zip(&mut slices) {
-            binding.bind_input(&tensor.past, &**slice)?;
-            match tensor.kind {
-                Kind::KeyValue { .. } => {
-                    binding.bind_output(&tensor.present, slice.tensor_mut())?
+        let mut slices = Vec::new();
+        for (tensor, buffer) in self.layout.tensors.iter().zip(&mut self.buffers) {
+            let shape = tensor.kind.shape(rows, capacity);
+            let start = slots.start * tensor.kind.elements(capacity);
+            // SAFETY: the binding is dropped before the slices, and each is of a buffer of its own.
+            let part = |buffer| unsafe { slice(buffer, start, &shape) };
+            match buffer {
+                Buffer::Cache(cache) => {
+                    let mut cache = part(cache)?;
+                    binding.bind_input(&tensor.past, &*cache)?;
+                    binding.bind_output(&tensor.present, cache.tensor_mut())?;
+                    slices.push(cache);
                 }
-                Kind::Conv { .. } => binding.bind_output_to_device(&tensor.present, &memory)?,
+                Buffer::Conv([first, second]) => {
+                    let (past, present) = if turn == 0 { (first, second) } else { (second, first) };
+                    let past = part(past)?;
+                    binding.bind_input(&tensor.past, &*past)?;
+                    slices.push(past);
+                    if gives_history {
+                        binding.bind_output_to_device(&tensor.present, &memory)?;
+                    } else {
+                        let mut present = part(present)?;
+                        binding.bind_output(&tensor.present, present.tensor_mut())?;
+                        slices.push(present);
+                    }
+                }
             }
         }
         let mut made = session.run_binding_with_options(&binding, run.options)?;
@@ -202,18 +319,20 @@ impl KvCache for Slots {
         drop(binding);
         drop(slices);
 
-        let last = self.earlier(&convs, 0)?;
-        let kept_several = last.iter().any(Option::is_some);
-        // From here on, a failure would leave some layers moved on.
-        self.lost[slots.clone()].fill(true);
-        let tensors = self.tensors().filter(|(tensor, _)| tensor.kind.is_conv());
-        for (((tensor, buffer), conv), last) in tensors.zip(&convs).zip(&last) {
-            let length = tensor.kind.elements(0);
-            let state = last.as_ref().unwrap_or(conv);
-            copy_part(state, 0, buffer, slots.start * length, rows * length)?;
+        if gives_history {
+            let last = self.earlier(&convs, 0)?;
+            // From here on, a failure would leave some layers moved on.
+            self.lost[slots.clone()].fill(true);
+            for (((kind, pair), conv), last) in self.convs().zip(&convs).zip(&last) {
+                let length = kind.elements(0);
+                let state = last.as_ref().unwrap_or(conv);
+                copy_part(state, 0, &mut pair[turn], slots.start * length, rows * length)?;
+            }
+            self.lost[slots.clone()].fill(false);
+            self.kept = last.iter().any(Option::is_some).then_some((slots.start, convs));
+        } else {
+            self.turns[slots.clone()].fill(1 - turn);
         }
-        self.lost[slots.clone()].fill(false);
-        self.kept = kept_several.then_some((slots.start, convs));
         self.tokens[slots].iter_mut().for_each(|tokens| *tokens += run.tokens);
         Ok(outputs)
     }
@@ -231,11 +350,10 @@ impl KvCache for Slots {
     }
 
     fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot> {
-        let (tokens, memory) = (self.tokens[slot], self.memory.clone());
-        let tensors = self.tensors().filter(|(tensor, _)| tensor.kind.is_conv());
-        let conv = tensors.map(|(tensor, buffer)| {
-            let start = slot * tensor.kind.elements(0);
-            copy_of(buffer, start, &tensor.kind.shape(1, 0), memory.as_ref())
+        let (tokens, turn, memory) = (self.tokens[slot], self.turns[slot], self.memory.clone());
+        let conv = self.convs().map(|(kind, pair)| {
+            let start = slot * kind.elements(0);
+            copy_of(&pair[turn], start, &kind.shape(1, 0), memory.as_ref())
         });
         Ok(Snapshot { tokens, conv: conv.collect::<ort::Result<_>>()? })
     }
@@ -250,11 +368,10 @@ impl KvCache for Slots {
     fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()> {
         let (capacity, tokens) = (self.capacity, snapshot.tokens);
         let mut copied = 0;
-        for (tensor, buffer) in self.tensors() {
-            let Kind::KeyValue { heads: count, head_dim } = tensor.kind else { continue };
+        for (cache, [count, head_dim]) in self.caches() {
             let starts = heads(from, capacity, count, head_dim);
             for (from, into) in starts.zip(heads(into, capacity, count, head_dim)) {
-                copy_within(buffer, from, into, tokens * head_dim)?;
+                copy_within(cache, from, into, tokens * head_dim)?;
             }
             copied += tokens * count * head_dim;
         }
@@ -270,24 +387,25 @@ impl KvCache for Slots {
         let (most, least) = (self.tokens[longer], self.tokens[shorter]);
         let (capacity, memory) = (self.capacity, self.memory.clone());
         let mut copied = 0;
-        for (tensor, buffer) in self.tensors() {
-            let length = tensor.kind.elements(0);
-            match tensor.kind {
-                Kind::Conv { .. } => {
-                    swap_within(buffer, a * length, b * length, length, memory.as_ref())?;
-                    copied += 2 * length;
-                }
-                Kind::KeyValue { heads: count, head_dim } => {
-                    let (both, rest) = (least * head_dim, (most - least) * head_dim);
-                    let starts = heads(longer, capacity, count, head_dim);
-                    for (from, into) in starts.zip(heads(shorter, capacity, count, head_dim)) {
-                        swap_within(buffer, from, into, both, memory.as_ref())?;
-                        copy_within(buffer, from + both, into + both, rest)?;
-                    }
-                    copied += (2 * both + rest) * count;
-                }
+        for (cache, [count, head_dim]) in self.caches() {
+            let (both, rest) = (least * head_dim, (most - least) * head_dim);
+            let starts = heads(longer, capacity, count, head_dim);
+            for (from, into) in starts.zip(heads(shorter, capacity, count, head_dim)) {
+                swap_within(cache, from, into, both, memory.as_ref())?;
+                copy_within(cache, from + both, into + both, rest)?;
             }
+            copied += (2 * both + rest) * count;
         }
+        // Each goes to where the other one's state is not.
+        let turn = self.bring_together([a, b])?;
+        for (kind, [first, second]) in self.convs() {
+            let length = kind.elements(0);
+            let (from, into) = if turn == 0 { (first, second) } else { (second, first) };
+            copy_part(from, a * length, into, b * length, length)?;
+            copy_part(from, b * length, into, a * length, length)?;
+            copied += 2 * length;
+        }
+        (self.turns[a], self.turns[b]) = (1 - turn, 1 - turn);
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
         self.tokens.swap(a, b);
         self.lost.swap(a, b);
@@ -296,9 +414,10 @@ impl KvCache for Slots {
     }
 
     fn clear(&mut self, slot: usize) -> ort::Result<()> {
-        for (tensor, buffer) in self.tensors().filter(|(tensor, _)| tensor.kind.is_conv()) {
-            let length = tensor.kind.elements(0);
-            write_zeros(buffer, slot * length, length)?;
+        let turn = self.turns[slot];
+        for (kind, pair) in self.convs() {
+            let length = kind.elements(0);
+            write_zeros(&mut pair[turn], slot * length, length)?;
         }
         self.tokens[slot] = 0;
         self.lost[slot] = false;
@@ -311,7 +430,7 @@ impl KvCache for Slots {
     }
 
     fn bytes(&self) -> usize {
-        self.buffers.iter().map(bytes).sum()
+        self.buffers.iter().map(Buffer::bytes).sum()
     }
 
     fn copied_bytes(&self) -> u64 {

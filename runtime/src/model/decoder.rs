@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
-use ndarray::{Array0, Array2, Array3, ArrayView3, Axis, Ix3, s};
+use ndarray::{Array0, Array1, Array2, Array3, ArrayView3, Axis, Ix3, s};
 use ort::{
     session::RunOptions,
     value::{DynTensor, Tensor},
@@ -20,11 +20,17 @@ use crate::{
         provider::{Provider, TensorRt},
         reads_in_place,
     },
-    kv_cache::{InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots, Snapshot},
+    kv_cache::{
+        InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots, Snapshot,
+        without_recording,
+    },
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
 const ATTENTION_MASK: &str = "attention_mask";
+/// Tokens of each row less one, and of the longest row, where a graph is given these instead of a mask.
+const SEQLENS_K: &str = "seqlens_k";
+const TOTAL_SEQUENCE_LENGTH: &str = "total_sequence_length";
 const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 
 /// Tokens of a prompt that go through the decoder in one run at most. On the host more make it no faster; on
@@ -71,10 +77,13 @@ struct Size {
 }
 
 impl Decoder {
-    /// A decoder of which `spec` are the inputs and outputs.
+    /// A decoder of which `spec` are the inputs and outputs. What stays in a device's memory is allocated by
+    /// `other`, a session that records nothing, where the decoder's steps are recorded: a recording writes
+    /// into what its own session's allocator believes to be free.
     pub(crate) fn new(
         session: GraphSession,
         prefill: Option<GraphSession>,
+        other: &GraphSession,
         spec: &GraphSpec,
         settings: CacheSettings,
     ) -> Result<Self, Error> {
@@ -89,8 +98,8 @@ impl Decoder {
                 state.map(|tensor| Location::of_output(session, &tensor.present)).transpose()?;
             Ok((in_place && may_share, location.flatten()))
         })?;
-        // A recording writes into what its session's allocator believes to be free.
-        let allocating = prefill.as_ref().unwrap_or(&session);
+        let allocating =
+            if session.records() { prefill.as_ref().unwrap_or(other) } else { &session };
         let memory = match location {
             Some(location) => allocating.ask(|session| Ok(DeviceMemory::at(location, session)))?,
             None => None,
@@ -101,7 +110,13 @@ impl Decoder {
             && reads_in_place
             && fixed_capacity.is_some()
             && session.fixed_size(EMBEDDINGS, 1) == Some(1);
-        if session.records() && !(has_steps && prefill.is_some()) {
+        // A mask would have another size each time.
+        let keeps_steps = in_place
+            && fixed_capacity.is_none()
+            && session.has_input(SEQLENS_K)
+            && !layout.gives_history;
+        let has_recordings = memory.is_some() && (keeps_steps || (has_steps && prefill.is_some()));
+        if session.records() && !has_recordings {
             return Err(Error::NothingToRecord);
         }
         // In the memory of other devices, an address is no number that can be added to.
@@ -117,7 +132,7 @@ impl Decoder {
         let cache: Box<dyn KvCache> = match (fixed_capacity, in_place) {
             (None, true) => {
                 let at_once = settings.capacity.is_some() || memory.is_some();
-                let limits = Limits { slots, tokens: limit, at_once };
+                let limits = Limits { slots, tokens: limit, at_once, keeps_steps, records };
                 Box::new(session.ask(|_| Slots::new(layout, of_memory, limits))?)
             }
             (Some(_), true) if !layout.gives_rows => {
@@ -183,7 +198,14 @@ impl Decoder {
 
     /// Options of a run, by which it can be ended.
     pub(crate) fn run_options(&self) -> Result<RunOptions, Error> {
-        self.session.ask(|_| RunOptions::new())
+        self.session.ask(|_| {
+            let mut options = RunOptions::new()?;
+            if self.session.records() {
+                // Recorded steps have options of their own.
+                without_recording(&mut options)?;
+            }
+            Ok(options)
+        })
     }
 
     /// Which graph it is.
@@ -295,14 +317,28 @@ impl Decoder {
         options: &RunOptions,
     ) -> Result<Outputs, Error> {
         let covered: Vec<usize> = slots.clone().map(|slot| self.cache.tokens(slot)).collect();
-        let mask = self.mask(&covered, size);
+        let capacity = self.cache.step_capacity().filter(|_| !is_prefill && size.padded == 1);
+        let is_step = capacity.is_some() || self.has_steps && !is_prefill && size.padded == 1;
+        let longest = covered.iter().max().copied().unwrap_or_default();
+        let mask = match self.session.has_input(ATTENTION_MASK) {
+            true => Some(self.mask(&covered, size)),
+            false => None,
+        };
         let session = match &mut self.prefill {
             Some(prefill) if is_prefill => prefill,
             _ => &mut self.session,
         };
         let mut inputs = vec![(EMBEDDINGS, embeddings)];
         session.ask(|_| {
-            inputs.push((ATTENTION_MASK, Tensor::from_array(mask)?.upcast()));
+            if let Some(mask) = mask {
+                inputs.push((ATTENTION_MASK, Tensor::from_array(mask)?.upcast()));
+            } else {
+                let last = covered.iter().map(|&tokens| (tokens + size.tokens - 1) as i32);
+                inputs.push((SEQLENS_K, Tensor::from_array(Array1::from_iter(last))?.upcast()));
+                let total = capacity.unwrap_or(longest + size.tokens) as i32;
+                let total = Tensor::from_array(Array0::from_elem((), total))?.upcast();
+                inputs.push((TOTAL_SEQUENCE_LENGTH, total));
+            }
             if session.has_input(POSITION_IDS) {
                 let positions = Array2::from_shape_fn((covered.len(), size.tokens), |(row, i)| {
                     (covered[row] + i) as i64
@@ -320,7 +356,6 @@ impl Decoder {
         let memory = self.memory.as_ref().filter(|_| gives_candidates);
         let mut outputs = vec![(LOGITS, memory)];
         outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
-        let is_step = self.has_steps && !is_prefill && size.padded == 1;
         if session.has_output(LAST_HIDDEN_STATE) && !is_step {
             outputs.push((LAST_HIDDEN_STATE, None));
         }

@@ -148,20 +148,26 @@ fn answers_under_load_have_the_tokens_that_they_have_alone() {
     let seeds = std::env::var("LFM2VL_STRESS").ok().and_then(|seeds| seeds.parse().ok());
     let engine = Engine::builder(tiny_shapes("default")).slots(1).image_cache(0).build().unwrap();
     let alone = Alone { engine, known: Mutex::default() };
-    for (recipe, slots, sequences) in [
-        ("default", 7, 80),
-        ("cuda", 5, 64),
-        ("features", 6, 64),
-        ("split", 32, 64),
+    for (recipe, slots, capacity, sequences) in [
+        ("default", 7, None, 80),
+        ("cuda", 5, None, 64),
+        // Steps keep their bindings.
+        ("cuda", 6, Some(4096), 64),
+        ("features", 6, None, 64),
+        ("split", 32, None, 64),
         // One at a time.
-        ("portable", 4, 32),
-        ("cuda-graph", 3, 32),
-        ("coreml", 3, 16),
-        ("tensorrt", 2, 16),
+        ("portable", 4, None, 32),
+        ("cuda-graph", 3, None, 32),
+        ("coreml", 3, None, 16),
+        ("tensorrt", 2, None, 16),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let poison = poisoned(folder.path(), recipe);
         let engine = Engine::builder(folder.path()).slots(slots).share_prefixes(recipe == "split");
+        let engine = match capacity {
+            Some(tokens) => engine.capacity(tokens),
+            None => engine,
+        };
         let engine = engine.build().unwrap();
         for seed in 0..seeds.unwrap_or(2) {
             stress(&engine, &alone, Some(poison), seed, sequences);

@@ -81,11 +81,16 @@ fn only_steps_of_fixed_sizes_are_recorded() {
     let settings = [("graph_capture".to_owned(), "true".to_owned())];
     let cuda = Provider::parse("cuda", &settings).unwrap();
     let build = |recipe| Engine::builder(tiny_shapes(recipe)).provider(cuda.clone()).build();
-    let Err(error) = build("cuda").map(drop) else { panic!("loaded") };
-    assert!(error.to_string().contains("export with --recipe cuda-graph"), "{error}");
     // Here it is the provider that is missing.
-    let Err(error) = build("cuda-graph").map(drop) else { panic!("loaded") };
-    assert!(matches!(error, Error::Provider { .. }), "{error}");
+    for recipe in ["cuda", "cuda-graph"] {
+        let Err(error) = build(recipe).map(drop) else { panic!("loaded") };
+        assert!(matches!(error, Error::Provider { .. }), "{error}");
+    }
+    let Err(error) = Engine::builder(tiny_shapes("cuda")).provider(cuda).speculation(true).build()
+    else {
+        panic!("loaded")
+    };
+    assert!(error.to_string().contains("export with --recipe cuda or cuda-graph"), "{error}");
 }
 
 #[test]

@@ -122,9 +122,15 @@ fn many_at_once_do_not_change_the_tokens() {
     let plain = Engine::builder(tiny_shapes("default")).slots(1).build().unwrap();
     let questions = sample_questions();
     let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
-    // The second one gives candidates instead of all logits.
-    for recipe in ["default", "cuda"] {
-        let engine = Engine::builder(tiny_shapes(recipe)).slots(5).build().unwrap();
+    // The second one gives candidates instead of all logits; and with room for all tokens from the beginning,
+    // its steps keep their bindings, as those do that a device records.
+    for (recipe, capacity) in [("default", None), ("cuda", None), ("cuda", Some(2048))] {
+        let engine = Engine::builder(tiny_shapes(recipe)).slots(5);
+        let engine = match capacity {
+            Some(tokens) => engine.capacity(tokens),
+            None => engine,
+        };
+        let engine = engine.build().unwrap();
         let mut conversations: Vec<_> = asked.iter().map(|(_, q)| conversation(q)).collect();
         let pairs = conversations.iter_mut().zip(&asked);
         let answers: Vec<Answer> = pairs

@@ -64,8 +64,11 @@ while len(tokens) < MAX_NEW_TOKENS:
     ids = {"input_ids": np.array([input_ids], np.int64), "image_features": image_features}
     (inputs_embeds,) = embeddings.run(["inputs_embeds"], ids)
     total += len(input_ids)
-    attention_mask = np.ones((1, total), np.int64)
-    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **state}
+    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": np.ones((1, total), np.int64), **state}
+    if "seqlens_k" in [i.name for i in decoder.get_inputs()]:  # as CUDA's operators want it
+        del inputs["attention_mask"]
+        inputs["seqlens_k"] = np.array([total - 1], np.int32)
+        inputs["total_sequence_length"] = np.array(total, np.int32)
     logits, *values = decoder.run(["logits", *presents], inputs)
     state = dict(zip(state, values))
     token = int(logits[0, -1].argmax())
