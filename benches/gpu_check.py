@@ -93,7 +93,7 @@ def limits():
 
 
 def on_device(recorded):
-    """How a model is run there; recorded steps need a decoder of fixed sizes."""
+    """How a model is run there."""
     return ["--provider", args.provider, *(["--provider-option", "cuda.graph_capture=true"] if recorded else [])]
 
 
@@ -164,8 +164,10 @@ def contenders():
         bench = [here / "lfm2vl", "bench", here / "450m", *on_device(False), "--json"]
         found[f"lfm2vl {precision}"] = ([*bench, "--precision", precision], everything)
     if args.provider == "cuda":
-        bench = [here / "lfm2vl", "bench", here / "450m-graph", *on_device(True), "--json"]
-        found["lfm2vl fp16, recorded steps"] = ([*bench, "--precision", "fp16"], ["--image"])
+        bench = ["--precision", "fp16", *on_device(True), "--json"]
+        found["lfm2vl fp16, recorded steps"] = ([here / "lfm2vl", "bench", here / "450m", *bench], everything)
+        fixed = [here / "lfm2vl", "bench", here / "450m-graph", *bench]
+        found["lfm2vl fp16, fixed sizes, recorded steps"] = (fixed, ["--image"])
     if args.provider == "cuda" and has("transformers"):
         script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
         found["transformers bf16"] = ([*script, "--device", "cuda"], everything)
@@ -218,8 +220,9 @@ def shares(figures, most):
 print(device())
 report = {"device": device(), "provider": args.provider, "parity": {}}
 models = [("tiny-shapes", "fp16", False), ("tiny-shapes", "q4f16", False)]
-for model, precision, recorded in models + [("tiny-shapes-graph", "fp16", True)] * (args.provider == "cuda"):
-    name = f"{precision}, recorded steps" if recorded else precision
+recorded_models = [("tiny-shapes", "fp16", True), ("tiny-shapes", "q4f16", True), ("tiny-shapes-graph", "fp16", True)]
+for model, precision, recorded in models + recorded_models * (args.provider == "cuda"):
+    name = precision + ", fixed sizes" * model.endswith("-graph") + ", recorded steps" * recorded
     print(f"{name} on {args.provider}, the sample model")
     report["parity"][name] = parity(here / model, precision, recorded)
 report["figures"], failures = speed()

@@ -16,11 +16,11 @@ pub struct Cuda {
     pub device_id: u32,
     /// Most bytes of device memory that the provider's arena takes.
     pub memory_limit: Option<u64>,
-    /// Records the kernels of the decoder's step as CUDA graphs and replays them, for folders whose
-    /// decoder has fixed sizes, as of the recipe `cuda-graph`. Each conversation that goes on at a time
-    /// has two recordings and buffers of its own, which later ones take over; a thread makes its own
-    /// recordings. While one is made, CUDA wants no other thread to allocate memory, so this is for
-    /// programs that use the GPU from one thread.
+    /// Records the kernels of the decoder's steps as CUDA graphs and replays them, for folders of the
+    /// recipes `cuda` (two recordings for each number of answers that go on together) and `cuda-graph`
+    /// (two for each slot). The first two steps of each number take longer. While a recording is made,
+    /// CUDA wants no other thread to allocate memory, so this is for programs that use the GPU from one
+    /// thread.
     pub graph_capture: bool,
     /// Whether float32 products may use TF32; ONNX Runtime's choice when not given.
     pub tf32: Option<bool>,
