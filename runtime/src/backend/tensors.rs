@@ -5,7 +5,7 @@ use std::{marker::PhantomData, ops::Deref, ptr};
 use ort::{
     AsPointer,
     memory::Allocator,
-    value::{DynTensor, TensorElementType},
+    value::{DynTensor, TensorElementType, TensorRef},
 };
 
 use super::memory::{DeviceMemory, new_tensor, on_host};
@@ -77,6 +77,11 @@ impl Deref for TensorSlice<'_> {
 }
 
 impl TensorSlice<'_> {
+    /// The tensor, which must not be used longer than the borrow.
+    pub(crate) fn into_tensor(self) -> DynTensor {
+        self.tensor
+    }
+
     /// For binding it to an output. ONNX Runtime holds on to it as long as the binding lives, which
     /// must not be longer than the borrow.
     pub(crate) fn tensor_mut(&mut self) -> &mut DynTensor {
@@ -193,6 +198,22 @@ pub(crate) fn copy_part(
         ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), bytes(&from));
     }
     Ok(())
+}
+
+/// Writes numbers to a tensor of floats, from `start` on.
+///
+/// # Errors
+/// When they do not lie within, or ONNX Runtime's.
+pub(crate) fn overwrite_part(
+    into: &mut DynTensor,
+    start: usize,
+    numbers: &[f32],
+) -> ort::Result<()> {
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    let from = TensorRef::from_array_view(([numbers.len()], numbers))?;
+    copy_part(&from.upcast_ref(), 0, into, start, numbers.len())
 }
 
 /// Copies `length` elements of a tensor from `from` on to those from `into` on, which are others.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ndarray::{Array2, Axis, s};
+use ndarray::Array2;
 
 use super::{
     Metrics, Model,
@@ -18,6 +18,7 @@ use crate::{
     Error,
     generate::{FinishReason, NextError},
     image::ProcessedImage,
+    model::Embeddings,
 };
 
 /// Tokens of a prompt whose embeddings are looked up at a time, where a chunk does not have more.
@@ -84,13 +85,12 @@ pub(super) fn run_chunk(
     let prompt = active.sequence.tokens().len();
     let end = active.ends.iter().copied().find(|&end| end > covered).unwrap_or(prompt);
     let tokens = model.decoder.chunk(slot, end - covered, most);
-    embed(model, active, covered..covered + tokens)?;
+    let mut embeddings = embed(model, active, covered..covered + tokens)?;
     let from = covered - active.embedded_from;
-    let embeddings = active.embeddings.slice(s![from..from + tokens, ..]).insert_axis(Axis(0));
     let options = Arc::new(model.decoder.run_options()?);
     let guard = active.sender.cancel().guard(&options, watchdog);
     let graph = model.decoder.graph();
-    let result = model.decoder.prefill(slot, embeddings, &options);
+    let result = model.decoder.prefill(slot, &mut embeddings, from..from + tokens, &options);
     drop(guard);
     let logits = result?;
     let is_last = covered + tokens == prompt;
@@ -100,7 +100,8 @@ pub(super) fn run_chunk(
         let accepted = accepted.and_then(|logits| active.accept(logits, done));
         finished = accepted.map_err(|error| error.of(graph))?.finished;
         active.first_token = Some(Instant::now());
-        active.embeddings = Array2::default((0, 0));
+    } else {
+        active.embeddings = Some(embeddings);
     }
     if covered + tokens == end {
         active.add_snapshot(model.decoder.snapshot(slot)?);
@@ -112,23 +113,28 @@ pub(super) fn run_chunk(
     Ok(Chunk { tokens, took, is_last, finished })
 }
 
-/// Looks up the embeddings of these tokens of a prompt, and of many that follow: the threads of the
-/// embedding's session go on spinning for a moment after each run, and would take time from the decoder's.
-fn embed(model: &mut Model, active: &mut Active, wanted: Range<usize>) -> Result<(), Error> {
-    if wanted.start >= active.embedded_from
-        && wanted.end <= active.embedded_from + active.embeddings.nrows()
+/// The embeddings of these tokens of a prompt, and of many that follow: the threads of the embedding's session
+/// go on spinning for a moment after each run, and would take time from the decoder's.
+fn embed(
+    model: &mut Model,
+    active: &mut Active,
+    wanted: Range<usize>,
+) -> Result<Embeddings, Error> {
+    if let Some(embeddings) = active.embeddings.take()
+        && wanted.start >= active.embedded_from
+        && wanted.end <= active.embedded_from + embeddings.tokens()
     {
-        return Ok(());
+        return Ok(embeddings);
     }
     let tokens = active.sequence.tokens();
     let end = wanted.end.max(tokens.len().min(wanted.start + EMBEDDED_AT_ONCE));
     let image_token = model.processor.image_token_id();
     let before = tokens[..wanted.start].iter().filter(|&&id| id == image_token).count();
     let ids = &tokens[wanted.start..end];
-    let mut embeddings = model.embed_tokens.run(ids)?;
+    let mut embeddings = model.embed_tokens.prompt(ids)?;
     active.images.write_features(before, ids, image_token, &mut embeddings)?;
-    (active.embedded_from, active.embeddings) = (wanted.start, embeddings);
-    Ok(())
+    active.embedded_from = wanted.start;
+    Ok(embeddings)
 }
 
 /// Image features of all views of an image.
@@ -153,18 +159,18 @@ pub(super) fn hidden_states(
     ids: &[u32],
     features: &[Array2<f32>],
 ) -> Result<Array2<f32>, Error> {
-    let mut embeddings = model.embed_tokens.run(ids)?;
-    write_features(ids, model.processor.image_token_id(), features, &mut embeddings)?;
+    let mut embeddings = model.embed_tokens.prompt(ids)?;
+    let features: Vec<_> = features.iter().map(|features| features.view()).collect();
+    write_features(ids, model.processor.image_token_id(), &features, &mut embeddings)?;
     model.decoder.state(|cache| {
         cache.clear(slot)?;
         cache.reserve(ids.len())
     })?;
-    let embeddings = embeddings.insert_axis(Axis(0));
     let (mut states, mut start) = (Vec::new(), 0);
     while start < ids.len() {
         let size = model.decoder.chunk(slot, ids.len() - start, usize::MAX);
-        let chunk = embeddings.slice(s![.., start..start + size, ..]);
-        states.push(model.decoder.hidden_states(slot, chunk)?);
+        let tokens = start..start + size;
+        states.push(model.decoder.hidden_states(slot, &mut embeddings, tokens)?);
         start += size;
     }
     joined(&states, ids.len())

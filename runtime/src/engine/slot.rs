@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ndarray::{Array2, Axis, concatenate, s};
+use lfm2vl_graphs::Graph;
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::{
     Metrics,
@@ -19,7 +20,7 @@ use crate::{
     generate::{Accepted, NextError, Sequence},
     image::ProcessedImage,
     kv_cache::Snapshot,
-    model::Logits,
+    model::{Embeddings, Logits},
 };
 
 /// Snapshots of a slot, and those of them that are never dropped.
@@ -96,8 +97,8 @@ pub(super) struct Active {
     /// Tokens of the prompt after which there is to be a snapshot, ascending; the last is its end.
     pub(super) ends: Vec<usize>,
     pub(super) images: ImageQueue,
-    /// Embeddings [tokens, hidden] of the next tokens of its prompt, from that number on.
-    pub(super) embeddings: Array2<f32>,
+    /// Embeddings of the next tokens of its prompt, from that number on.
+    pub(super) embeddings: Option<Embeddings>,
     pub(super) embedded_from: usize,
     /// Tokens of its prompt whose state was there already.
     pub(super) reused: usize,
@@ -126,7 +127,7 @@ impl Active {
             snapshots,
             ends,
             images: ImageQueue::new(images, reused_image_tokens),
-            embeddings: Array2::default((0, 0)),
+            embeddings: None,
             embedded_from: reused,
             reused,
             first_token: None,
@@ -223,13 +224,13 @@ impl ImageQueue {
     }
 
     /// Writes the features of the image tokens among `ids`, before which there are `before` others in the
-    /// prompt, into their embeddings [ids, hidden].
+    /// prompt, into their embeddings.
     pub(super) fn write_features(
         &self,
         before: usize,
         ids: &[u32],
         image_token: u32,
-        embeddings: &mut Array2<f32>,
+        embeddings: &mut Embeddings,
     ) -> Result<(), Error> {
         let after = before + ids.iter().filter(|&&id| id == image_token).count();
         let (mut first, mut features) = (0, Vec::new());
@@ -242,34 +243,47 @@ impl ImageQueue {
             if let ImageContent::Features(all) = image.content() {
                 let from = before.max(rows.start) - rows.start;
                 let to = after.min(rows.end) - rows.start;
-                features.push(all.slice(s![from..to, ..]).to_owned());
+                features.push((all, from..to));
             }
         }
-        write_features(ids, image_token, &features, embeddings)
+        let views: Vec<_> =
+            features.iter().map(|(all, rows)| all.slice(s![rows.clone(), ..])).collect();
+        write_features(ids, image_token, &views, embeddings)
     }
 }
 
-/// Writes features [tokens, hidden] into the embeddings [ids, hidden] of image tokens, in order.
+/// Writes features [tokens, hidden] in place of the embeddings of image tokens among `ids`, in order.
 pub(super) fn write_features(
     ids: &[u32],
     image_token: u32,
-    features: &[Array2<f32>],
-    embeddings: &mut Array2<f32>,
+    features: &[ArrayView2<'_, f32>],
+    embeddings: &mut Embeddings,
 ) -> Result<(), Error> {
     let tokens = ids.iter().filter(|&&id| id == image_token).count();
-    let count: usize = features.iter().map(Array2::nrows).sum();
+    let count: usize = features.iter().map(ArrayView2::nrows).sum();
     let wrong = |features| Err(Error::FeatureCount { features, tokens });
     if count != tokens {
         return wrong(count);
     }
-    if features.iter().any(|features| features.ncols() != embeddings.ncols()) {
+    if features.iter().any(|features| features.ncols() != embeddings.hidden()) {
         return wrong(0);
     }
-    let wanted = embeddings.rows_mut().into_iter().zip(ids).filter(|(_, id)| **id == image_token);
-    for ((mut embedding, _), row) in
-        wanted.zip(features.iter().flat_map(|features| features.rows()))
-    {
-        embedding.assign(&row);
+    let mut at = 0;
+    for features in features {
+        let mut written = 0;
+        while written < features.nrows() {
+            // As many as stand together.
+            at += ids[at..].iter().take_while(|&&id| id != image_token).count();
+            let together = ids[at..].iter().take_while(|&&id| id == image_token).count();
+            let rows = together.min(features.nrows() - written);
+            let part = features.slice(s![written..written + rows, ..]);
+            let part = part.as_standard_layout();
+            let numbers = part.as_slice().unwrap_or_default();
+            embeddings
+                .write(at, numbers)
+                .map_err(|error| Error::of_run(Graph::EmbedTokens, error))?;
+            (at, written) = (at + rows, written + rows);
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
-use ndarray::{Array0, Array1, Array2, Array3, ArrayView3, Axis, Ix3, s};
+use ndarray::{Array0, Array1, Array2, Axis, Ix3};
 use ort::{
     session::RunOptions,
     value::{DynTensor, Tensor},
@@ -11,12 +11,13 @@ use ort::{
 
 use super::{
     check::{NUM_LOGITS, POSITION_IDS},
+    embedding::Embeddings,
     logits::{CANDIDATES, LOGITS, RunLogits},
 };
 use crate::{
     Error,
     backend::{
-        DeviceMemory, GraphSession, Location, on_host,
+        DeviceMemory, GraphSession, Location,
         provider::{Provider, TensorRt},
         reads_in_place,
     },
@@ -223,15 +224,16 @@ impl Decoder {
         if self.memory.is_some() { MAX_CHUNK_ON_DEVICE } else { MAX_CHUNK }
     }
 
-    /// Runs over the embeddings [1, tokens, hidden] of a [`chunk`](Self::chunk) of a slot's prompt. Gives
-    /// the logits of the last position.
+    /// Runs over the embeddings of a [`chunk`](Self::chunk) of a slot's prompt: those of these tokens among
+    /// `embeddings`. Gives the logits of the last position.
     pub(crate) fn prefill(
         &mut self,
         slot: usize,
-        embeddings: ArrayView3<'_, f32>,
+        embeddings: &mut Embeddings,
+        tokens: Range<usize>,
         options: &RunOptions,
     ) -> Result<RunLogits<'_>, Error> {
-        let outputs = self.run_chunk(slot, embeddings, options)?;
+        let outputs = self.run_chunk(slot, embeddings, tokens, options)?;
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
 
@@ -240,10 +242,11 @@ impl Decoder {
     pub(crate) fn hidden_states(
         &mut self,
         slot: usize,
-        embeddings: ArrayView3<'_, f32>,
+        embeddings: &mut Embeddings,
+        tokens: Range<usize>,
     ) -> Result<Array2<f32>, Error> {
         let options = self.run_options()?;
-        let outputs = self.run_chunk(slot, embeddings, &options)?;
+        let outputs = self.run_chunk(slot, embeddings, tokens, &options)?;
         let hidden = outputs.get(LAST_HIDDEN_STATE).ok_or(Error::NoHiddenState)?;
         self.session.ask(|_| {
             let hidden = hidden.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
@@ -265,13 +268,7 @@ impl Decoder {
         let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
         let takes = self.session.fixed_size(EMBEDDINGS, 1);
         let outputs = if takes.is_some_and(|takes| takes != tokens) {
-            let embeddings = self.session.ask(|_| {
-                let embeddings = on_host(&embeddings)?;
-                let view = embeddings.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
-                view.map(|view| view.to_owned())
-                    .map_err(|_| ort::Error::new("embeddings of another rank"))
-            })?;
-            self.run_chunk(slots.start, embeddings.view(), options)?
+            self.run_chunk(slots.start, &mut Embeddings::of(embeddings), 0..tokens, options)?
         } else {
             let size = Size { tokens, padded: tokens };
             self.run(false, slots, embeddings, size, keep, options)?
@@ -282,16 +279,22 @@ impl Decoder {
     fn run_chunk(
         &mut self,
         slot: usize,
-        embeddings: ArrayView3<'_, f32>,
+        embeddings: &mut Embeddings,
+        tokens: Range<usize>,
         options: &RunOptions,
     ) -> Result<Outputs, Error> {
-        let (_, tokens, hidden) = embeddings.dim();
-        let size = self.size(slot, tokens);
-        let mut padded = Array3::zeros((1, size.padded, hidden));
-        padded.slice_mut(s![.., ..size.tokens, ..]).assign(&embeddings);
-        let padded = self.session.ask(|_| Ok(Tensor::from_array(padded)?.upcast()))?;
+        let size = self.size(slot, tokens.len());
+        let tokens = tokens.start..tokens.start + size.tokens;
         let is_prefill = self.prefill.is_some() && size.padded > 1;
-        self.run(is_prefill, slot..slot + 1, padded, size, 1, options)
+        let slots = slot..slot + 1;
+        if size.padded != size.tokens {
+            let padded = self.session.ask(|_| embeddings.padded(tokens, size.padded))?;
+            return self.run(is_prefill, slots, padded, size, 1, options);
+        }
+        // SAFETY: what a run binds is bound no longer than the run, but for steps that keep their bindings,
+        // which copy what they are given.
+        let part = self.session.ask(|_| unsafe { embeddings.part(tokens) })?;
+        self.run(is_prefill, slots, part.into_tensor(), size, 1, options)
     }
 
     /// How many of the next tokens of a slot one run is over.

@@ -1,11 +1,16 @@
 //! Token embedding.
 
-use ndarray::{Array2, Axis, Ix3};
+use std::ops::Range;
+
+use ndarray::{Array2, Array3, Ix3, s};
 use ort::value::{DynTensor, DynTensorValueType, Tensor};
 
 use crate::{
     Error,
-    backend::{DeviceMemory, GraphSession, Location, memory_info},
+    backend::{
+        DeviceMemory, GraphSession, Location, TensorSlice, memory_info, on_host, overwrite_part,
+        shape, slice,
+    },
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
@@ -35,15 +40,15 @@ impl EmbedTokens {
         &self.session
     }
 
-    /// Embeddings [ids, hidden], on the host.
-    pub(crate) fn run(&mut self, ids: &[u32]) -> Result<Array2<f32>, Error> {
-        let embeddings = self.run_in((1, ids.len()), ids, None)?;
-        let embeddings = embeddings.try_extract_array::<f32>().ok();
-        let embeddings = embeddings.and_then(|e| e.into_dimensionality::<Ix3>().ok());
-        embeddings
-            .filter(|e| e.len_of(Axis(1)) == ids.len())
-            .map(|e| e.index_axis(Axis(0), 0).to_owned())
-            .ok_or_else(|| self.session.contract_error("inputs_embeds has not one row for each id"))
+    /// Embeddings of the tokens of a prompt.
+    pub(crate) fn prompt(&mut self, ids: &[u32]) -> Result<Embeddings, Error> {
+        // Features cannot be written into a part of other memory.
+        let memory = self.memory.clone().filter(DeviceMemory::has_addresses);
+        let tensor = self.run_in((1, ids.len()), ids, memory.as_ref())?;
+        match shape(&tensor)[..] {
+            [1, tokens, _] if tokens == ids.len() => Ok(Embeddings(tensor)),
+            _ => Err(self.session.contract_error("inputs_embeds has not one row for each id")),
+        }
     }
 
     /// Embeddings [rows, ids / rows, hidden] for the decoder.
@@ -71,5 +76,63 @@ impl EmbedTokens {
                 .ok_or_else(|| ort::Error::new(format!("no output {EMBEDDINGS}")))?
                 .downcast::<DynTensorValueType>()
         })
+    }
+}
+
+/// Embeddings [1, tokens, hidden] of the tokens of a prompt, where the decoder reads them.
+pub(crate) struct Embeddings(DynTensor);
+
+impl Embeddings {
+    /// Those of a tensor [1, tokens, hidden].
+    pub(crate) fn of(tensor: DynTensor) -> Self {
+        Embeddings(tensor)
+    }
+
+    /// How many tokens there are.
+    pub(crate) fn tokens(&self) -> usize {
+        shape(&self.0).get(1).copied().unwrap_or_default()
+    }
+
+    /// Numbers of a token.
+    pub(crate) fn hidden(&self) -> usize {
+        shape(&self.0).get(2).copied().unwrap_or_default()
+    }
+
+    /// Writes rows in place of those of the tokens from `first` on.
+    ///
+    /// # Errors
+    /// When there are not so many tokens, or ONNX Runtime's.
+    pub(crate) fn write(&mut self, first: usize, rows: &[f32]) -> ort::Result<()> {
+        let start = first * self.hidden();
+        overwrite_part(&mut self.0, start, rows)
+    }
+
+    /// Those of some tokens, where they are.
+    ///
+    /// # Errors
+    /// When there are not so many tokens, or ONNX Runtime's.
+    ///
+    /// # Safety
+    /// A binding that they are bound to must not be used longer than they live.
+    pub(super) unsafe fn part(&mut self, tokens: Range<usize>) -> ort::Result<TensorSlice<'_>> {
+        let hidden = self.hidden();
+        // SAFETY: the caller's.
+        unsafe { slice(&mut self.0, tokens.start * hidden, &[1, tokens.len(), hidden]) }
+    }
+
+    /// A copy of those of some tokens on the host, followed by zeros: [1, padded, hidden].
+    ///
+    /// # Errors
+    /// When there are not so many tokens, or ONNX Runtime's.
+    pub(super) fn padded(&self, tokens: Range<usize>, padded: usize) -> ort::Result<DynTensor> {
+        let all = on_host(&self.0)?;
+        let all = all.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
+        let all = all.map_err(|_| ort::Error::new("embeddings of another rank"))?;
+        if tokens.end > all.dim().1 || tokens.len() > padded {
+            return Err(ort::Error::new("embeddings of fewer tokens"));
+        }
+        let mut copy = Array3::zeros((1, padded, all.dim().2));
+        copy.slice_mut(s![.., ..tokens.len(), ..]).assign(&all.slice(s![.., tokens, ..]));
+        Ok(Tensor::from_array(copy)?.upcast())
     }
 }

@@ -9,7 +9,7 @@ mod vision;
 
 pub(crate) use check::{check, dims_of, state_dtype};
 pub(crate) use decoder::{CacheSettings, Decoder};
-pub(crate) use embedding::EmbedTokens;
+pub(crate) use embedding::{EmbedTokens, Embeddings};
 pub use folder::ModelFolder;
 pub(crate) use logits::Logits;
 pub(crate) use vision::Vision;
