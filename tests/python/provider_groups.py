@@ -105,7 +105,7 @@ HEADS, KV_HEADS, SIZE, POSITIONS = 6, 2, 16, 64
 CACHE = ["batch", KV_HEADS, "past", SIZE]
 
 
-def attention(rotation="nodes", norms="parts", seen=(), unread=(), key_epsilon=1e-5, **attributes):
+def attention(rotation="nodes", norms="parts", seen=(), unread=(), key_epsilon=1e-5, positions=("batch", "tokens"), **attributes):
     """Rotation as "nodes", by the operator itself ("counted") or not at all (None); norms as their "parts",
     as a node ("one") or not at all."""
     angles = normal(POSITIONS, SIZE // 2)
@@ -151,7 +151,7 @@ def attention(rotation="nodes", norms="parts", seen=(), unread=(), key_epsilon=1
     rows = lambda heads: ["batch", "tokens", heads * SIZE]
     shapes = {"q": rows(HEADS), "k": rows(KV_HEADS), "v": rows(KV_HEADS), "past_key": CACHE, "past_value": CACHE}
     shapes |= {"lasts": ["batch"], "total": []}
-    shapes |= {"positions": ["batch", "tokens"]} if rotation == "nodes" else {}
+    shapes |= {"positions": list(positions)} if rotation == "nodes" else {}
     shapes |= {"rows": [3]} if norms else {}
     outputs = {"y": rows(HEADS), "key": ["batch", KV_HEADS, "all", SIZE], "value": ["batch", KV_HEADS, "all", SIZE]}
     outputs |= {name: None for name in seen}
@@ -235,6 +235,14 @@ for rotation in ("nodes", "counted", None):
             name = f"attention of {tokens} after {lengths}, room {room}, shared {shared}, {rotation}, {norms}"
             feed = attention_feed(tokens, lengths, room, rotation, norms)
             differences[name] = attention_difference(bytes, feed, shared)
+
+# A single position is that of each sequence's first new token.
+feed = attention_feed(3, [0, 0]) | {"positions": np.array([9])}
+differences["attention from one position on"] = attention_difference(attention(positions=[1]), feed)
+# What is behind the tokens is zero, as in ONNX Runtime's.
+feed = attention_feed(1, [9, 4], room=3)
+pairs = zip(*(session(attention(), ours).run(["key", "value"], feed) for ours in (False, True)))
+report["same_behind_tokens"] = all(np.array_equal(a[1, :, 5:], b[1, :, 5:]) for a, b in pairs)
 
 wrong = {
     "soft caps": attention(None, None, softcap=5.0),

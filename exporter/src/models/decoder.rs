@@ -207,7 +207,7 @@ impl<'g> Model<'g> {
             angles.map(|angle| of(f64::from(angle)) as f32).collect()
         };
         let shape = [text.max_position_embeddings, text.head_dim / 2];
-        let _scope = self.g.enter("language_model.rotary_emb");
+        let _scope = self.g.enter("rotary_emb");
         Rotary::Attention {
             cos: self.g.table("cos", &table(f64::cos), &shape),
             sin: self.g.table("sin", &table(f64::sin), &shape),

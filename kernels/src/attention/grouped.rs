@@ -1,6 +1,6 @@
 //! Attention of a decoder: several heads of queries share keys and values, which are in a cache.
 
-use super::{Head, QUERIES, attend};
+use super::{Head, WORTH_A_PIECE, attend};
 use crate::{
     Instructions, Threads,
     pack::Shared,
@@ -14,7 +14,8 @@ const SHARED: usize = 1 << 11;
 /// keys of head `h * kv_heads / heads`, up to that of its own token.
 /// (Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", 2023.)
 ///
-/// A token's output does not depend on how many tokens or sequences are computed together.
+/// A token's output does not depend on how many tokens or sequences are computed together, where values are
+/// finite.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupedAttention<'a> {
     /// Sequences.
@@ -81,9 +82,6 @@ impl GroupedAttention<'_> {
         threads: &dyn Threads,
     ) {
         let &GroupedAttention { batch, tokens, heads, kv_heads, head_size, capacity, .. } = self;
-        if batch * tokens * heads * head_size == 0 {
-            return;
-        }
         let is_size = |len: usize, sizes: [usize; 4]| {
             let product = sizes.into_iter().try_fold(1usize, usize::checked_mul);
             product == Some(len)
@@ -111,6 +109,9 @@ impl GroupedAttention<'_> {
             assert!(rotary.rows.iter().all(|&row| row < positions), "positions in the tables");
         }
         assert!(instructions.are_available(), "this processor has no {instructions}");
+        if output.is_empty() {
+            return;
+        }
         let job = Job {
             sizes: self,
             query,
@@ -131,7 +132,7 @@ impl GroupedAttention<'_> {
         };
         let group = heads / kv_heads;
         let wanted = (4 * threads.count()).div_ceil(units);
-        let pieces = wanted.clamp(1, (tokens * group).div_ceil(QUERIES));
+        let pieces = wanted.clamp(1, (tokens * group).div_ceil(WORTH_A_PIECE));
         if pieces == 1 {
             let is_shared =
                 past.iter().sum::<usize>() * kv_heads * head_size >= SHARED || key.len() >= SHARED;

@@ -1,10 +1,11 @@
 //! Attention of many queries to many keys, as ONNX Runtime's `MultiHeadAttention` computes it, in
 //! 32-bit floats or, where fewer digits will do, in two numbers of bfloat16 each.
 //!
-//! A block of keys and values at a time is brought together, and meets a few queries at a time, with a running maximum and sum of exponentials (Milakov and Gimelshein, "Online
-//! normalizer calculation for softmax", 2018), so that scores stay in the cache. A query's output does not
-//! depend on other queries; the last digits differ from instructions to instructions, which sum as many
-//! numbers at a time as their vectors have.
+//! A block of keys and values at a time is brought together, and meets a few queries at a time, with a
+//! running maximum and sum of exponentials (Milakov and Gimelshein, "Online normalizer calculation for
+//! softmax", 2018), so that scores stay in the cache. A query's output does not depend on other queries; the
+//! last digits differ from instructions to instructions, which sum as many numbers at a time as their vectors
+//! have.
 
 use std::cell::Cell;
 
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Queries that pay for bringing keys and values together.
-const QUERIES: usize = 96;
+const WORTH_A_PIECE: usize = 96;
 
 thread_local! {
     static SCRATCH: Cell<Buffer> = const { Cell::new(Buffer::empty()) };
@@ -146,7 +147,7 @@ impl Job<'_> {
         let heads = self.sizes.batch * self.sizes.heads;
         // Each part brings keys and values together, which pays for many queries.
         let wanted = (4 * threads.count()).div_ceil(heads.max(1));
-        let pieces = wanted.clamp(1, self.sizes.queries.div_ceil(QUERIES).max(1));
+        let pieces = wanted.clamp(1, self.sizes.queries.div_ceil(WORTH_A_PIECE).max(1));
         threads.run(heads * pieces, &|index| {
             let (head, piece) = (index / pieces, index % pieces);
             let part = Part {

@@ -291,7 +291,7 @@ impl Attention {
                 rotation => {
                     let [cos, sin] = [tensor::elements(other()?)?, tensor::elements(other()?)?];
                     rows = match rotation {
-                        Rotation::Given => positions(tensor::elements(other()?)?, batch * tokens),
+                        Rotation::Given => positions(tensor::elements(other()?)?, batch, tokens),
                         _ => lengths.iter().flat_map(|&past| past..past + tokens).collect(),
                     };
                     let there = cos.len().min(sin.len()) / (head_size / 2);
@@ -308,7 +308,7 @@ impl Attention {
             let mut caches = [values.output(1, &present)?, values.output(2, &present)?];
             let threads = values.threads();
             for (from, into) in past.data.iter().zip(&mut caches) {
-                past.copy(*from, into, capacity, &lengths, &threads);
+                past.copy(*from, into, [capacity, tokens], &lengths, &threads);
             }
             let [keys, values] = caches;
             let scale = match self.scale {
@@ -351,17 +351,18 @@ impl Past {
         }
     }
 
-    /// Copies the tokens that there are of each sequence, unless they are where they should be.
+    /// Copies the tokens that there are of each sequence, and writes zeros behind the new ones, unless both
+    /// caches are the same memory (and so of the same size).
     fn copy(
         &self,
         from: *const f32,
         into: &mut [f32],
-        capacity: usize,
+        [capacity, tokens]: [usize; 2],
         lengths: &[usize],
         threads: &dyn Threads,
     ) {
         let [batch, heads, own, size] = self.shape;
-        if ptr::eq(from, into.as_ptr()) || lengths.iter().all(|&length| length == 0) {
+        if ptr::eq(from, into.as_ptr()) {
             return;
         }
         let [from, into] = [from.expose_provenance(), into.as_mut_ptr().expose_provenance()];
@@ -369,8 +370,13 @@ impl Past {
             let start = |room: usize| head * room * size * size_of::<f32>();
             let from = ptr::with_exposed_provenance::<f32>(from + start(own));
             let into = ptr::with_exposed_provenance_mut::<f32>(into + start(capacity));
+            let length = lengths[head / heads];
+            let end = length + tokens;
             // SAFETY: both have room for the tokens of this head, and nobody else writes these.
-            unsafe { into.copy_from_nonoverlapping(from, lengths[head / heads] * size) };
+            unsafe {
+                into.copy_from_nonoverlapping(from, length * size);
+                into.add(end * size).write_bytes(0, (capacity - end) * size);
+            }
         });
     }
 }
@@ -385,11 +391,14 @@ fn past_lengths(lasts: &[i32], total: &[i32], tokens: usize) -> Option<Vec<usize
     lasts.iter().map(past).collect()
 }
 
-/// Rows of the tables for so many new tokens: one each, or where a single one is given, from there on.
-fn positions(given: &[i64], count: usize) -> Vec<usize> {
+/// Rows of the tables for new tokens: one each, or where a single one is given, in each sequence from there
+/// on.
+fn positions(given: &[i64], batch: usize, tokens: usize) -> Vec<usize> {
     let row = |position: i64| usize::try_from(position).unwrap_or(usize::MAX);
     match given {
-        &[first] if count > 1 => (0..count).map(|i| row(first).saturating_add(i)).collect(),
+        &[first] if batch * tokens > 1 => {
+            (0..batch * tokens).map(|i| row(first).saturating_add(i % tokens)).collect()
+        }
         _ => given.iter().map(|&position| row(position)).collect(),
     }
 }

@@ -79,16 +79,22 @@ impl DeviceMemory {
     }
 }
 
-/// Whether a session reads all its inputs where they are, if that is `memory`. Otherwise ONNX Runtime
-/// copies them when they are bound.
+/// Whether a session reads its inputs where they are, if that is `memory`, and the host's for those that
+/// are named. Otherwise ONNX Runtime copies them when they are bound.
 pub(crate) fn reads_in_place(
     session: &Session,
     memory: Option<&DeviceMemory>,
+    of_host: &[&str],
 ) -> ort::Result<bool> {
     let get = ort::api().SessionGetMemoryInfoForInputs;
     let (name, id) = memory.map_or((HOST, 0), |memory| (memory.name.as_str(), memory.id));
     let locations = locations(session, session.inputs().len(), get)?;
-    Ok(locations.iter().all(|location| (location.name.as_str(), location.id) == (name, id)))
+    let is_there = |location: &Location| (location.name.as_str(), location.id) == (name, id);
+    let mut all = session.inputs().iter().zip(&locations);
+    Ok(all.all(|(input, location)| match of_host.contains(&input.name()) {
+        true => location.is_host,
+        false => is_there(location),
+    }))
 }
 
 /// Names of the inputs that a session reads on the host.

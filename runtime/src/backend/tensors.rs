@@ -110,7 +110,7 @@ pub(crate) unsafe fn slice<'t>(
 /// When it does not lie within.
 ///
 /// # Safety
-/// It must not be used longer than `whole`, nor while `whole` is borrowed in another way.
+/// No run may use it when `whole` is no more, or while anything else uses `whole`.
 pub(crate) unsafe fn alias(
     whole: &DynTensor,
     start: usize,

@@ -7,7 +7,7 @@ use ort::{
 };
 
 use super::{Outputs, Run, asked_for};
-use crate::backend::{DeviceMemory, inputs_on_host, new_tensor, overwrite};
+use crate::backend::{DeviceMemory, alias, copy_part, inputs_on_host, new_tensor, shape};
 
 /// The setting of a run that names the recording to make or to replay.
 const RECORDING: &str = "gpu_graph_id";
@@ -31,69 +31,120 @@ impl Recordings {
     }
 }
 
-/// A step over one token of each of some sequences.
-pub(super) struct BoundStep {
-    /// Inputs besides the state.
+/// What steps of up to some number of sequences read and write besides the state.
+pub(super) struct StepBuffers {
     inputs: Vec<(&'static str, DynTensor)>,
-    binding: IoBinding,
-    options: RunOptions,
+    outputs: Vec<(&'static str, DynTensor)>,
 }
 
-impl BoundStep {
-    /// A step of `rows` sequences, for inputs and outputs as those of `run`, whose state `bind` binds. With a
-    /// number it is recorded.
+impl StepBuffers {
+    /// For inputs and outputs as those of `run`, of up to `most` sequences.
     pub(super) fn new(
         session: &Session,
         run: &Run<'_>,
-        rows: usize,
+        most: usize,
         memory: Option<&DeviceMemory>,
+    ) -> ort::Result<Self> {
+        let on_host = inputs_on_host(session)?;
+        let sizes_of_most = |sizes: &[i64]| -> Vec<i64> {
+            let of = |(axis, &size): (usize, &i64)| match (axis, size) {
+                (0, _) => most as i64,
+                // Free sizes are those of a step.
+                (_, ..=0) => 1,
+                (_, size) => size,
+            };
+            sizes.iter().enumerate().map(of).collect()
+        };
+        let inputs = run.inputs.iter().map(|(name, value)| {
+            let memory = memory.filter(|_| !on_host.iter().any(|other| other == name));
+            let sizes = sizes_of_most(&value.shape()[..]);
+            Ok((*name, new_tensor(*value.data_type(), &sizes, memory)?))
+        });
+        let outputs = run.outputs.iter().map(|&(name, _)| {
+            let outlet = session.outputs().iter().find(|outlet| outlet.name() == name);
+            let dtype = outlet.map(ort::value::Outlet::dtype);
+            match dtype.and_then(|dtype| dtype.tensor_type().zip(dtype.tensor_shape())) {
+                Some((dtype, shape)) => {
+                    Ok((name, new_tensor(dtype, &sizes_of_most(&shape[..]), memory)?))
+                }
+                None => Err(ort::Error::new(format!("no output {name}"))),
+            }
+        });
+        Ok(StepBuffers {
+            inputs: inputs.collect::<ort::Result<_>>()?,
+            outputs: outputs.collect::<ort::Result<_>>()?,
+        })
+    }
+
+    /// Writes the inputs of `run`.
+    fn write(&mut self, run: &Run<'_>) -> ort::Result<()> {
+        for ((_, into), (_, from)) in self.inputs.iter_mut().zip(&run.inputs) {
+            copy_part(from, 0, into, 0, shape(from).iter().product())?;
+        }
+        Ok(())
+    }
+}
+
+/// The first rows of a buffer. A scalar has none, and is the same for all.
+///
+/// # Safety
+/// As of [`alias`].
+unsafe fn rows_of(buffer: &DynTensor, rows: usize) -> ort::Result<DynTensor> {
+    let mut sizes = shape(buffer);
+    if let Some(first) = sizes.first_mut() {
+        *first = rows;
+    }
+    // SAFETY: the caller's.
+    unsafe { alias(buffer, 0, &sizes) }
+}
+
+/// A step over one token of each of some sequences.
+pub(super) struct BoundStep {
+    binding: IoBinding,
+    /// Those of a step that is recorded.
+    options: Option<RunOptions>,
+}
+
+impl BoundStep {
+    /// A step of `rows` sequences, whose state `bind` binds. With a number it is recorded.
+    ///
+    /// # Safety
+    /// It must not be run when the buffers are no more.
+    pub(super) unsafe fn new(
+        session: &Session,
+        rows: usize,
+        buffers: &StepBuffers,
         recording: Option<u32>,
         bind: impl FnOnce(&mut IoBinding) -> ort::Result<()>,
     ) -> ort::Result<Self> {
         let mut binding = session.create_binding()?;
-        let on_host = inputs_on_host(session)?;
-        let place = |name: &str| memory.filter(|_| !on_host.iter().any(|other| other == name));
-        let inputs = run.inputs.iter().map(|(name, value)| {
-            let own = new_tensor(*value.data_type(), &value.shape()[..], place(name))?;
-            Ok((*name, own))
-        });
-        let mut inputs = inputs.collect::<ort::Result<Vec<_>>>()?;
-        for ((name, own), (_, value)) in inputs.iter_mut().zip(&run.inputs) {
-            // What is read on the host when a step is recorded stays as it is then.
-            overwrite(own, value)?;
-            binding.bind_input(*name, &*own)?;
+        for (name, buffer) in &buffers.inputs {
+            // SAFETY: the caller's; it is written only between runs.
+            binding.bind_input(*name, &unsafe { rows_of(buffer, rows) }?)?;
+        }
+        for (name, buffer) in &buffers.outputs {
+            // SAFETY: as above.
+            binding.bind_output(*name, &mut unsafe { rows_of(buffer, rows) }?)?;
         }
         bind(&mut binding)?;
-        for (name, _) in &run.outputs {
-            let outlet = session.outputs().iter().find(|outlet| outlet.name() == *name);
-            let dtype = outlet.map(ort::value::Outlet::dtype);
-            let Some((dtype, shape)) =
-                dtype.and_then(|dtype| dtype.tensor_type().zip(dtype.tensor_shape()))
-            else {
-                return Err(ort::Error::new(format!("no output {name}")));
-            };
-            // Free sizes are those of a step: one of each sequence.
-            let sizes = shape.iter().enumerate().map(|(axis, &size)| match (axis, size) {
-                (0, ..=0) => rows as i64,
-                (_, ..=0) => 1,
-                (_, size) => size,
-            });
-            let mut own = new_tensor(dtype, &sizes.collect::<Vec<_>>(), memory)?;
-            binding.bind_output(*name, &mut own)?;
-        }
-        let mut options = RunOptions::new()?;
-        if let Some(recording) = recording {
+        let options = recording.map(|recording| {
+            let mut options = RunOptions::new()?;
             options.set(RECORDING, recording.to_string())?;
-        }
-        Ok(BoundStep { inputs, binding, options })
+            Ok::<_, ort::Error>(options)
+        });
+        Ok(BoundStep { binding, options: options.transpose()? })
     }
 
-    /// Runs with the inputs of `run`.
-    pub(super) fn run(&mut self, session: &mut Session, run: &Run<'_>) -> ort::Result<Outputs> {
-        for ((_, own), (_, value)) in self.inputs.iter_mut().zip(&run.inputs) {
-            overwrite(own, value)?;
-        }
-        let mut made = session.run_binding_with_options(&self.binding, &self.options)?;
+    /// Runs with the inputs of `run`, in the buffers that it is bound to.
+    pub(super) fn run(
+        &self,
+        session: &mut Session,
+        buffers: &mut StepBuffers,
+        run: &Run<'_>,
+    ) -> ort::Result<Outputs> {
+        buffers.write(run)?;
+        let options = self.options.as_ref().unwrap_or(run.options);
+        let mut made = session.run_binding_with_options(&self.binding, options)?;
         asked_for(&mut made, run)
     }
 }

@@ -10,7 +10,7 @@ use ort::{
 
 use super::{
     Buffer, KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
-    bound_step::{BoundStep, Recordings},
+    bound_step::{BoundStep, Recordings, StepBuffers},
     layout::{Kind, StateTensor},
     take,
 };
@@ -38,6 +38,7 @@ struct State {
     turn: usize,
     /// Steps from the first conv buffers to the second, and back.
     steps: [Option<BoundStep>; 2],
+    step_buffers: Option<StepBuffers>,
 }
 
 impl InPlace {
@@ -86,10 +87,14 @@ impl InPlace {
 
     fn step(&mut self, session: &mut Session, slot: usize, run: &Run<'_>) -> ort::Result<Outputs> {
         let InPlace { layout, memory, slots, records, recordings, .. } = self;
-        let State { buffers, turn, steps, .. } = &mut slots[slot];
-        let step = match &mut steps[*turn] {
+        let State { buffers, turn, steps, step_buffers, .. } = &mut slots[slot];
+        let bound_to = match step_buffers {
+            Some(bound_to) => bound_to,
+            none => none.insert(StepBuffers::new(session, run, 1, memory.as_ref())?),
+        };
+        let step = match steps[*turn].take() {
             Some(step) => step,
-            step => {
+            None => {
                 let recording = records.then(|| recordings.next());
                 let bind = |binding: &mut IoBinding| {
                     for (tensor, buffer) in layout.tensors.iter().zip(buffers) {
@@ -98,10 +103,14 @@ impl InPlace {
                     }
                     Ok(())
                 };
-                step.insert(BoundStep::new(session, run, 1, memory.as_ref(), recording, bind)?)
+                // SAFETY: the buffers are there as long as the slot's steps.
+                unsafe { BoundStep::new(session, 1, bound_to, recording, bind)? }
             }
         };
-        step.run(session, run)
+        let outputs = step.run(session, bound_to, run)?;
+        // After a failure a recording may be one of half a step.
+        steps[*turn] = Some(step);
+        Ok(outputs)
     }
 
     fn run_once(

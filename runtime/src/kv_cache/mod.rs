@@ -100,7 +100,7 @@ pub(crate) struct Run<'r> {
     pub(crate) outputs: Vec<(&'static str, Option<&'r DeviceMemory>)>,
     /// New tokens of each sequence.
     pub(crate) tokens: usize,
-    /// Whether it is a step of one token whose inputs have the same sizes each time.
+    /// Whether it is over one token whose inputs and outputs are the same each time, but for their contents.
     pub(crate) is_step: bool,
     pub(crate) options: &'r RunOptions,
 }

@@ -2,10 +2,7 @@
 //! slots are a tensor without a copy, and so is one: a prompt runs in the slot where it will decode, and
 //! a step runs over all sequences that decode.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    ops::Range,
-};
+use std::{collections::BTreeMap, ops::Range};
 
 use ort::{
     session::{IoBinding, Session},
@@ -14,7 +11,7 @@ use ort::{
 
 use super::{
     Buffer, KvCache, Layout, Outputs, Run, Snapshot, asked_for, bind,
-    bound_step::{BoundStep, Recordings},
+    bound_step::{BoundStep, Recordings, StepBuffers},
     layout::{Kind, StateTensor},
     no_room, take,
 };
@@ -36,7 +33,7 @@ pub(crate) struct Limits {
     /// Whether there is room for these from the beginning. Otherwise buffers grow, which copies all
     /// states.
     pub(crate) at_once: bool,
-    /// Whether steps keep their bindings, which needs all the room at once.
+    /// Whether steps keep their bindings, where there is all the room at once.
     pub(crate) keeps_steps: bool,
     /// Whether they are recorded.
     pub(crate) records: bool,
@@ -57,8 +54,9 @@ pub(crate) struct Slots {
     tokens: Vec<usize>,
     /// Conv states of the last run, if it kept those after several tokens, and its slot.
     kept: Option<(usize, Vec<DynTensor>)>,
-    /// Steps over the first slots, by how many they are and by their turn, where they keep their bindings.
-    steps: Option<BTreeMap<(usize, usize), BoundStep>>,
+    /// Steps over the first slots that keep their bindings, by how many slots there are and by their turn.
+    steps: BTreeMap<(usize, usize), BoundStep>,
+    step_buffers: Option<StepBuffers>,
     /// Numbers of recordings, where steps are recorded.
     recordings: Option<Recordings>,
     copied_bytes: u64,
@@ -91,13 +89,19 @@ impl Slots {
             capacity,
             tokens: vec![0; limits.slots],
             kept: None,
-            steps: (limits.at_once && limits.keeps_steps).then(BTreeMap::new),
+            steps: BTreeMap::new(),
+            step_buffers: None,
             recordings: limits.records.then(Recordings::default),
             copied_bytes: 0,
             lost: vec![false; limits.slots],
         };
         (0..limits.slots).try_for_each(|slot| slots.clear(slot))?;
         Ok(slots)
+    }
+
+    /// Whether steps keep their bindings, for which buffers must stay where they are.
+    fn keeps_steps(&self) -> bool {
+        self.limits.at_once && self.limits.keeps_steps
     }
 
     /// The keys and values, with their heads and the size of each.
@@ -155,28 +159,44 @@ impl Slots {
         turn: usize,
         run: &Run<'_>,
     ) -> ort::Result<Outputs> {
-        let Slots { layout, memory, buffers, capacity, steps, recordings, .. } = self;
-        let steps = steps.get_or_insert_default();
-        let step = match steps.entry((rows, turn)) {
-            Entry::Occupied(step) => step.into_mut(),
-            Entry::Vacant(place) => {
+        let Slots {
+            layout,
+            memory,
+            limits,
+            buffers,
+            capacity,
+            steps,
+            step_buffers,
+            recordings,
+            ..
+        } = self;
+        let bound_to = match step_buffers {
+            Some(bound_to) => bound_to,
+            none => none.insert(StepBuffers::new(session, run, limits.slots, memory.as_ref())?),
+        };
+        let step = match steps.remove(&(rows, turn)) {
+            Some(step) => step,
+            None => {
                 let recording = recordings.as_mut().map(Recordings::next);
                 let bind = |binding: &mut IoBinding| {
                     for (tensor, buffer) in layout.tensors.iter().zip(buffers) {
                         let shape = tensor.kind.shape(rows, *capacity);
                         // SAFETY: these buffers stay where they are, since there is room for all
-                        // tokens, and are there as long as the steps.
+                        // tokens, and are there as long as the steps; nothing else uses them in a run.
                         let part = |buffer: &DynTensor| unsafe { alias(buffer, 0, &shape) };
                         binding.bind_input(&tensor.past, &part(buffer.past(turn))?)?;
                         binding.bind_output(&tensor.present, &mut part(buffer.present(turn))?)?;
                     }
                     Ok(())
                 };
-                let memory = memory.as_ref();
-                place.insert(BoundStep::new(session, run, rows, memory, recording, bind)?)
+                // SAFETY: the buffers are there as long as the steps.
+                unsafe { BoundStep::new(session, rows, bound_to, recording, bind)? }
             }
         };
-        step.run(session, run)
+        let outputs = step.run(session, bound_to, run)?;
+        // After a failure a recording may be one of half a step.
+        steps.insert((rows, turn), step);
+        Ok(outputs)
     }
 
     /// Conv states of one slot, in the order of the layout.
@@ -214,7 +234,7 @@ impl KvCache for Slots {
     }
 
     fn step_capacity(&self) -> Option<usize> {
-        self.steps.is_some().then_some(self.capacity)
+        self.keeps_steps().then_some(self.capacity)
     }
 
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
@@ -272,7 +292,7 @@ impl KvCache for Slots {
             return Err(ort::Error::new("the state of a slot was lost when it was copied"));
         }
         let turn = self.bring_together(slots.clone())?;
-        if run.is_step && self.steps.is_some() && slots.start == 0 {
+        if run.is_step && self.keeps_steps() && slots.start == 0 {
             let outputs = self.step(session, slots.len(), turn, &run)?;
             self.turns[slots.clone()].fill(1 - turn);
             self.tokens[slots].iter_mut().for_each(|tokens| *tokens += run.tokens);
@@ -367,6 +387,8 @@ impl KvCache for Slots {
 
     fn copy(&mut self, from: usize, into: usize, snapshot: &Snapshot) -> ort::Result<()> {
         let (capacity, tokens) = (self.capacity, snapshot.tokens);
+        // Until it goes back to the snapshot.
+        self.lost[into] = true;
         let mut copied = 0;
         for (cache, [count, head_dim]) in self.caches() {
             let starts = heads(from, capacity, count, head_dim);
@@ -383,6 +405,8 @@ impl KvCache for Slots {
         if a == b {
             return Ok(());
         }
+        // A failure would leave them half swapped.
+        let lost = [a, b].map(|slot| std::mem::replace(&mut self.lost[slot], true));
         let (longer, shorter) = if self.tokens[a] < self.tokens[b] { (b, a) } else { (a, b) };
         let (most, least) = (self.tokens[longer], self.tokens[shorter]);
         let (capacity, memory) = (self.capacity, self.memory.clone());
@@ -408,7 +432,7 @@ impl KvCache for Slots {
         (self.turns[a], self.turns[b]) = (1 - turn, 1 - turn);
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
         self.tokens.swap(a, b);
-        self.lost.swap(a, b);
+        [self.lost[b], self.lost[a]] = lost;
         self.kept = None;
         Ok(())
     }

@@ -70,6 +70,15 @@ pub(crate) struct Decoder {
     has_steps: bool,
 }
 
+/// What a run is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Logits of the last positions, of so many.
+    Logits(usize),
+    /// The hidden states of all positions, where the graph gives them, and logits.
+    HiddenStates,
+}
+
 /// How many tokens a run is over, and how many with padding.
 #[derive(Clone, Copy)]
 struct Size {
@@ -106,13 +115,16 @@ impl Decoder {
             None => None,
         };
         let fixed_capacity = layout.fixed_capacity;
-        let reads_in_place = session.ask(|session| reads_in_place(session, memory.as_ref()))?;
+        let of_host = [TOTAL_SEQUENCE_LENGTH];
+        let reads_in_place =
+            session.ask(|session| reads_in_place(session, memory.as_ref(), &of_host))?;
         let has_steps = in_place
             && reads_in_place
             && fixed_capacity.is_some()
             && session.fixed_size(EMBEDDINGS, 1) == Some(1);
         // A mask would have another size each time.
         let keeps_steps = in_place
+            && reads_in_place
             && fixed_capacity.is_none()
             && session.has_input(SEQLENS_K)
             && !layout.gives_history;
@@ -202,7 +214,7 @@ impl Decoder {
         self.session.ask(|_| {
             let mut options = RunOptions::new()?;
             if self.session.records() {
-                // Recorded steps have options of their own.
+                // Steps that are recorded have options of their own.
                 without_recording(&mut options)?;
             }
             Ok(options)
@@ -233,7 +245,7 @@ impl Decoder {
         tokens: Range<usize>,
         options: &RunOptions,
     ) -> Result<RunLogits<'_>, Error> {
-        let outputs = self.run_chunk(slot, embeddings, tokens, options)?;
+        let outputs = self.run_chunk(slot, embeddings, tokens, Wanted::Logits(1), options)?;
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
 
@@ -246,7 +258,7 @@ impl Decoder {
         tokens: Range<usize>,
     ) -> Result<Array2<f32>, Error> {
         let options = self.run_options()?;
-        let outputs = self.run_chunk(slot, embeddings, tokens, &options)?;
+        let outputs = self.run_chunk(slot, embeddings, tokens, Wanted::HiddenStates, &options)?;
         let hidden = outputs.get(LAST_HIDDEN_STATE).ok_or(Error::NoHiddenState)?;
         self.session.ask(|_| {
             let hidden = hidden.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
@@ -268,10 +280,12 @@ impl Decoder {
         let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
         let takes = self.session.fixed_size(EMBEDDINGS, 1);
         let outputs = if takes.is_some_and(|takes| takes != tokens) {
-            self.run_chunk(slots.start, &mut Embeddings::of(embeddings), 0..tokens, options)?
+            let mut embeddings = Embeddings::of(embeddings);
+            let wanted = Wanted::Logits(keep);
+            self.run_chunk(slots.start, &mut embeddings, 0..tokens, wanted, options)?
         } else {
             let size = Size { tokens, padded: tokens };
-            self.run(false, slots, embeddings, size, keep, options)?
+            self.run(false, slots, embeddings, size, Wanted::Logits(keep), options)?
         };
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
@@ -281,6 +295,7 @@ impl Decoder {
         slot: usize,
         embeddings: &mut Embeddings,
         tokens: Range<usize>,
+        wanted: Wanted,
         options: &RunOptions,
     ) -> Result<Outputs, Error> {
         let size = self.size(slot, tokens.len());
@@ -289,12 +304,12 @@ impl Decoder {
         let slots = slot..slot + 1;
         if size.padded != size.tokens {
             let padded = self.session.ask(|_| embeddings.padded(tokens, size.padded))?;
-            return self.run(is_prefill, slots, padded, size, 1, options);
+            return self.run(is_prefill, slots, padded, size, wanted, options);
         }
         // SAFETY: what a run binds is bound no longer than the run, but for steps that keep their bindings,
         // which copy what they are given.
         let part = self.session.ask(|_| unsafe { embeddings.part(tokens) })?;
-        self.run(is_prefill, slots, part.into_tensor(), size, 1, options)
+        self.run(is_prefill, slots, part.into_tensor(), size, wanted, options)
     }
 
     /// How many of the next tokens of a slot one run is over.
@@ -316,12 +331,13 @@ impl Decoder {
         slots: Range<usize>,
         embeddings: DynTensor,
         size: Size,
-        keep: usize,
+        wanted: Wanted,
         options: &RunOptions,
     ) -> Result<Outputs, Error> {
         let covered: Vec<usize> = slots.clone().map(|slot| self.cache.tokens(slot)).collect();
-        let capacity = self.cache.step_capacity().filter(|_| !is_prefill && size.padded == 1);
-        let is_step = capacity.is_some() || self.has_steps && !is_prefill && size.padded == 1;
+        let may_be_step = !is_prefill && size.padded == 1 && matches!(wanted, Wanted::Logits(_));
+        let capacity = self.cache.step_capacity().filter(|_| may_be_step);
+        let is_step = capacity.is_some() || self.has_steps && may_be_step;
         let longest = covered.iter().max().copied().unwrap_or_default();
         let mask = match self.session.has_input(ATTENTION_MASK) {
             true => Some(self.mask(&covered, size)),
@@ -349,7 +365,11 @@ impl Decoder {
                 inputs.push((POSITION_IDS, Tensor::from_array(positions)?.upcast()));
             }
             if session.has_input(NUM_LOGITS) {
-                let count = Array0::from_elem((), keep as i64);
+                let keep = match wanted {
+                    Wanted::Logits(keep) => keep as i64,
+                    Wanted::HiddenStates => 1,
+                };
+                let count = Array0::from_elem((), keep);
                 inputs.push((NUM_LOGITS, Tensor::from_array(count)?.upcast()));
             }
             Ok(())
@@ -359,7 +379,7 @@ impl Decoder {
         let memory = self.memory.as_ref().filter(|_| gives_candidates);
         let mut outputs = vec![(LOGITS, memory)];
         outputs.extend(CANDIDATES.map(|name| (name, None)).iter().filter(|_| gives_candidates));
-        if session.has_output(LAST_HIDDEN_STATE) && !is_step {
+        if session.has_output(LAST_HIDDEN_STATE) && wanted == Wanted::HiddenStates {
             outputs.push((LAST_HIDDEN_STATE, None));
         }
         let run = Run { inputs, outputs, tokens: size.tokens, is_step, options };

@@ -5,7 +5,8 @@ use lfm2vl::{
     chat::{Content, Message, Part, Tool},
     image::{Limits, Overrides, open},
 };
-use lfm2vl_tests::{testdata, tiny_shapes};
+use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_tests::{export_with, testdata, tiny_shapes};
 
 fn engine() -> Engine {
     Engine::builder(tiny_shapes("default")).build().unwrap()
@@ -327,5 +328,26 @@ fn hidden_states_come_from_folders_that_have_them() {
     let mut state = ReferenceState::new(checkpoint.config());
     let expected = model.last_hidden_state(embeds.view(), &mut state).unwrap();
     let error = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(error < 1e-4, "{error}");
+}
+
+/// A prompt of one token is no step, which would give logits alone.
+#[test]
+fn hidden_states_of_one_token_are_given_where_steps_keep_their_bindings() {
+    let mut recipe = Recipe::builtin("cuda").unwrap();
+    recipe.last_hidden_state = true;
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    export_with(&folder, "tiny-shapes", recipe, &[Precision::Fp32]);
+    let engine = Engine::builder(&folder).capacity(64).build().unwrap();
+    // A step before it.
+    let mut conversation = Conversation::new();
+    conversation.push(Message::user("Hello"));
+    engine.answer(&mut conversation, &greedy()).unwrap();
+    let found = engine.last_hidden_state(&[70], &[]).unwrap();
+    let features = Engine::builder(tiny_shapes("features")).build().unwrap();
+    let expected = features.last_hidden_state(&[70], &[]).unwrap();
+    assert_eq!(found.dim(), expected.dim());
+    let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(error < 1e-4, "{error}");
 }

@@ -169,7 +169,7 @@ fn operators_of_the_package_give_what_onnx_runtime_gives() {
 
 #[test]
 fn groups_of_nodes_give_what_onnx_runtime_gives() {
-    for (onnxruntime, cases) in [(None, 105), (Some("LFM2VL_OLDEST_ORT"), 85)] {
+    for (onnxruntime, cases) in [(None, 106), (Some("LFM2VL_OLDEST_ORT"), 86)] {
         let Some(mut command) = packaged("provider_groups.py", onnxruntime) else { return };
         let report = report(&mut command);
         let differences = report["differences"].as_object().unwrap();
@@ -178,6 +178,7 @@ fn groups_of_nodes_give_what_onnx_runtime_gives() {
             assert!(difference.as_f64().unwrap() < 1e-6, "{case} {difference}");
         }
         assert_eq!(report["wrongly_taken"], json!([]));
+        assert_eq!(report["same_behind_tokens"], json!(true));
         let refused = report["refused"].as_array().unwrap();
         assert_eq!(refused.len(), 9);
         for refusal in refused {
