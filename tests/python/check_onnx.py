@@ -13,6 +13,7 @@ import onnx
 
 SCALARS = {
     "num_logits_to_keep",
+    "total_sequence_length",
     *["do_image_splitting", "min_image_tokens", "max_image_tokens", "max_tiles", "use_thumbnail", "do_pad", "tokens"],
 }
 

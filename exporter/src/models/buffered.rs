@@ -43,7 +43,8 @@ impl<'g> Model<'g> {
                             rows: self.g.counting(sequence).unsqueeze(&[0]),
                         }
                     }
-                    Fusion::Cuda => self.rotary_tables(),
+                    // As long as the buffers, which the operator checks.
+                    Fusion::Cuda => self.rotary_tables(total - sequence),
                 },
             },
             Operators::Standard => {

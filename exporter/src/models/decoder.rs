@@ -111,7 +111,7 @@ impl<'g> Model<'g> {
                     total: attention_mask.dim(1).to_i32(),
                     rotary: match self.fusion {
                         Fusion::Cpu => self.rotary(embeds, tokens),
-                        Fusion::Cuda => self.rotary_tables(),
+                        Fusion::Cuda => self.rotary_tables(0),
                     },
                 }
             }
@@ -145,7 +145,7 @@ impl<'g> Model<'g> {
             return self.step(embeds, mask.to_i64());
         }
         let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
-        let rotary = self.rotary_tables();
+        let rotary = self.rotary_tables(0);
         let attention = AttentionInputs::Fused { last_position, total, rotary };
         Step { shape, kept: self.kept(), attention }
     }
@@ -195,18 +195,19 @@ impl<'g> Model<'g> {
         Rotary::Node { cos: cos.to_graph_floats(), sin: sin.to_graph_floats(), rows }
     }
 
-    /// Rotary factors of all positions that the model can have, so that nothing is computed in a run: what
-    /// a device computes there are 23 kernels of a few microseconds for each token, and two of its operators
-    /// would wait for numbers from the host.
-    pub(super) fn rotary_tables(self) -> Rotary<'g> {
+    /// Rotary factors of all positions that the model can have, and of `least` at least, so that nothing is
+    /// computed in a run: what a device computes there are 23 kernels of a few microseconds for each token,
+    /// some of which wait for numbers from the host.
+    pub(super) fn rotary_tables(self, least: usize) -> Rotary<'g> {
         let text = &self.config.text;
         let frequencies = self.inverse_frequencies();
+        let positions = text.max_position_embeddings.max(least);
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
-            let angles = (0..text.max_position_embeddings)
+            let angles = (0..positions)
                 .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
             angles.map(|angle| of(f64::from(angle)) as f32).collect()
         };
-        let shape = [text.max_position_embeddings, text.head_dim / 2];
+        let shape = [positions, text.head_dim / 2];
         let _scope = self.g.enter("rotary_emb");
         Rotary::Attention {
             cos: self.g.table("cos", &table(f64::cos), &shape),
@@ -240,18 +241,35 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("self_attn");
 
         let project = |name, heads| self.linear(x, name, text.hidden_size, heads * head_dim, false);
-        let normed = |value: Value<'g>, name| {
-            let value = Residual::new(value.reshape(&[-1, head_dim as i64]));
-            self.norm(value, Norm::Rms, name, head_dim, text.norm_eps).0
+        let norm = |value: Value<'g>, name| {
+            self.norm(Residual::new(value), Norm::Rms, name, head_dim, text.norm_eps).0
         };
-        let query = normed(project("q_proj", heads), "q_layernorm");
-        let keys = normed(project("k_proj", kv_heads), "k_layernorm");
+        let normed = |name, heads: usize, norm_name| {
+            let value = project(name, heads);
+            let sizes = [heads, head_dim].map(|size| size as i64);
+            match step.attention {
+                // Each row is one head of one token.
+                AttentionInputs::Buffered(_) | AttentionInputs::Standard { .. } => {
+                    norm(value.reshape(&[-1, sizes[1]]), norm_name)
+                }
+                AttentionInputs::Fused { rotary: Rotary::Node { .. }, .. } => {
+                    norm(value.reshape(&[-1, sizes[1]]), norm_name).reshape_to(step.shape)
+                }
+                // In this form ONNX Runtime moves the norm into the attention, on CUDA: between two
+                // reshapes whose last axis it knows.
+                AttentionInputs::Fused { rotary: Rotary::Attention { .. }, .. } => {
+                    let by_head =
+                        self.by_sequence(value, step).reshape(&[0, 0, sizes[0], sizes[1]]);
+                    norm(by_head, norm_name).reshape(&[0, 0, sizes[0] * sizes[1]])
+                }
+            }
+        };
+        let query = normed("q_proj", heads, "q_layernorm");
+        let keys = normed("k_proj", kv_heads, "k_layernorm");
         let values = project("v_proj", kv_heads);
 
         let (attended, keys, values) = match step.attention {
             AttentionInputs::Fused { last_position, total, rotary } => {
-                // Each row of q and k is one head of one token until here.
-                let [query, keys] = [query, keys].map(|v| v.reshape_to(step.shape));
                 let values = self.by_sequence(values, step);
                 let cache = [past_keys, past_values, last_position, total];
                 let mut attributes = vec![

@@ -1,6 +1,7 @@
 //! The exported files in ONNX's checker and in plain Python onnxruntime.
 
-use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_exporter::checkpoint::Checkpoint;
+use lfm2vl_graphs::{LayerKind, Precision, Recipe};
 use lfm2vl_tests::{
     VARIANTS, export_to, export_with, program, python, set_up, succeed, testdata, tiny_shapes,
 };
@@ -62,6 +63,27 @@ fn graphs_load_from_the_onnxruntime_that_the_manifest_names() {
         println!("{report}");
         assert!(report["onnxruntime"].as_str().unwrap().starts_with(version), "{report}");
         assert!(report["loaded"].as_u64().unwrap() >= fewest, "{report}");
+    }
+}
+
+/// ONNX Runtime does so on CUDA, which is not there.
+#[test]
+fn norms_can_be_moved_into_cudas_attention() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    export_with(&folder, "tiny-shapes", Recipe::builtin("cuda").unwrap(), &[Precision::Fp16]);
+    let files = ["decoder_model_merged", "decoder_speculative", "decoder_genai"]
+        .map(|graph| format!("{graph}_fp16.onnx"));
+    let mut script = python("attention_norms.py");
+    script.args(files.each_ref().map(|file| folder.join("onnx").join(file)));
+    let report: Value = serde_json::from_slice(&succeed(&mut script).stdout).unwrap();
+    let config = Checkpoint::open(&testdata("tiny-shapes")).unwrap().config().text.clone();
+    let size = config.head_dim;
+    let axes = [size, config.num_attention_heads * size, size, config.num_key_value_heads * size];
+    let attentions =
+        config.layer_types.iter().filter(|kind| **kind == LayerKind::FullAttention).count();
+    for file in files {
+        assert_eq!(report[&file], serde_json::json!(vec![axes; attentions]), "{report}");
     }
 }
 
