@@ -41,9 +41,9 @@ pub struct GroupedAttention<'a> {
 /// Root-mean-square norms of heads.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadNorms<'a> {
-    /// [head_size], of queries.
+    /// \[head_size\], of queries.
     pub query: &'a [f32],
-    /// [head_size], of keys.
+    /// \[head_size\], of keys.
     pub key: &'a [f32],
     /// What is added to the mean of squares.
     pub epsilon: f32,
