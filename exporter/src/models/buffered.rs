@@ -1,7 +1,7 @@
 //! The decoder where every size is fixed: keys and values lie in buffers of one length, the cached
 //! tokens' first, and a mask tells which places count.
 
-use lfm2vl_graphs::{Fusion, Operators};
+use lfm2vl_graphs::Operators;
 
 use super::{
     Model,
@@ -34,17 +34,13 @@ impl<'g> Model<'g> {
             Operators::OnnxRuntime => AttentionInputs::Fused {
                 last_position: (past + self.g.int_vector(&[sequence as i64 - 1])).to_i32(),
                 total: self.g.ints(&[(total - sequence) as i64], &[]).to_i32(),
-                rotary: match self.fusion {
-                    Fusion::Cpu => {
-                        let (cos, sin) = self.rotary_factors(past + self.g.counting(sequence));
-                        Rotary::Node {
-                            cos: cos.to_graph_floats(),
-                            sin: sin.to_graph_floats(),
-                            rows: self.g.counting(sequence).unsqueeze(&[0]),
-                        }
+                rotary: {
+                    let (cos, sin) = self.rotary_factors(past + self.g.counting(sequence));
+                    Rotary::Node {
+                        cos: cos.to_graph_floats(),
+                        sin: sin.to_graph_floats(),
+                        rows: self.g.counting(sequence).unsqueeze(&[0]),
                     }
-                    // As long as the buffers, which the operator checks.
-                    Fusion::Cuda => self.rotary_tables(total - sequence),
                 },
             },
             Operators::Standard => {

@@ -111,7 +111,7 @@ impl<'g> Model<'g> {
                     total: attention_mask.dim(1).to_i32(),
                     rotary: match self.fusion {
                         Fusion::Cpu => self.rotary(embeds, tokens),
-                        Fusion::Cuda => self.rotary_tables(0),
+                        Fusion::Cuda => self.rotary_tables(),
                     },
                 }
             }
@@ -145,7 +145,7 @@ impl<'g> Model<'g> {
             return self.step(embeds, mask.to_i64());
         }
         let shape = embeds.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0);
-        let rotary = self.rotary_tables(0);
+        let rotary = self.rotary_tables();
         let attention = AttentionInputs::Fused { last_position, total, rotary };
         Step { shape, kept: self.kept(), attention }
     }
@@ -195,19 +195,18 @@ impl<'g> Model<'g> {
         Rotary::Node { cos: cos.to_graph_floats(), sin: sin.to_graph_floats(), rows }
     }
 
-    /// Rotary factors of all positions that the model can have, and of `least` at least, so that nothing is
-    /// computed in a run: what a device computes there are 23 kernels of a few microseconds for each token,
-    /// some of which wait for numbers from the host.
-    pub(super) fn rotary_tables(self, least: usize) -> Rotary<'g> {
+    /// Rotary factors of all positions that the model can have, so that nothing is computed in a run: what a
+    /// device computes there are 23 kernels of a few microseconds for each token, some of which wait for
+    /// numbers from the host.
+    fn rotary_tables(self) -> Rotary<'g> {
         let text = &self.config.text;
         let frequencies = self.inverse_frequencies();
-        let positions = text.max_position_embeddings.max(least);
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
-            let angles = (0..positions)
+            let angles = (0..text.max_position_embeddings)
                 .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
             angles.map(|angle| of(f64::from(angle)) as f32).collect()
         };
-        let shape = [positions, text.head_dim / 2];
+        let shape = [text.max_position_embeddings, text.head_dim / 2];
         let _scope = self.g.enter("rotary_emb");
         Rotary::Attention {
             cos: self.g.table("cos", &table(f64::cos), &shape),
@@ -256,7 +255,8 @@ impl<'g> Model<'g> {
                     norm(value.reshape(&[-1, sizes[1]]), norm_name).reshape_to(step.shape)
                 }
                 // In this form ONNX Runtime moves the norm into the attention, on CUDA: between two
-                // reshapes whose last axis it knows.
+                // reshapes whose last axis it knows. What is reshaped must have three axes then, and keep
+                // them: where all sizes were known, both reshapes before the norm would become one.
                 AttentionInputs::Fused { rotary: Rotary::Attention { .. }, .. } => {
                     let by_head =
                         self.by_sequence(value, step).reshape(&[0, 0, sizes[0], sizes[1]]);

@@ -193,6 +193,10 @@ impl GraphSession {
     }
 }
 
+/// Threads wait for work by spinning in a run, but not after it: the next run is often another graph's, whose
+/// threads want the same processors.
+const STOP_SPINNING: (&str, &str) = ("session.force_spinning_stop", "1");
+
 /// A session with a provider, and what each provider took.
 fn open(
     graph: Graph,
@@ -206,8 +210,9 @@ fn open(
     if let Some(threads) = threads {
         builder = builder.with_intra_threads(threads).map_err(|e| load_error(e.into()))?;
     }
-    let (key, value) = assignment::RECORD;
-    builder = builder.with_config_entry(key, value).map_err(|e| load_error(e.into()))?;
+    for (key, value) in [assignment::RECORD, STOP_SPINNING] {
+        builder = builder.with_config_entry(key, value).map_err(|e| load_error(e.into()))?;
+    }
     let provider_error = |Unavailable { cause, remedy }| Error::Provider {
         provider: provider.name(),
         cause,

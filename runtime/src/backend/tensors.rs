@@ -77,8 +77,11 @@ impl Deref for TensorSlice<'_> {
 }
 
 impl TensorSlice<'_> {
-    /// The tensor, which must not be used longer than the borrow.
-    pub(crate) fn into_tensor(self) -> DynTensor {
+    /// The tensor without the borrow.
+    ///
+    /// # Safety
+    /// As of [`alias`].
+    pub(crate) unsafe fn into_tensor(self) -> DynTensor {
         self.tensor
     }
 

@@ -113,8 +113,8 @@ pub(super) fn run_chunk(
     Ok(Chunk { tokens, took, is_last, finished })
 }
 
-/// The embeddings of these tokens of a prompt, and of many that follow: the threads of the embedding's session
-/// go on spinning for a moment after each run, and would take time from the decoder's.
+/// The embeddings of these tokens of a prompt. Those of many that follow are looked up with them, so that there
+/// are fewer runs.
 fn embed(
     model: &mut Model,
     active: &mut Active,

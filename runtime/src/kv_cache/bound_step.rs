@@ -78,7 +78,8 @@ impl StepBuffers {
 
     /// Writes the inputs of `run`.
     fn write(&mut self, run: &Run<'_>) -> ort::Result<()> {
-        for ((_, into), (_, from)) in self.inputs.iter_mut().zip(&run.inputs) {
+        for ((name, into), (other, from)) in self.inputs.iter_mut().zip(&run.inputs) {
+            debug_assert_eq!(name, other, "steps have the same inputs each time");
             copy_part(from, 0, into, 0, shape(from).iter().product())?;
         }
         Ok(())

@@ -306,10 +306,12 @@ impl Decoder {
             let padded = self.session.ask(|_| embeddings.padded(tokens, size.padded))?;
             return self.run(is_prefill, slots, padded, size, wanted, options);
         }
-        // SAFETY: what a run binds is bound no longer than the run, but for steps that keep their bindings,
-        // which copy what they are given.
-        let part = self.session.ask(|_| unsafe { embeddings.part(tokens) })?;
-        self.run(is_prefill, slots, part.into_tensor(), size, wanted, options)
+        // SAFETY: what a run binds is bound no longer than the run, for which the embeddings are borrowed; steps
+        // that keep their bindings copy what they are given.
+        let part = self
+            .session
+            .ask(|_| unsafe { embeddings.part(tokens).map(|part| part.into_tensor()) })?;
+        self.run(is_prefill, slots, part, size, wanted, options)
     }
 
     /// How many of the next tokens of a slot one run is over.

@@ -113,7 +113,7 @@ impl Embeddings {
     /// When there are not so many tokens, or ONNX Runtime's.
     ///
     /// # Safety
-    /// A binding that they are bound to must not be used longer than they live.
+    /// A binding that they are bound to must not be used longer than these embeddings live.
     pub(super) unsafe fn part(&mut self, tokens: Range<usize>) -> ort::Result<TensorSlice<'_>> {
         let hidden = self.hidden();
         // SAFETY: the caller's.
