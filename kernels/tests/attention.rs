@@ -1,25 +1,17 @@
 //! Attention of all instructions against the definition in double precision.
 
+mod common;
+
 use std::num::NonZero;
 
+use common::{available, numbers};
 use lfm2vl_kernels::{Attention, Instructions, Precision, Scoped};
 use proptest::prelude::*;
 
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed | 1;
-    let number = |_| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(number).collect()
-}
-
 /// What there is on this processor.
 fn all() -> impl Iterator<Item = (Instructions, Precision)> {
-    let available = Instructions::ALL.into_iter().filter(|i| i.are_available());
-    available.flat_map(|i| [Precision::Float32, Precision::Bits16].map(|precision| (i, precision)))
+    available()
+        .flat_map(|i| [Precision::Float32, Precision::Bits16].map(|precision| (i, precision)))
 }
 
 /// One output by the definition, and the largest sum of the magnitudes of a score's products.
@@ -61,11 +53,11 @@ fn expected(
 fn check(sizes: Attention, mask: Option<Vec<i32>>, size: f32, seed: u64) {
     let (width, value_width) = (sizes.heads * sizes.head_size, sizes.heads * sizes.value_size);
     let scaled = |count: usize, seed: u64| -> Vec<f32> {
-        numbers(count, seed).into_iter().map(|x| x * size).collect()
+        numbers(count, 1.0, seed).into_iter().map(|x| x * size).collect()
     };
     let query = scaled(sizes.batch * sizes.queries * width, seed);
     let key = scaled(sizes.batch * sizes.keys * width, seed ^ 0x5555);
-    let value = numbers(sizes.batch * sizes.keys * value_width, seed ^ 0xAAAA);
+    let value = numbers(sizes.batch * sizes.keys * value_width, 1.0, seed ^ 0xAAAA);
     let scale = 1.0 / (sizes.head_size.max(1) as f32).sqrt();
     for (instructions, precision) in all() {
         let mut output = vec![f32::NAN; sizes.batch * sizes.queries * value_width];
@@ -114,7 +106,7 @@ proptest! {
         let sizes = Attention { batch, queries, keys, heads, head_size, value_size };
         // Of four keys that many are seen; none is as all.
         let mask = (seen < 4).then(|| {
-            let random = numbers(batch * keys, seed ^ 0x1234);
+            let random = numbers(batch * keys, 1.0, seed ^ 0x1234);
             random.iter().map(|x| i32::from((x + 1.0) * 2.0 < seen as f32)).collect()
         });
         check(sizes, mask, size, seed);
@@ -149,9 +141,9 @@ fn heads_without_numbers() {
 #[test]
 fn what_is_not_a_number_stays_so() {
     let sizes = Attention { batch: 1, queries: 3, keys: 70, heads: 1, head_size: 8, value_size: 8 };
-    let mut query = numbers(3 * 8, 1);
+    let mut query = numbers(3 * 8, 1.0, 1);
     query[8] = f32::NAN;
-    let (key, value) = (numbers(70 * 8, 2), numbers(70 * 8, 3));
+    let (key, value) = (numbers(70 * 8, 1.0, 2), numbers(70 * 8, 1.0, 3));
     for (instructions, precision) in all() {
         let mut output = vec![0.0; 3 * 8];
         let threads = Scoped::new(NonZero::new(1).unwrap());

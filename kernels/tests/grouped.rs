@@ -1,25 +1,12 @@
 //! Attention of a decoder, against its definition in double precision.
 
+mod common;
+
 use std::num::NonZero;
 
+use common::{available, numbers};
 use lfm2vl_kernels::{GroupedAttention, HeadNorms, Instructions, Rotary, Scoped};
 use proptest::prelude::*;
-
-fn available() -> impl Iterator<Item = Instructions> {
-    Instructions::ALL.into_iter().filter(|i| i.are_available())
-}
-
-/// Numbers from -1 to 1, the same everywhere (xorshift64*, Vigna 2016).
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed | 1;
-    let number = |_| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(number).collect()
-}
 
 /// What an attention is given.
 struct Case {
@@ -41,21 +28,21 @@ impl Case {
         let [tokens, heads, kv_heads, size, room] = sizes;
         let batch = past.len();
         let capacity = past.iter().max().unwrap() + tokens + room;
-        let mut caches = [5, 6].map(|n| numbers(batch * kv_heads * capacity * size, seed ^ n));
+        let mut caches = [5, 6].map(|n| numbers(batch * kv_heads * capacity * size, 1.0, seed ^ n));
         for cache in &mut caches {
             for (head, rows) in cache.chunks_mut((capacity * size).max(1)).enumerate() {
                 rows[past[head / kv_heads] * size..].fill(f32::NAN);
             }
         }
-        let of = |heads: usize, n: u64| numbers(batch * tokens * heads * size, seed ^ n);
+        let of = |heads: usize, n: u64| numbers(batch * tokens * heads * size, 1.0, seed ^ n);
         Case {
             sizes: [tokens, heads, kv_heads, size, capacity],
             past,
             new: [of(heads, 1), of(kv_heads, 2), of(kv_heads, 3)],
             caches,
-            norms: has[0].then(|| [7, 8].map(|n| numbers(size, seed ^ n))),
+            norms: has[0].then(|| [7, 8].map(|n| numbers(size, 1.0, seed ^ n))),
             tables: has[1].then(|| {
-                let angles = numbers(capacity * size / 2, seed ^ 9);
+                let angles = numbers(capacity * size / 2, 1.0, seed ^ 9);
                 [angles.iter().map(|x| x.cos()).collect(), angles.iter().map(|x| x.sin()).collect()]
             }),
         }

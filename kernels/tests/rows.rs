@@ -1,29 +1,15 @@
 //! What lies between products, against its definition in double precision.
 
+mod common;
+
 use std::num::NonZero;
 
-use lfm2vl_kernels::{Instructions, RmsNorm, Scoped, ShortConv, swiglu};
+use common::{available, numbers};
+use lfm2vl_kernels::{RmsNorm, Scoped, ShortConv, swiglu};
 use proptest::prelude::*;
-
-fn available() -> impl Iterator<Item = Instructions> {
-    Instructions::ALL.into_iter().filter(|i| i.are_available())
-}
 
 fn two() -> Scoped {
     Scoped::new(NonZero::new(2).unwrap())
-}
-
-/// Numbers of about `size`, the same everywhere (xorshift64*, Vigna 2016).
-fn numbers(count: usize, size: f32, seed: u64) -> Vec<f32> {
-    let mut state = seed | 1;
-    let number = |_| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        let bits = state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40;
-        size * (bits as f32 / (1 << 23) as f32 - 1.0)
-    };
-    (0..count).map(number).collect()
 }
 
 fn assert_near(found: f32, expected: f64, size: f64, what: &str) {
