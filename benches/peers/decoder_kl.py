@@ -1,14 +1,16 @@
 """How far decoders are from the float32 one: the next token's distribution over given answers.
 
-    python3 decoder_kl.py FP32_FOLDER SAMPLES.json IMAGES_DIR [NAME=DECODER.onnx]... [--program LFM2VL]
+    python3 decoder_kl.py FP32_FOLDER SAMPLES.json IMAGES_DIR [NAME=[kernels:]DECODER.onnx]...
+                          [--program LFM2VL] [--kernels FOLDER]
 
 FP32_FOLDER is an exported folder; its own float32 graphs make the embeddings, so that decoders alone are
 compared. SAMPLES is a list of {"images", "prompt", "answer"} and perhaps "system". Each decoder is given the
 prompt and then the answer, token by token with its caches; the positions that predict the answer's tokens,
 its end token too, are counted. A decoder may have other names of caches, float16 inputs and position_ids.
 
-Prompts are made by `lfm2vl preprocess`, found by --program or in PATH. Needs numpy, onnxruntime, safetensors
-and tokenizers.
+Prompts are made by `lfm2vl preprocess`, found by --program or in PATH. `kernels:` runs a decoder with the package
+onnxruntime-ep-lfm2vl, which is imported from --kernels if that is given. Needs numpy, onnxruntime, safetensors and
+tokenizers.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -27,16 +30,28 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("samples", type=pathlib.Path)
 parser.add_argument("images", type=pathlib.Path)
-parser.add_argument("decoders", nargs="*", metavar="NAME=DECODER.onnx")
+parser.add_argument("decoders", nargs="*", metavar="NAME=[kernels:]DECODER.onnx")
 parser.add_argument("--program", default="lfm2vl")
+parser.add_argument("--kernels", help="folder that has the package onnxruntime_ep_lfm2vl")
 args = parser.parse_intermixed_args()
 
 VISION_INPUTS = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+KERNELS = "kernels:"
+
+
 def load(path):
-    return onnxruntime.InferenceSession(path)
+    path = str(path)
+    if not path.startswith(KERNELS):
+        return onnxruntime.InferenceSession(path)
+    sys.path[:0] = [args.kernels] if args.kernels else []
+    import onnxruntime_ep_lfm2vl
+
+    onnxruntime_ep_lfm2vl.register(onnxruntime)
+    options = onnxruntime_ep_lfm2vl.session_options(onnxruntime)
+    return onnxruntime.InferenceSession(path.removeprefix(KERNELS), options)
 
 
 def cache_key(name):

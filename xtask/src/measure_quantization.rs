@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{make_checkpoint, measure_export, root, setup};
+use crate::{make_checkpoint, measure_export, root, setup, wheel};
 
 /// Our decoders: name and the keys of the recipe's `q4`.
 const OURS: [(&str, &str); 10] = [
@@ -26,6 +26,10 @@ const OURS: [(&str, &str); 10] = [
     ("ours search 128", "block_size: 128, symmetric: false, method: search"),
     ("ours gptq 128", "block_size: 128, symmetric: false, method: gptq"),
 ];
+
+/// Those of them that are run with the project's own kernels, too.
+const WITH_KERNELS: [&str; 3] =
+    ["ours search 32 (the default)", "ours search 64", "ours search 128"];
 
 /// The builder's: name and its arguments.
 const THEIRS: [(&str, &[&str]); 4] = [
@@ -67,8 +71,11 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
         export.arg(&checkpoint).arg("-o").arg(&out).args(["--force", "--precision", "q4"]);
         export.arg("--calibration").arg(checkpoint.join("calibration"));
         setup::quietly(export.args(["--graphs", "decoder", "--recipe"]).arg(&recipe))?;
-        decoders
-            .push(format!("{name}={}", out.join("onnx/decoder_model_merged_q4.onnx").display()));
+        let file = out.join("onnx/decoder_model_merged_q4.onnx");
+        decoders.push(format!("{name}={}", file.display()));
+        if WITH_KERNELS.contains(&name) {
+            decoders.push(format!("{name}, own kernels=kernels:{}", file.display()));
+        }
     }
     for (name, arguments) in THEIRS {
         let out = folder.join(name.replace(' ', "-"));
@@ -83,10 +90,11 @@ fn accuracy(programs: &setup::Programs, folder: &Path) -> Result<()> {
     let mut make = programs.beside(setup::peer("make_questions.py")?);
     make.arg(&list).arg(&samples).arg(&all).arg(&questions).arg("--program").arg(&program);
     setup::run(&mut make)?;
+    let kernels = wheel::installed()?;
     for (what, list) in [("the samples, all sure", &list), ("all questions", &questions)] {
         println!("\nnext token against float32, on the answers of {what}");
         let mut compare = programs.beside(setup::peer("decoder_kl.py")?);
-        compare.arg(&all).arg(list).arg(&samples).args(&decoders);
+        compare.arg(&all).arg(list).arg(&samples).args(&decoders).arg("--kernels").arg(&kernels);
         setup::run(compare.arg("--program").arg(&program))?;
     }
 

@@ -1,11 +1,11 @@
 //! Tensors that share memory, or get it without writing to it, and copies between them.
 
-use std::{marker::PhantomData, ops::Deref, ptr};
+use std::{ffi::c_void, marker::PhantomData, ops::Deref, ptr};
 
 use ort::{
     AsPointer,
-    memory::Allocator,
-    value::{DynTensor, TensorElementType, TensorRef},
+    memory::{Allocator, MemoryInfo},
+    value::{DynTensor, TensorElementType},
 };
 
 use super::memory::{DeviceMemory, new_tensor, on_host};
@@ -92,6 +92,38 @@ impl TensorSlice<'_> {
     }
 }
 
+/// Numbers as a tensor without a copy, which is only read. (`ort` copies what it knows to be borrowed when it is
+/// bound.)
+pub(crate) struct TensorView<'v> {
+    tensor: DynTensor,
+    numbers: PhantomData<&'v [f32]>,
+}
+
+impl Deref for TensorView<'_> {
+    type Target = DynTensor;
+
+    fn deref(&self) -> &DynTensor {
+        &self.tensor
+    }
+}
+
+/// Numbers as a tensor of `sizes`. A binding that it is bound to, which keeps it, must not be used longer than this
+/// lives.
+///
+/// # Errors
+/// When there are not as many as the sizes say.
+pub(crate) fn view<'v>(numbers: &'v [f32], sizes: &[usize]) -> ort::Result<TensorView<'v>> {
+    if numbers.len() != sizes.iter().product::<usize>() {
+        return Err(ort::Error::new("numbers of another count"));
+    }
+    let (data, bytes) = (numbers.as_ptr().cast_mut().cast(), size_of_val(numbers));
+    // SAFETY: the numbers are borrowed as long as the tensor lives, and nothing writes inputs.
+    let tensor = unsafe {
+        tensor_at(&MemoryInfo::default(), data, bytes, sizes, TensorElementType::Float32)?
+    };
+    Ok(TensorView { tensor, numbers: PhantomData })
+}
+
 /// The tensor of `sizes` that begins `start` elements into the memory of `whole`.
 ///
 /// # Errors
@@ -130,17 +162,33 @@ fn part(whole: &DynTensor, start: usize, sizes: &[usize]) -> ort::Result<DynTens
     if (start + length) * width > bytes(whole) {
         return Err(ort::Error::new("a part that is not within its tensor"));
     }
-    let dtype = *whole.data_type();
-    let sizes: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
-    let mut value = ptr::null_mut();
-    // SAFETY: the part was checked to lie within the tensor. ONNX Runtime does not free memory that it
-    // was given, and reads and writes it only where the part is used.
+    // SAFETY: the part was checked to lie within the tensor.
     unsafe {
         let data = whole.data_ptr().cast_mut().cast::<u8>().add(start * width);
+        tensor_at(whole.memory_info(), data.cast(), length * width, sizes, *whole.data_type())
+    }
+}
+
+/// A tensor in memory that is there. ONNX Runtime does not free it, and reads and writes it only where the tensor is
+/// used.
+///
+/// # Safety
+/// The memory has so many bytes, which the sizes ask for, and is there as long as the tensor is used.
+unsafe fn tensor_at(
+    memory: &MemoryInfo<'_>,
+    data: *mut c_void,
+    bytes: usize,
+    sizes: &[usize],
+    dtype: TensorElementType,
+) -> ort::Result<DynTensor> {
+    let sizes: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
+    let mut value = ptr::null_mut();
+    // SAFETY: the caller's; `value` is valid for a write.
+    unsafe {
         ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
-            whole.memory_info().ptr(),
-            data.cast(),
-            length * width,
+            memory.ptr(),
+            data,
+            bytes,
             sizes.as_ptr(),
             sizes.len(),
             dtype.into(),
@@ -201,22 +249,6 @@ pub(crate) fn copy_part(
         ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), bytes(&from));
     }
     Ok(())
-}
-
-/// Writes numbers to a tensor of floats, from `start` on.
-///
-/// # Errors
-/// When they do not lie within, or ONNX Runtime's.
-pub(crate) fn overwrite_part(
-    into: &mut DynTensor,
-    start: usize,
-    numbers: &[f32],
-) -> ort::Result<()> {
-    if numbers.is_empty() {
-        return Ok(());
-    }
-    let from = TensorRef::from_array_view(([numbers.len()], numbers))?;
-    copy_part(&from.upcast_ref(), 0, into, start, numbers.len())
 }
 
 /// Copies `length` elements of a tensor from `from` on to those from `into` on, which are others.

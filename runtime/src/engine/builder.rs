@@ -277,9 +277,9 @@ impl EngineBuilder {
                 && !folder.precisions(Graph::VisionTower).is_empty();
             if is_split {
                 let (tower, projector) = (open(Graph::VisionTower)?, open(Graph::Projector)?);
-                return Ok(Vision::Split { tower, projector });
+                return Ok(Vision::split(tower, projector));
             }
-            Ok(Vision::Fused(open(Graph::VisionEncoder)?))
+            Ok(Vision::fused(open(Graph::VisionEncoder)?))
         };
         let open_decoders = || -> Result<_, Error> {
             let speculation = self.speculation;
@@ -315,10 +315,11 @@ impl EngineBuilder {
         checker.check(&embed_tokens)?;
         let decoder = Decoder::new(decoder, prefill, &embed_tokens, &spec, settings)?;
         let embed_tokens = EmbedTokens::new(embed_tokens, decoder.memory())?;
-        let vision = vision?;
+        let mut vision = vision?;
         for session in vision.sessions() {
             checker.check(session)?;
         }
+        vision.leave_features(embed_tokens.prompt_memory())?;
         let eos_token_ids = folder.eos_token_ids();
         Ok(Model { processor, eos_token_ids, embed_tokens, vision, decoder })
     }

@@ -18,7 +18,8 @@ pub(super) fn step(
 ) -> Result<Vec<(usize, End)>, Error> {
     let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
     let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
-    let embeddings = model.embed_tokens.rows(range.len(), &ids)?;
+    let into = model.decoder.step_embeddings(&range)?;
+    let embeddings = model.embed_tokens.rows(range.len(), &ids, into)?;
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let logits = model.decoder.step(range.clone(), embeddings, 1, &options)?;
@@ -45,7 +46,7 @@ pub(super) fn draft(
     let draft = active.sequence.draft();
     let mut ids = active.sequence.tokens()[model.decoder.tokens(0)..].to_vec();
     ids.extend(&draft);
-    let embeddings = model.embed_tokens.rows(1, &ids)?;
+    let embeddings = model.embed_tokens.rows(1, &ids, None)?;
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let logits = model.decoder.step(0..1, embeddings, 1 + draft.len(), &options)?;

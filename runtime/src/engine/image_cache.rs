@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
-use ndarray::Array2;
-
 use super::images::ImageKey;
+use crate::model::Features;
 
-/// Features [tokens, hidden] of images, up to so many bytes in all.
+/// Features of images, up to so many bytes in all.
 pub(super) struct ImageCache {
     limit: usize,
     used: usize,
-    /// The least recently used one first: there are few, each worth much.
-    entries: Vec<(ImageKey, Arc<Array2<f32>>)>,
-}
-
-fn bytes(features: &Array2<f32>) -> usize {
-    features.len() * size_of::<f32>()
+    /// The least recently used one first, with its bytes: there are few, each worth much.
+    entries: Vec<(ImageKey, Arc<Features>, usize)>,
 }
 
 impl ImageCache {
@@ -27,25 +22,25 @@ impl ImageCache {
         self.used
     }
 
-    pub(super) fn get(&mut self, key: ImageKey) -> Option<Arc<Array2<f32>>> {
-        let index = self.entries.iter().position(|(other, _)| *other == key)?;
+    pub(super) fn get(&mut self, key: ImageKey) -> Option<Arc<Features>> {
+        let index = self.entries.iter().position(|(other, ..)| *other == key)?;
         let entry = self.entries.remove(index);
         let features = Arc::clone(&entry.1);
         self.entries.push(entry);
         Some(features)
     }
 
-    pub(super) fn insert(&mut self, key: ImageKey, features: Arc<Array2<f32>>) {
-        let size = bytes(&features);
-        if size > self.limit || self.get(key).is_some() {
+    /// Keeps features that take so many bytes.
+    pub(super) fn insert(&mut self, key: ImageKey, features: Arc<Features>, bytes: usize) {
+        if bytes > self.limit || self.get(key).is_some() {
             return;
         }
-        while self.used + size > self.limit {
-            let (_, oldest) = self.entries.remove(0);
-            self.used -= bytes(&oldest);
+        while self.used + bytes > self.limit {
+            let (.., oldest) = self.entries.remove(0);
+            self.used -= oldest;
         }
-        self.used += size;
-        self.entries.push((key, features));
+        self.used += bytes;
+        self.entries.push((key, features, bytes));
     }
 }
 
@@ -56,15 +51,15 @@ mod tests {
     #[test]
     fn the_least_recently_used_image_goes_first() {
         let key = |byte| ImageKey([byte; 32]);
-        let features = |rows| Arc::new(Array2::<f32>::zeros((rows, 1)));
+        let features = || Arc::new(Features::default());
         let mut cache = ImageCache::new(40);
-        cache.insert(key(1), features(4));
-        cache.insert(key(2), features(4));
+        cache.insert(key(1), features(), 16);
+        cache.insert(key(2), features(), 16);
         assert!(cache.get(key(1)).is_some());
-        cache.insert(key(3), features(4));
+        cache.insert(key(3), features(), 16);
         assert!(cache.get(key(2)).is_none());
         assert!(cache.get(key(1)).is_some() && cache.get(key(3)).is_some());
-        cache.insert(key(4), features(11));
+        cache.insert(key(4), features(), 44);
         assert_eq!((cache.bytes(), cache.entries.len()), (32, 2));
     }
 }

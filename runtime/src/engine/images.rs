@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ndarray::Array2;
 use sha2::{Digest, Sha256};
 
-use crate::image::{ImageLayout, ProcessedImage};
+use crate::{
+    image::{ImageLayout, ProcessedImage},
+    model::Features,
+};
 
 /// An image's patches and shapes, and so its pixels and settings. Nobody can make two images that
 /// have the same, and be given the features of another's.
@@ -39,7 +41,7 @@ pub(super) struct PromptImage {
 #[derive(Debug, Clone)]
 pub(super) enum ImageContent {
     Patches(Arc<ProcessedImage>),
-    Features(Arc<Array2<f32>>),
+    Features(Arc<Features>),
 }
 
 impl PromptImage {
@@ -58,8 +60,8 @@ impl PromptImage {
         self.lock().clone()
     }
 
-    /// Features [tokens, hidden] for whoever has the image, in the place of its patches.
-    pub(super) fn set_features(&self, features: Arc<Array2<f32>>) {
+    /// Features for whoever has the image, in the place of its patches.
+    pub(super) fn set_features(&self, features: Arc<Features>) {
         *self.lock() = ImageContent::Features(features);
     }
 

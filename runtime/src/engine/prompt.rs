@@ -6,19 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ndarray::Array2;
+use ndarray::{Array2, Axis, concatenate};
 
 use super::{
     Metrics, Model,
     cancel::Watchdog,
     image_cache::ImageCache,
-    slot::{Active, joined, write_features},
+    slot::{Active, write_features},
 };
 use crate::{
     Error,
     generate::{FinishReason, NextError},
     image::ProcessedImage,
-    model::Embeddings,
+    model::{Embeddings, Features},
 };
 
 /// Tokens of a prompt whose embeddings are looked up at a time, where a chunk does not have more.
@@ -60,7 +60,8 @@ pub(super) fn run_views(
         drop(guard);
         if let Some(features) = active.images.add(&next, views.len(), features?)? {
             done.images += 1;
-            cache.insert(next.image.key, features);
+            let bytes = features.bytes();
+            cache.insert(next.image.key, features, bytes);
         }
         let took = start.elapsed();
         done.vision_time += took;
@@ -142,14 +143,18 @@ pub(super) fn image_features(
     model: &mut Model,
     image: &ProcessedImage,
 ) -> Result<Array2<f32>, Error> {
-    let (mut features, mut view) = (Vec::new(), 0);
+    let (mut features, mut view) = (Features::default(), 0);
     while view < image.grids().len() {
         let views = model.vision.views_of_run(image, view);
         let options = model.vision.run_options(image, &views)?;
         view = views.end;
         features.extend(model.vision.run(image, views, &options)?);
     }
-    joined(&features, image.layout().tokens())
+    let tokens = image.layout().tokens();
+    if features.tokens() != tokens {
+        return Err(Error::FeatureCount { features: features.tokens(), tokens });
+    }
+    features.to_array().map_err(|error| Error::of_run(model.vision.graph(), error))
 }
 
 /// Hidden states of a prompt, in a slot that is free.
@@ -160,7 +165,10 @@ pub(super) fn hidden_states(
     features: &[Array2<f32>],
 ) -> Result<Array2<f32>, Error> {
     let mut embeddings = model.embed_tokens.prompt(ids)?;
-    let features: Vec<_> = features.iter().map(|features| features.view()).collect();
+    let features = features.iter().map(|features| Features::of_array(features.clone()));
+    let features = features.collect::<ort::Result<Vec<_>>>();
+    let features = features.map_err(|error| Error::of_run(model.vision.graph(), error))?;
+    let features: Vec<_> = features.iter().map(|all| (all, 0..all.tokens())).collect();
     write_features(ids, model.processor.image_token_id(), &features, &mut embeddings)?;
     model.decoder.state(|cache| {
         cache.clear(slot)?;
@@ -173,5 +181,6 @@ pub(super) fn hidden_states(
         states.push(model.decoder.hidden_states(slot, &mut embeddings, tokens)?);
         start += size;
     }
-    joined(&states, ids.len())
+    let views: Vec<_> = states.iter().map(|states| states.view()).collect();
+    Ok(concatenate(Axis(0), &views).unwrap_or_default())
 }

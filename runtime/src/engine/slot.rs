@@ -1,12 +1,12 @@
 //! What is in each slot of the decoder's state.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use lfm2vl_graphs::Graph;
-use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::{
     Metrics,
@@ -20,7 +20,7 @@ use crate::{
     generate::{Accepted, NextError, Sequence},
     image::ProcessedImage,
     kv_cache::Snapshot,
-    model::{Embeddings, Logits},
+    model::{Embeddings, Features, Logits},
 };
 
 /// Snapshots of a slot, and those of them that are never dropped.
@@ -169,7 +169,7 @@ pub(super) struct ImageQueue {
     /// The image whose views are going through the vision graphs, how many have, and what these gave.
     current: usize,
     views: usize,
-    features: Vec<Array2<f32>>,
+    features: Features,
 }
 
 /// An image that has to go through the vision graphs.
@@ -183,7 +183,7 @@ pub(super) struct NextImage {
 
 impl ImageQueue {
     fn new(images: Vec<PromptImage>, covered: usize) -> Self {
-        ImageQueue { images, covered, current: 0, views: 0, features: Vec::new() }
+        ImageQueue { images, covered, current: 0, views: 0, features: Features::default() }
     }
 
     /// The next image that has no features yet. Those whose tokens the state covers need none.
@@ -207,10 +207,10 @@ impl ImageQueue {
         &mut self,
         next: &NextImage,
         views: usize,
-        features: Vec<Array2<f32>>,
-    ) -> Result<Option<Arc<Array2<f32>>>, Error> {
+        features: Features,
+    ) -> Result<Option<Arc<Features>>, Error> {
         if next.view == 0 {
-            self.features.clear();
+            self.features = Features::default();
         }
         (self.current, self.views) = (next.index, next.view + views);
         self.features.extend(features);
@@ -218,7 +218,11 @@ impl ImageQueue {
             return Ok(None);
         }
         self.views = 0;
-        let all = Arc::new(joined(&std::mem::take(&mut self.features), next.image.tokens())?);
+        let (all, tokens) = (std::mem::take(&mut self.features), next.image.tokens());
+        if all.tokens() != tokens {
+            return Err(Error::FeatureCount { features: all.tokens(), tokens });
+        }
+        let all = Arc::new(all);
         next.image.set_features(Arc::clone(&all));
         Ok(Some(all))
     }
@@ -246,55 +250,40 @@ impl ImageQueue {
                 features.push((all, from..to));
             }
         }
-        let views: Vec<_> =
-            features.iter().map(|(all, rows)| all.slice(s![rows.clone(), ..])).collect();
-        write_features(ids, image_token, &views, embeddings)
+        let features: Vec<_> = features.iter().map(|(all, rows)| (&**all, rows.clone())).collect();
+        write_features(ids, image_token, &features, embeddings)
     }
 }
 
-/// Writes features [tokens, hidden] in place of the embeddings of image tokens among `ids`, in order.
+/// Writes these rows of features in place of the embeddings of image tokens among `ids`, in order.
 pub(super) fn write_features(
     ids: &[u32],
     image_token: u32,
-    features: &[ArrayView2<'_, f32>],
+    features: &[(&Features, Range<usize>)],
     embeddings: &mut Embeddings,
 ) -> Result<(), Error> {
     let tokens = ids.iter().filter(|&&id| id == image_token).count();
-    let count: usize = features.iter().map(ArrayView2::nrows).sum();
+    let count: usize = features.iter().map(|(_, rows)| rows.len()).sum();
     let wrong = |features| Err(Error::FeatureCount { features, tokens });
     if count != tokens {
         return wrong(count);
     }
-    if features.iter().any(|features| features.ncols() != embeddings.hidden()) {
+    if features.iter().any(|(features, _)| !features.are_of(embeddings.hidden())) {
         return wrong(0);
     }
     let mut at = 0;
-    for features in features {
-        let mut written = 0;
-        while written < features.nrows() {
+    for (features, rows) in features {
+        let mut start = rows.start;
+        while start < rows.end {
             // As many as stand together.
             at += ids[at..].iter().take_while(|&&id| id != image_token).count();
             let together = ids[at..].iter().take_while(|&&id| id == image_token).count();
-            let rows = together.min(features.nrows() - written);
-            let part = features.slice(s![written..written + rows, ..]);
-            let part = part.as_standard_layout();
-            let numbers = part.as_slice().unwrap_or_default();
+            let end = (start + together).min(rows.end);
             embeddings
-                .write(at, numbers)
+                .write(at, features, start..end)
                 .map_err(|error| Error::of_run(Graph::EmbedTokens, error))?;
-            (at, written) = (at + rows, written + rows);
+            (at, start) = (at + end - start, end);
         }
     }
     Ok(())
-}
-
-/// The features of all views of an image, one for each of its tokens.
-pub(super) fn joined(features: &[Array2<f32>], tokens: usize) -> Result<Array2<f32>, Error> {
-    let views: Vec<_> = features.iter().map(|features| features.view()).collect();
-    let all = concatenate(Axis(0), &views).unwrap_or_default();
-    if all.nrows() == tokens {
-        Ok(all)
-    } else {
-        Err(Error::FeatureCount { features: all.nrows(), tokens })
-    }
 }

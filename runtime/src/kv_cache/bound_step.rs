@@ -7,7 +7,9 @@ use ort::{
 };
 
 use super::{Outputs, Run, asked_for};
-use crate::backend::{DeviceMemory, alias, copy_part, inputs_on_host, new_tensor, shape};
+use crate::backend::{
+    DeviceMemory, TensorSlice, alias, copy_part, inputs_on_host, new_tensor, shape, slice,
+};
 
 /// The setting of a run that names the recording to make or to replay.
 const RECORDING: &str = "gpu_graph_id";
@@ -76,11 +78,26 @@ impl StepBuffers {
         })
     }
 
-    /// Writes the inputs of `run`.
+    /// Where a step of `rows` sequences reads an input.
+    pub(super) fn input(
+        &mut self,
+        name: &str,
+        rows: usize,
+    ) -> ort::Result<Option<TensorSlice<'_>>> {
+        let buffer = self.inputs.iter_mut().find(|(input, _)| *input == name);
+        let Some((_, buffer)) = buffer else { return Ok(None) };
+        let sizes = sizes_of_rows(buffer, rows);
+        // SAFETY: nothing is bound to the part longer than it lives, but the steps, which do not run meanwhile.
+        unsafe { slice(buffer, 0, &sizes).map(Some) }
+    }
+
+    /// Writes the inputs of `run`, but for those that are there already.
     fn write(&mut self, run: &Run<'_>) -> ort::Result<()> {
         for ((name, into), (other, from)) in self.inputs.iter_mut().zip(&run.inputs) {
             debug_assert_eq!(name, other, "steps have the same inputs each time");
-            copy_part(from, 0, into, 0, shape(from).iter().product())?;
+            if from.data_ptr() != into.data_ptr() {
+                copy_part(from, 0, into, 0, shape(from).iter().product())?;
+            }
         }
         Ok(())
     }
@@ -91,12 +108,16 @@ impl StepBuffers {
 /// # Safety
 /// As of [`alias`].
 unsafe fn rows_of(buffer: &DynTensor, rows: usize) -> ort::Result<DynTensor> {
+    // SAFETY: the caller's.
+    unsafe { alias(buffer, 0, &sizes_of_rows(buffer, rows)) }
+}
+
+fn sizes_of_rows(buffer: &DynTensor, rows: usize) -> Vec<usize> {
     let mut sizes = shape(buffer);
     if let Some(first) = sizes.first_mut() {
         *first = rows;
     }
-    // SAFETY: the caller's.
-    unsafe { alias(buffer, 0, &sizes) }
+    sizes
 }
 
 /// A step over one token of each of some sequences.

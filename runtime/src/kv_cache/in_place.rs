@@ -14,7 +14,7 @@ use super::{
     layout::{Kind, StateTensor},
     take,
 };
-use crate::backend::{DeviceMemory, copy_of, new_tensor, overwrite, shape};
+use crate::backend::{DeviceMemory, TensorSlice, copy_of, new_tensor, overwrite, shape};
 
 /// States in buffers that stay where they are.
 pub(crate) struct InPlace {
@@ -141,6 +141,17 @@ impl KvCache for InPlace {
 
     fn limit(&self) -> usize {
         self.limit
+    }
+
+    fn step_input(
+        &mut self,
+        slots: &Range<usize>,
+        name: &str,
+    ) -> ort::Result<Option<TensorSlice<'_>>> {
+        match &mut self.slots[slots.start].step_buffers {
+            Some(buffers) => buffers.input(name, 1),
+            None => Ok(None),
+        }
     }
 
     fn run(

@@ -20,7 +20,7 @@ use ort::{
     value::{DynTensor, DynTensorValueType},
 };
 
-use crate::backend::{DeviceMemory, memory_info};
+use crate::backend::{DeviceMemory, TensorSlice, memory_info};
 
 pub(crate) use bound_step::without_recording;
 use buffer::Buffer;
@@ -46,6 +46,16 @@ pub(crate) trait KvCache: Send {
     /// a step is told of the longest sequence.
     fn step_capacity(&self) -> Option<usize> {
         None
+    }
+
+    /// Where the next step over these slots reads the input `name`, if that is known already: what is written
+    /// there need not be copied.
+    fn step_input(
+        &mut self,
+        _slots: &Range<usize>,
+        _name: &str,
+    ) -> ort::Result<Option<TensorSlice<'_>>> {
+        Ok(None)
     }
 
     /// Makes room for so many tokens in each slot.

@@ -16,8 +16,8 @@ use super::{
     no_room, take,
 };
 use crate::backend::{
-    DeviceMemory, alias, copy_of, copy_part, copy_within, memory_info, slice, swap_within,
-    unwritten, write_zeros,
+    DeviceMemory, TensorSlice, alias, copy_of, copy_part, copy_within, memory_info, slice,
+    swap_within, unwritten, write_zeros,
 };
 
 /// Tokens by which buffers grow at least.
@@ -235,6 +235,17 @@ impl KvCache for Slots {
 
     fn step_capacity(&self) -> Option<usize> {
         self.keeps_steps().then_some(self.capacity)
+    }
+
+    fn step_input(
+        &mut self,
+        slots: &Range<usize>,
+        name: &str,
+    ) -> ort::Result<Option<TensorSlice<'_>>> {
+        match &mut self.step_buffers {
+            Some(buffers) if slots.start == 0 => buffers.input(name, slots.len()),
+            _ => Ok(None),
+        }
     }
 
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {

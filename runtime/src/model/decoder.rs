@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error,
     backend::{
-        DeviceMemory, GraphSession, Location,
+        DeviceMemory, GraphSession, Location, TensorSlice,
         provider::{Provider, TensorRt},
         reads_in_place,
     },
@@ -265,6 +265,16 @@ impl Decoder {
             let hidden = hidden.map_err(|_| ort::Error::new("hidden states of another rank"))?;
             Ok(hidden.index_axis(Axis(0), 0).to_owned())
         })
+    }
+
+    /// Where the next [`step`](Self::step) over these slots reads its embeddings, if that is known already.
+    pub(crate) fn step_embeddings(
+        &mut self,
+        slots: &Range<usize>,
+    ) -> Result<Option<TensorSlice<'_>>, Error> {
+        let graph = self.session.graph();
+        let found = self.cache.step_input(slots, EMBEDDINGS);
+        found.map_err(|error| Error::of_run(graph, error))
     }
 
     /// Runs over the embeddings [slots, tokens, hidden] of the next tokens of sequences. Gives the logits

@@ -5,11 +5,12 @@ use std::ops::Range;
 use ndarray::{Array2, Array3, Ix3, s};
 use ort::value::{DynTensor, DynTensorValueType, Tensor};
 
+use super::features::Features;
 use crate::{
     Error,
     backend::{
-        DeviceMemory, GraphSession, Location, TensorSlice, memory_info, on_host, overwrite_part,
-        shape, slice,
+        DeviceMemory, GraphSession, Location, TensorSlice, copy_part, memory_info, on_host, shape,
+        slice,
     },
 };
 
@@ -20,6 +21,8 @@ pub(crate) struct EmbedTokens {
     session: GraphSession,
     /// Where it puts embeddings that the decoder is given as they are; `None` is the host's memory.
     memory: Option<DeviceMemory>,
+    /// Whether that is where the decoder's state is.
+    is_beside_state: bool,
 }
 
 impl EmbedTokens {
@@ -32,7 +35,9 @@ impl EmbedTokens {
             let location = Location::of_output(session, EMBEDDINGS)?;
             Ok(location.and_then(|location| DeviceMemory::at(location, session)))
         })?;
-        Ok(EmbedTokens { session, memory: memory.filter(|memory| Some(memory) == decoder) })
+        let memory = memory.filter(|memory| Some(memory) == decoder);
+        let is_beside_state = memory.as_ref() == decoder;
+        Ok(EmbedTokens { session, memory, is_beside_state })
     }
 
     /// Its session.
@@ -42,26 +47,41 @@ impl EmbedTokens {
 
     /// Embeddings of the tokens of a prompt.
     pub(crate) fn prompt(&mut self, ids: &[u32]) -> Result<Embeddings, Error> {
-        // Features cannot be written into a part of other memory.
-        let memory = self.memory.clone().filter(DeviceMemory::has_addresses);
-        let tensor = self.run_in((1, ids.len()), ids, memory.as_ref())?;
+        let memory = self.prompt_memory().cloned();
+        let tensor = self.run_in((1, ids.len()), ids, Place::Memory(memory.as_ref()))?;
         match shape(&tensor)[..] {
             [1, tokens, _] if tokens == ids.len() => Ok(Embeddings(tensor)),
             _ => Err(self.session.contract_error("inputs_embeds has not one row for each id")),
         }
     }
 
-    /// Embeddings [rows, ids / rows, hidden] for the decoder.
-    pub(crate) fn rows(&mut self, rows: usize, ids: &[u32]) -> Result<DynTensor, Error> {
+    /// Where the embeddings of prompts are: image features cannot be written into a part of memory without
+    /// addresses.
+    pub(crate) fn prompt_memory(&self) -> Option<&DeviceMemory> {
+        self.memory.as_ref().filter(|memory| memory.has_addresses())
+    }
+
+    /// Embeddings [rows, ids / rows, hidden] for the decoder's next step, written where it reads them, if that
+    /// is known.
+    pub(crate) fn rows(
+        &mut self,
+        rows: usize,
+        ids: &[u32],
+        into: Option<TensorSlice<'_>>,
+    ) -> Result<DynTensor, Error> {
         let memory = self.memory.clone();
-        self.run_in((rows, ids.len() / rows.max(1)), ids, memory.as_ref())
+        let place = match into.filter(|_| self.is_beside_state) {
+            Some(tensor) => Place::Tensor(tensor),
+            None => Place::Memory(memory.as_ref()),
+        };
+        self.run_in((rows, ids.len() / rows.max(1)), ids, place)
     }
 
     fn run_in(
         &mut self,
         shape: (usize, usize),
         ids: &[u32],
-        memory: Option<&DeviceMemory>,
+        place: Place<'_>,
     ) -> Result<DynTensor, Error> {
         let ids = ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Array2::from_shape_vec(shape, ids);
@@ -69,7 +89,15 @@ impl EmbedTokens {
         self.session.run(|session| {
             let mut binding = session.create_binding()?;
             binding.bind_input("input_ids", &Tensor::from_array(ids)?)?;
-            binding.bind_output_to_device(EMBEDDINGS, &memory_info(memory)?)?;
+            match place {
+                Place::Memory(memory) => {
+                    binding.bind_output_to_device(EMBEDDINGS, &memory_info(memory)?)?;
+                }
+                // What comes back is the same memory, which whoever lent it reads next.
+                Place::Tensor(mut tensor) => {
+                    binding.bind_output(EMBEDDINGS, tensor.tensor_mut())?;
+                }
+            }
             let mut outputs = session.run_binding(&binding)?;
             let embeddings = outputs.remove(EMBEDDINGS);
             embeddings
@@ -77,6 +105,13 @@ impl EmbedTokens {
                 .downcast::<DynTensorValueType>()
         })
     }
+}
+
+/// Where embeddings are wanted.
+enum Place<'p> {
+    /// In a new tensor there; `None` is the host's memory.
+    Memory(Option<&'p DeviceMemory>),
+    Tensor(TensorSlice<'p>),
 }
 
 /// Embeddings [1, tokens, hidden] of the tokens of a prompt, where the decoder reads them.
@@ -98,13 +133,22 @@ impl Embeddings {
         shape(&self.0).get(2).copied().unwrap_or_default()
     }
 
-    /// Writes rows in place of those of the tokens from `first` on.
+    /// Writes some image features in place of the tokens from `first` on.
     ///
     /// # Errors
     /// When there are not so many tokens, or ONNX Runtime's.
-    pub(crate) fn write(&mut self, first: usize, rows: &[f32]) -> ort::Result<()> {
-        let start = first * self.hidden();
-        overwrite_part(&mut self.0, start, rows)
+    pub(crate) fn write(
+        &mut self,
+        mut first: usize,
+        features: &Features,
+        rows: Range<usize>,
+    ) -> ort::Result<()> {
+        let hidden = self.hidden();
+        for (part, start, count) in features.within(rows) {
+            copy_part(part, start * hidden, &mut self.0, first * hidden, count * hidden)?;
+            first += count;
+        }
+        Ok(())
     }
 
     /// Those of some tokens, where they are.

@@ -3,6 +3,7 @@
 mod check;
 mod decoder;
 mod embedding;
+mod features;
 mod folder;
 mod logits;
 mod vision;
@@ -10,6 +11,7 @@ mod vision;
 pub(crate) use check::{check, dims_of, state_dtype};
 pub(crate) use decoder::{CacheSettings, Decoder};
 pub(crate) use embedding::{EmbedTokens, Embeddings};
+pub(crate) use features::Features;
 pub use folder::ModelFolder;
 pub(crate) use logits::Logits;
 pub(crate) use vision::Vision;

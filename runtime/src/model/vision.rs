@@ -2,15 +2,20 @@
 
 use std::{iter::repeat_n, ops::Range};
 
-use ndarray::{Array2, ArrayD, ArrayView2, ArrayView3, Axis, Ix2, Ix3, s};
+use lfm2vl_graphs::Graph;
+use ndarray::{Array2, ArrayView3, Axis, Ix3, s};
 use ort::{
-    session::{RunOptions, Session, SessionInputValue},
-    value::{DynValue, TensorRef},
+    session::{IoBinding, RunOptions, Session},
+    value::{DynTensor, DynTensorValueType, Tensor},
 };
 
+use super::features::Features;
 use crate::{
     Error,
-    backend::GraphSession,
+    backend::{
+        DeviceMemory, GraphSession, Location, TensorView, copy_of, memory_info, on_host, shape,
+        view,
+    },
     image::{PaddedViews, PatchGrid, ProcessedImage, View},
 };
 
@@ -28,8 +33,17 @@ const ON_CPU: Limits = Limits { patches: 1024, views: 4 };
 /// Eight tiles, to keep a device busy.
 const ELSEWHERE: Limits = Limits { patches: 8192, views: 8 };
 
+const FEATURES: &str = "image_features";
+const HIDDEN_STATE: &str = "last_hidden_state";
+
 /// The vision graphs.
-pub(crate) enum Vision {
+pub(crate) struct Vision {
+    graphs: Graphs,
+    /// Where features are wanted; `None` is the host's memory.
+    memory: Option<DeviceMemory>,
+}
+
+enum Graphs {
     /// Tower and projector in one graph.
     Fused(GraphSession),
     /// Two graphs.
@@ -58,24 +72,63 @@ impl<'v> Batch<'v> {
         }
     }
 
-    fn inputs(&self) -> ort::Result<Inputs<'_>> {
-        Ok(vec![
-            ("pixel_values", TensorRef::from_array_view(self.pixel_values)?.into()),
-            (
-                "pixel_attention_mask",
-                TensorRef::from_array_view(&self.pixel_attention_mask)?.into(),
-            ),
-            ("spatial_shapes", TensorRef::from_array_view(&self.spatial_shapes)?.into()),
-        ])
+    fn pixels(&self) -> ort::Result<TensorView<'_>> {
+        let values = self.pixel_values.as_slice();
+        let values = values.ok_or_else(|| ort::Error::new("patches in another order"))?;
+        view(values, self.pixel_values.shape())
+    }
+
+    /// Binds them to the inputs of a session, for no longer than `pixels` lives.
+    fn bind(&self, pixels: &TensorView<'_>, binding: &mut IoBinding) -> ort::Result<()> {
+        binding.bind_input("pixel_values", &**pixels)?;
+        let mask = Tensor::from_array(self.pixel_attention_mask.clone())?;
+        binding.bind_input("pixel_attention_mask", &mask)?;
+        self.bind_shapes(binding)
+    }
+
+    fn bind_shapes(&self, binding: &mut IoBinding) -> ort::Result<()> {
+        binding.bind_input("spatial_shapes", &Tensor::from_array(self.spatial_shapes.clone())?)
     }
 }
 
 impl Vision {
+    /// Tower and projector in one graph.
+    pub(crate) fn fused(encoder: GraphSession) -> Self {
+        Vision { graphs: Graphs::Fused(encoder), memory: None }
+    }
+
+    /// Tower and projector.
+    pub(crate) fn split(tower: GraphSession, projector: GraphSession) -> Self {
+        Vision { graphs: Graphs::Split { tower, projector }, memory: None }
+    }
+
+    /// Leaves features in this memory, if that is where the graph gives them.
+    pub(crate) fn leave_features(&mut self, memory: Option<&DeviceMemory>) -> Result<(), Error> {
+        let last = self.sessions().pop();
+        let found = last.map(|last| {
+            last.ask(|session| {
+                let location = Location::of_output(session, FEATURES)?;
+                Ok(location.and_then(|location| DeviceMemory::at(location, session)))
+            })
+        });
+        let found = found.transpose()?.flatten();
+        self.memory = found.filter(|found| Some(found) == memory);
+        Ok(())
+    }
+
     /// Every session.
     pub(crate) fn sessions(&self) -> Vec<&GraphSession> {
-        match self {
-            Vision::Fused(encoder) => vec![encoder],
-            Vision::Split { tower, projector } => vec![tower, projector],
+        match &self.graphs {
+            Graphs::Fused(encoder) => vec![encoder],
+            Graphs::Split { tower, projector } => vec![tower, projector],
+        }
+    }
+
+    /// Which graph gives features.
+    pub(crate) fn graph(&self) -> Graph {
+        match &self.graphs {
+            Graphs::Fused(encoder) => encoder.graph(),
+            Graphs::Split { projector, .. } => projector.graph(),
         }
     }
 
@@ -116,7 +169,7 @@ impl Vision {
         image: &ProcessedImage,
         views: Range<usize>,
         options: &RunOptions,
-    ) -> Result<Vec<Array2<f32>>, Error> {
+    ) -> Result<Features, Error> {
         match self.fixed_sizes() {
             Some((count, patches)) => self.run_padded(image, views, (count, patches), options),
             None => self.run_equal(image, views, options),
@@ -134,16 +187,23 @@ impl Vision {
         image: &ProcessedImage,
         views: Range<usize>,
         options: &RunOptions,
-    ) -> Result<Vec<Array2<f32>>, Error> {
-        let Some(&grid) = image.grids().get(views.start) else { return Ok(Vec::new()) };
+    ) -> Result<Features, Error> {
+        let Some(&grid) = image.grids().get(views.start) else {
+            return Ok(Features::default());
+        };
         let first: usize = image.grids()[..views.start].iter().map(|grid| grid.patches()).sum();
         let patches = first..first + views.len() * grid.patches();
-        let shape = (views.len(), grid.patches(), image.patches().ncols());
-        let patches = image.patches().slice(s![patches, ..]).into_shape_with_order(shape);
+        let sizes = (views.len(), grid.patches(), image.patches().ncols());
+        let patches = image.patches().slice(s![patches, ..]).into_shape_with_order(sizes);
         let patches = patches.map_err(|_| self.shape_error("of contiguous patches"))?;
         let features = self.run_batch(&Batch::of_equals(grid, patches), options)?;
-        let features = features.into_dimensionality::<Ix2>();
-        Ok(vec![features.map_err(|_| self.shape_error("a matrix"))?])
+        let [_, _] = shape(&features)[..] else { return Err(self.shape_error("a matrix")) };
+        match &self.memory {
+            Some(_) => Ok(Features::of(features)),
+            // Where they are now they would keep memory of the run from the system.
+            None => self.sessions()[0]
+                .ask(|_| copy_of(&features, 0, &shape(&features), None).map(Features::of)),
+        }
     }
 
     /// Views in a batch of `count` views of `patches` patches, for graphs that take no others. Where
@@ -154,7 +214,7 @@ impl Vision {
         views: Range<usize>,
         (count, patches): (usize, usize),
         options: &RunOptions,
-    ) -> Result<Vec<Array2<f32>>, Error> {
+    ) -> Result<Features, Error> {
         let batch: Vec<View<'_>> = image.views().skip(views.start).take(views.len()).collect();
         if let Some(view) = batch.iter().find(|view| view.grid.patches() > patches) {
             return Err(Error::TooManyPatches { view: view.grid.patches(), graph: patches });
@@ -167,36 +227,43 @@ impl Vision {
             pixel_attention_mask: padded.pixel_attention_mask,
             spatial_shapes: padded.spatial_shapes,
         };
-        let features = self.run_batch(&inputs, options)?.into_dimensionality::<Ix3>();
+        let features = self.run_batch(&inputs, options)?;
+        let features = self.sessions()[0].ask(|_| {
+            let features = on_host(&features)?;
+            Ok(features.try_extract_array::<f32>()?.to_owned())
+        })?;
+        let features = features.into_dimensionality::<Ix3>();
         let features = features.map_err(|_| self.shape_error("[views, tokens, size]"))?;
-        let of_view = |(view, features): (&View<'_>, ArrayView2<'_, f32>)| {
+        let mut all = Features::default();
+        for (view, features) in batch.iter().zip(features.outer_iter()) {
             // Tokens are to patches as in the whole graph.
             let tokens = view.grid.patches() * features.nrows() / patches;
-            features.slice(s![..tokens, ..]).to_owned()
-        };
-        Ok(batch.iter().zip(features.outer_iter()).map(of_view).collect())
+            let features = features.slice(s![..tokens, ..]).to_owned();
+            all.extend(self.sessions()[0].ask(|_| Features::of_array(features))?);
+        }
+        Ok(all)
     }
 
     /// Image features as the graph gives them.
-    fn run_batch(&mut self, batch: &Batch<'_>, options: &RunOptions) -> Result<ArrayD<f32>, Error> {
-        match self {
-            Vision::Fused(encoder) => {
-                encoder.run(|session| features(session, batch.inputs()?, options))
-            }
-            Vision::Split { tower, projector } => {
-                let hidden: DynValue = tower.run(|session| {
-                    let mut outputs = session.run_with_options(batch.inputs()?, options)?;
-                    outputs
-                        .remove("last_hidden_state")
-                        .ok_or_else(|| ort::Error::new("no output last_hidden_state"))
+    fn run_batch(&mut self, batch: &Batch<'_>, options: &RunOptions) -> Result<DynTensor, Error> {
+        let memory = self.memory.as_ref();
+        match &mut self.graphs {
+            Graphs::Fused(encoder) => encoder.run(|session| {
+                let pixels = batch.pixels()?;
+                output(session, FEATURES, memory, options, |binding| batch.bind(&pixels, binding))
+            }),
+            Graphs::Split { tower, projector } => {
+                let hidden = tower.run(|session| {
+                    let pixels = batch.pixels()?;
+                    output(session, HIDDEN_STATE, memory, options, |binding| {
+                        batch.bind(&pixels, binding)
+                    })
                 })?;
                 projector.run(|session| {
-                    let shapes = TensorRef::from_array_view(&batch.spatial_shapes)?;
-                    let inputs = vec![
-                        ("last_hidden_state", hidden.into()),
-                        ("spatial_shapes", shapes.into()),
-                    ];
-                    features(session, inputs, options)
+                    output(session, FEATURES, memory, options, |binding| {
+                        binding.bind_input(HIDDEN_STATE, &hidden)?;
+                        batch.bind_shapes(binding)
+                    })
                 })
             }
         }
@@ -207,13 +274,20 @@ impl Vision {
     }
 }
 
-type Inputs<'v> = Vec<(&'static str, SessionInputValue<'v>)>;
-
-fn features(
+/// The output `name` of a run, in this memory.
+fn output(
     session: &mut Session,
-    inputs: Inputs<'_>,
+    name: &str,
+    memory: Option<&DeviceMemory>,
     options: &RunOptions,
-) -> ort::Result<ArrayD<f32>> {
-    let outputs = session.run_with_options(inputs, options)?;
-    Ok(outputs["image_features"].try_extract_array::<f32>()?.to_owned())
+    bind: impl FnOnce(&mut IoBinding) -> ort::Result<()>,
+) -> ort::Result<DynTensor> {
+    let mut binding = session.create_binding()?;
+    bind(&mut binding)?;
+    binding.bind_output_to_device(name, &memory_info(memory)?)?;
+    let mut outputs = session.run_binding_with_options(&binding, options)?;
+    let output = outputs.remove(name);
+    output
+        .ok_or_else(|| ort::Error::new(format!("no output {name}")))?
+        .downcast::<DynTensorValueType>()
 }
