@@ -40,6 +40,11 @@ impl DeviceMemory {
         memory.filter(DeviceMemory::keeps_tensors)
     }
 
+    /// Whether it is where that is.
+    pub(crate) fn is_at(&self, location: &Location) -> bool {
+        (&self.name, self.id) == (&location.name, location.id)
+    }
+
     fn new(session: &Session, name: String, id: i32) -> ort::Result<Self> {
         let info = info_of(&name, id)?;
         let allocator = Arc::new(Mutex::new(Allocator::new(session, info)?));

@@ -107,12 +107,14 @@ impl Deref for TensorView<'_> {
     }
 }
 
-/// Numbers as a tensor of `sizes`. A binding that it is bound to, which keeps it, must not be used longer than this
-/// lives.
+/// Numbers as a tensor of `sizes`.
 ///
 /// # Errors
 /// When there are not as many as the sizes say.
-pub(crate) fn view<'v>(numbers: &'v [f32], sizes: &[usize]) -> ort::Result<TensorView<'v>> {
+///
+/// # Safety
+/// A binding that it is bound to, which keeps it, must not be used longer than this lives.
+pub(crate) unsafe fn view<'v>(numbers: &'v [f32], sizes: &[usize]) -> ort::Result<TensorView<'v>> {
     if numbers.len() != sizes.iter().product::<usize>() {
         return Err(ort::Error::new("numbers of another count"));
     }

@@ -19,7 +19,8 @@ pub(super) fn step(
     let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
     let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
     let into = model.decoder.step_embeddings(&range)?;
-    let embeddings = model.embed_tokens.rows(range.len(), &ids, into)?;
+    // SAFETY: the decoder, which lends the place, is given them at once.
+    let embeddings = unsafe { model.embed_tokens.rows(range.len(), &ids, into)? };
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let logits = model.decoder.step(range.clone(), embeddings, 1, &options)?;
@@ -46,7 +47,8 @@ pub(super) fn draft(
     let draft = active.sequence.draft();
     let mut ids = active.sequence.tokens()[model.decoder.tokens(0)..].to_vec();
     ids.extend(&draft);
-    let embeddings = model.embed_tokens.rows(1, &ids, None)?;
+    // SAFETY: there is no such place.
+    let embeddings = unsafe { model.embed_tokens.rows(1, &ids, None)? };
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let logits = model.decoder.step(0..1, embeddings, 1 + draft.len(), &options)?;

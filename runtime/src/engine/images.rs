@@ -1,6 +1,6 @@
 //! Images of a prompt: patches until they have been through the vision graphs, then features.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sha2::{Digest, Sha256};
 
@@ -40,14 +40,16 @@ pub(super) struct PromptImage {
 
 #[derive(Debug, Clone)]
 pub(super) enum ImageContent {
-    Patches(Arc<ProcessedImage>),
+    /// Patches; and features in a device's memory, as long as something else has them.
+    Patches(Arc<ProcessedImage>, Weak<Features>),
+    /// Features in the host's memory.
     Features(Arc<Features>),
 }
 
 impl PromptImage {
     pub(super) fn new(image: Arc<ProcessedImage>) -> Self {
         let (key, layout) = (ImageKey::of(&image), image.layout());
-        let content = Arc::new(Mutex::new(ImageContent::Patches(image)));
+        let content = Arc::new(Mutex::new(ImageContent::Patches(image, Weak::new())));
         PromptImage { key, layout, content }
     }
 
@@ -60,9 +62,15 @@ impl PromptImage {
         self.lock().clone()
     }
 
-    /// Features for whoever has the image, in the place of its patches.
-    pub(super) fn set_features(&self, features: Arc<Features>) {
-        *self.lock() = ImageContent::Features(features);
+    /// Gives features to whoever has the image. In the host's memory they take the place of its patches. A device's
+    /// is not held by conversations, of which there may be many, and which may outlive the engine.
+    pub(super) fn set_features(&self, features: &Arc<Features>) {
+        let mut content = self.lock();
+        if features.are_on_host() {
+            *content = ImageContent::Features(Arc::clone(features));
+        } else if let ImageContent::Patches(_, kept) = &mut *content {
+            *kept = Arc::downgrade(features);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ImageContent> {

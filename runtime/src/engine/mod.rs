@@ -303,7 +303,7 @@ impl Engine {
         if ids.len() >= context {
             return Err(Error::TooLong { tokens: ids.len(), context });
         }
-        self.run_job(true, move |model, slot| prompt::hidden_states(model, slot, &ids, &features))
+        self.run_job(true, move |model, slot| prompt::hidden_states(model, slot, &ids, features))
     }
 
     /// Does something between the steps of answers, and waits for it.

@@ -50,7 +50,7 @@ pub(super) fn run_views(
             && let Some(features) = cache.get(next.image.key)
         {
             done.image_cache_hits += 1;
-            next.image.set_features(features);
+            active.images.set_features(&next, &features);
             continue;
         }
         let views = model.vision.views_of_run(&next.patches, next.view);
@@ -162,11 +162,10 @@ pub(super) fn hidden_states(
     model: &mut Model,
     slot: usize,
     ids: &[u32],
-    features: &[Array2<f32>],
+    features: Vec<Array2<f32>>,
 ) -> Result<Array2<f32>, Error> {
     let mut embeddings = model.embed_tokens.prompt(ids)?;
-    let features = features.iter().map(|features| Features::of_array(features.clone()));
-    let features = features.collect::<ort::Result<Vec<_>>>();
+    let features = features.into_iter().map(Features::of_array).collect::<ort::Result<Vec<_>>>();
     let features = features.map_err(|error| Error::of_run(model.vision.graph(), error))?;
     let features: Vec<_> = features.iter().map(|all| (all, 0..all.tokens())).collect();
     write_features(ids, model.processor.image_token_id(), &features, &mut embeddings)?;
@@ -182,5 +181,11 @@ pub(super) fn hidden_states(
         start += size;
     }
     let views: Vec<_> = states.iter().map(|states| states.view()).collect();
-    Ok(concatenate(Axis(0), &views).unwrap_or_default())
+    match concatenate(Axis(0), &views) {
+        Ok(states) if states.nrows() == ids.len() => Ok(states),
+        _ => Err(Error::Contract {
+            graph: model.decoder.graph(),
+            difference: "last_hidden_state has not one row for each token".into(),
+        }),
+    }
 }

@@ -163,7 +163,8 @@ impl Active {
 
 /// The images of a prompt, whose features are asked for in order.
 pub(super) struct ImageQueue {
-    images: Vec<PromptImage>,
+    /// With their features, once these are needed and there.
+    images: Vec<(PromptImage, Option<Arc<Features>>)>,
     /// Rows of features that are not needed, since the state covers their tokens.
     covered: usize,
     /// The image whose views are going through the vision graphs, how many have, and what these gave.
@@ -183,23 +184,41 @@ pub(super) struct NextImage {
 
 impl ImageQueue {
     fn new(images: Vec<PromptImage>, covered: usize) -> Self {
+        let images = images.into_iter().map(|image| (image, None)).collect();
         ImageQueue { images, covered, current: 0, views: 0, features: Features::default() }
     }
 
     /// The next image that has no features yet. Those whose tokens the state covers need none.
-    pub(super) fn next(&self) -> Option<NextImage> {
+    pub(super) fn next(&mut self) -> Option<NextImage> {
         let mut rows = 0;
-        self.images.iter().enumerate().find_map(|(index, image)| {
+        for (index, (image, features)) in self.images.iter_mut().enumerate() {
             rows += image.tokens();
-            match image.content() {
-                ImageContent::Patches(patches) if rows > self.covered => {
-                    // Another answer of the same conversation may have given the one before its features.
-                    let view = if index == self.current { self.views } else { 0 };
-                    Some(NextImage { index, image: image.clone(), patches, view })
-                }
-                _ => None,
+            if rows <= self.covered || features.is_some() {
+                continue;
             }
-        })
+            // Another answer of the same conversation may have given it its features.
+            let patches = match image.content() {
+                ImageContent::Features(given) => {
+                    *features = Some(given);
+                    continue;
+                }
+                ImageContent::Patches(patches, given) => {
+                    *features = given.upgrade();
+                    patches
+                }
+            };
+            if features.is_none() {
+                let view = if index == self.current { self.views } else { 0 };
+                return Some(NextImage { index, image: image.clone(), patches, view });
+            }
+        }
+        None
+    }
+
+    /// Gives an image its features.
+    pub(super) fn set_features(&mut self, next: &NextImage, features: &Arc<Features>) {
+        self.images[next.index].1 = Some(Arc::clone(features));
+        next.image.set_features(features);
     }
 
     /// Takes in features of the next `views` views of an image. Gives all of them after the last.
@@ -223,7 +242,7 @@ impl ImageQueue {
             return Err(Error::FeatureCount { features: all.tokens(), tokens });
         }
         let all = Arc::new(all);
-        next.image.set_features(Arc::clone(&all));
+        self.set_features(next, &all);
         Ok(Some(all))
     }
 
@@ -238,19 +257,18 @@ impl ImageQueue {
     ) -> Result<(), Error> {
         let after = before + ids.iter().filter(|&&id| id == image_token).count();
         let (mut first, mut features) = (0, Vec::new());
-        for image in &self.images {
+        for (image, all) in &self.images {
             let rows = first..first + image.tokens();
             first = rows.end;
             if rows.end <= before || rows.start >= after {
                 continue;
             }
-            if let ImageContent::Features(all) = image.content() {
+            if let Some(all) = all {
                 let from = before.max(rows.start) - rows.start;
                 let to = after.min(rows.end) - rows.start;
-                features.push((all, from..to));
+                features.push((&**all, from..to));
             }
         }
-        let features: Vec<_> = features.iter().map(|(all, rows)| (&**all, rows.clone())).collect();
         write_features(ids, image_token, &features, embeddings)
     }
 }

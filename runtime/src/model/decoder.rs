@@ -317,7 +317,7 @@ impl Decoder {
             return self.run(is_prefill, slots, padded, size, wanted, options);
         }
         // SAFETY: what a run binds is bound no longer than the run, for which the embeddings are borrowed; steps
-        // that keep their bindings copy what they are given.
+        // that keep their bindings copy what is not where they read it.
         let part = self
             .session
             .ask(|_| unsafe { embeddings.part(tokens).map(|part| part.into_tensor()) })?;

@@ -63,7 +63,10 @@ impl EmbedTokens {
 
     /// Embeddings [rows, ids / rows, hidden] for the decoder's next step, written where it reads them, if that
     /// is known.
-    pub(crate) fn rows(
+    ///
+    /// # Safety
+    /// What was written there must not be used longer than whoever lent the place keeps it.
+    pub(crate) unsafe fn rows(
         &mut self,
         rows: usize,
         ids: &[u32],
@@ -81,7 +84,7 @@ impl EmbedTokens {
         &mut self,
         shape: (usize, usize),
         ids: &[u32],
-        place: Place<'_>,
+        mut place: Place<'_>,
     ) -> Result<DynTensor, Error> {
         let ids = ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Array2::from_shape_vec(shape, ids);
@@ -89,12 +92,12 @@ impl EmbedTokens {
         self.session.run(|session| {
             let mut binding = session.create_binding()?;
             binding.bind_input("input_ids", &Tensor::from_array(ids)?)?;
-            match place {
+            match &mut place {
                 Place::Memory(memory) => {
-                    binding.bind_output_to_device(EMBEDDINGS, &memory_info(memory)?)?;
+                    binding.bind_output_to_device(EMBEDDINGS, &memory_info(*memory)?)?;
                 }
-                // What comes back is the same memory, which whoever lent it reads next.
-                Place::Tensor(mut tensor) => {
+                // What comes back is the same memory.
+                Place::Tensor(tensor) => {
                     binding.bind_output(EMBEDDINGS, tensor.tensor_mut())?;
                 }
             }
@@ -136,7 +139,7 @@ impl Embeddings {
     /// Writes some image features in place of the tokens from `first` on.
     ///
     /// # Errors
-    /// When there are not so many tokens, or ONNX Runtime's.
+    /// When there are not so many tokens or features, or ONNX Runtime's.
     pub(crate) fn write(
         &mut self,
         mut first: usize,
@@ -144,6 +147,9 @@ impl Embeddings {
         rows: Range<usize>,
     ) -> ort::Result<()> {
         let hidden = self.hidden();
+        if rows.end > features.tokens() {
+            return Err(ort::Error::new("image features of fewer tokens"));
+        }
         for (part, start, count) in features.within(rows) {
             copy_part(part, start * hidden, &mut self.0, first * hidden, count * hidden)?;
             first += count;

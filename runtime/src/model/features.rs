@@ -23,8 +23,6 @@ impl Features {
     /// # Errors
     /// ONNX Runtime's.
     pub(crate) fn of_array(array: Array2<f32>) -> ort::Result<Self> {
-        // ONNX Runtime takes no arrays in another order.
-        let array = array.as_standard_layout().into_owned();
         Ok(Features::of(Tensor::from_array(array)?.upcast()))
     }
 
@@ -41,6 +39,11 @@ impl Features {
     /// Whether each has so many numbers.
     pub(crate) fn are_of(&self, hidden: usize) -> bool {
         self.0.iter().all(|part| matches!(shape(part)[..], [_, size] if size == hidden))
+    }
+
+    /// Whether they are in the host's memory.
+    pub(crate) fn are_on_host(&self) -> bool {
+        self.0.iter().all(|part| part.memory_info().is_cpu_accessible())
     }
 
     /// Bytes of all.

@@ -13,8 +13,7 @@ use super::features::Features;
 use crate::{
     Error,
     backend::{
-        DeviceMemory, GraphSession, Location, TensorView, copy_of, memory_info, on_host, shape,
-        view,
+        DeviceMemory, GraphSession, Location, TensorView, copy_of, memory_info, shape, view,
     },
     image::{PaddedViews, PatchGrid, ProcessedImage, View},
 };
@@ -72,10 +71,13 @@ impl<'v> Batch<'v> {
         }
     }
 
-    fn pixels(&self) -> ort::Result<TensorView<'_>> {
+    /// # Safety
+    /// As of [`view`].
+    unsafe fn pixels(&self) -> ort::Result<TensorView<'_>> {
         let values = self.pixel_values.as_slice();
         let values = values.ok_or_else(|| ort::Error::new("patches in another order"))?;
-        view(values, self.pixel_values.shape())
+        // SAFETY: the caller's.
+        unsafe { view(values, self.pixel_values.shape()) }
     }
 
     /// Binds them to the inputs of a session, for no longer than `pixels` lives.
@@ -102,17 +104,18 @@ impl Vision {
         Vision { graphs: Graphs::Split { tower, projector }, memory: None }
     }
 
-    /// Leaves features in this memory, if that is where the graph gives them.
+    /// Leaves features in this memory, if that is where the graph gives them. With fixed sizes they are cut out on
+    /// the host.
     pub(crate) fn leave_features(&mut self, memory: Option<&DeviceMemory>) -> Result<(), Error> {
-        let last = self.sessions().pop();
-        let found = last.map(|last| {
-            last.ask(|session| {
-                let location = Location::of_output(session, FEATURES)?;
-                Ok(location.and_then(|location| DeviceMemory::at(location, session)))
-            })
-        });
-        let found = found.transpose()?.flatten();
-        self.memory = found.filter(|found| Some(found) == memory);
+        let last = match &self.graphs {
+            Graphs::Fused(encoder) => encoder,
+            Graphs::Split { projector, .. } => projector,
+        };
+        let location = last.ask(|session| Location::of_output(session, FEATURES))?;
+        let is_there =
+            |memory: &&DeviceMemory| location.as_ref().is_some_and(|at| memory.is_at(at));
+        let has_sizes = self.fixed_sizes().is_some();
+        self.memory = memory.filter(is_there).filter(|_| !has_sizes).cloned();
         Ok(())
     }
 
@@ -198,12 +201,9 @@ impl Vision {
         let patches = patches.map_err(|_| self.shape_error("of contiguous patches"))?;
         let features = self.run_batch(&Batch::of_equals(grid, patches), options)?;
         let [_, _] = shape(&features)[..] else { return Err(self.shape_error("a matrix")) };
-        match &self.memory {
-            Some(_) => Ok(Features::of(features)),
-            // Where they are now they would keep memory of the run from the system.
-            None => self.sessions()[0]
-                .ask(|_| copy_of(&features, 0, &shape(&features), None).map(Features::of)),
-        }
+        // Where they are now they would keep memory of the run from others.
+        let copy = || copy_of(&features, 0, &shape(&features), self.memory.as_ref());
+        self.sessions()[0].ask(|_| copy().map(Features::of))
     }
 
     /// Views in a batch of `count` views of `patches` patches, for graphs that take no others. Where
@@ -228,10 +228,8 @@ impl Vision {
             spatial_shapes: padded.spatial_shapes,
         };
         let features = self.run_batch(&inputs, options)?;
-        let features = self.sessions()[0].ask(|_| {
-            let features = on_host(&features)?;
-            Ok(features.try_extract_array::<f32>()?.to_owned())
-        })?;
+        let features =
+            self.sessions()[0].ask(|_| Ok(features.try_extract_array::<f32>()?.to_owned()))?;
         let features = features.into_dimensionality::<Ix3>();
         let features = features.map_err(|_| self.shape_error("[views, tokens, size]"))?;
         let mut all = Features::default();
@@ -249,12 +247,14 @@ impl Vision {
         let memory = self.memory.as_ref();
         match &mut self.graphs {
             Graphs::Fused(encoder) => encoder.run(|session| {
-                let pixels = batch.pixels()?;
+                // SAFETY: the binding ends with the run, before them.
+                let pixels = unsafe { batch.pixels()? };
                 output(session, FEATURES, memory, options, |binding| batch.bind(&pixels, binding))
             }),
             Graphs::Split { tower, projector } => {
                 let hidden = tower.run(|session| {
-                    let pixels = batch.pixels()?;
+                    // SAFETY: as above.
+                    let pixels = unsafe { batch.pixels()? };
                     output(session, HIDDEN_STATE, memory, options, |binding| {
                         batch.bind(&pixels, binding)
                     })
