@@ -9,10 +9,7 @@ use std::{
 use ndarray::{Array2, Axis, concatenate};
 
 use super::{
-    Metrics, Model,
-    cancel::Watchdog,
-    image_cache::ImageCache,
-    slot::{Active, write_features},
+    Metrics, Model, cancel::Watchdog, image_cache::ImageCache, images::write_features, slot::Active,
 };
 use crate::{
     Error,
