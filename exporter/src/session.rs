@@ -41,6 +41,7 @@ pub enum SessionError {
 
 /// Of how many of the last positions a decoder gives logits and conv states, int64 scalar.
 const NUM_LOGITS: &str = "num_logits_to_keep";
+const INPUT_IDS: &str = "input_ids";
 const SEQLENS_K: &str = "seqlens_k";
 const TOTAL_SEQUENCE_LENGTH: &str = "total_sequence_length";
 
@@ -133,7 +134,8 @@ impl GraphSession {
             })
             .collect::<Result<Vec<_>, SessionError>>()?;
         let outputs = self.session.run(inputs).map_err(&run_error)?;
-        let floats = self.spec.outputs.iter().filter(|tensor| tensor.dtype != Dtype::Int64);
+        let is_float = |dtype| matches!(dtype, Dtype::Float32 | Dtype::Float16);
+        let floats = self.spec.outputs.iter().filter(|tensor| is_float(tensor.dtype));
         floats
             .map(|tensor| {
                 let output = &outputs[tensor.name.as_str()];
@@ -197,6 +199,11 @@ impl DecoderSession {
         self.tokens += embeddings.nrows();
         let floats = Tensor::floats(&embeddings.insert_axis(Axis(0)));
         let mut inputs = vec![("inputs_embeds".to_owned(), floats)];
+        if self.session.has_input(INPUT_IDS) {
+            // The embeddings count.
+            let none = Array2::from_elem((1, embeddings.nrows()), -1);
+            inputs.push((INPUT_IDS.to_owned(), Tensor::ints(&none.view())));
+        }
         if self.session.has_input(SEQLENS_K) {
             let tokens = i32::try_from(self.tokens).unwrap_or(i32::MAX);
             inputs.push((SEQLENS_K.to_owned(), Tensor::Int32(arr1(&[tokens - 1]).into_dyn())));

@@ -276,6 +276,7 @@ enum Symbol {
 enum RecipeOption {
     LastHiddenState,
     Candidates,
+    Feedback,
     FixedViews,
     FreeViews,
     GraphUpdatesCache,
@@ -289,6 +290,7 @@ impl RecipeOption {
         match self {
             RecipeOption::LastHiddenState => recipe.last_hidden_state,
             RecipeOption::Candidates => recipe.candidates > 0,
+            RecipeOption::Feedback => recipe.feedback,
             RecipeOption::FixedViews => recipe.sizes.is_some_and(|sizes| sizes.views.is_some()),
             RecipeOption::FreeViews => recipe.sizes.is_none_or(|sizes| sizes.views.is_none()),
             RecipeOption::GraphUpdatesCache => recipe.cache_update == CacheUpdate::Graph,

@@ -216,6 +216,10 @@ pub struct Recipe {
     /// device seldom needs these; none if 0.
     #[serde(default)]
     pub candidates: usize,
+    /// Whether the decoder looks tokens up itself, and tells what its next step is to be given, in the contract
+    /// `cuda`: then a step can follow another one without the host.
+    #[serde(default)]
+    pub feedback: bool,
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,
@@ -293,6 +297,11 @@ impl Recipe {
     fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
         if self.contract == CUDA && self.fusion != Fusion::Cuda {
             return Some(("contract", "the contract 'cuda' needs 'fusion: cuda'"));
+        }
+        let gives_candidates = self.candidates > 0 && self.logits == Logits::Last;
+        if self.feedback && !(self.contract == CUDA && gives_candidates) {
+            let message = "'feedback' needs 'contract: cuda', 'logits: last' and 'candidates'";
+            return Some(("feedback", message));
         }
         if self.conv_state == ConvState::Rows {
             if self.contract != STATIC {
@@ -538,6 +547,10 @@ mod tests {
             (
                 "contract: community\noperators: standard\nsizes: {past_sequence: 9, sequence: 2}\n".to_owned(),
                 "'sizes' need 'contract: static' at line 7",
+            ),
+            (
+                "contract: community\noperators: onnxruntime\ncandidates: 4\nfeedback: true\n".to_owned(),
+                "'feedback' needs 'contract: cuda', 'logits: last' and 'candidates' at line 8",
             ),
             (format!("{fixed} {{past_sequence: 9, sequence: 9}}\n"), "less than 'past_sequence'"),
             (format!("{fixed} {{past_sequence: 9, sequence: 0}}\n"), "'sizes' are at least 1"),

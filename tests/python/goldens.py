@@ -61,6 +61,8 @@ class Decoder:
         if any(i.name == "seqlens_k" for i in self.graph.get_inputs()):
             inputs["seqlens_k"] = (mask.sum(1) - 1).astype(np.int32)
             inputs["total_sequence_length"] = np.array(mask.shape[1], np.int32)
+            if any(i.name == "input_ids" for i in self.graph.get_inputs()):
+                inputs["input_ids"] = np.full(embeds.shape[:2], -1)
         else:
             inputs["attention_mask"] = mask
         results = dict(zip(self.outputs, self.graph.run(self.outputs, inputs)))

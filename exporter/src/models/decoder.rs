@@ -19,7 +19,7 @@ impl<'g> Model<'g> {
     pub(super) fn decoder(self, logits: Logits, last_hidden_state: bool, tied_head: bool) {
         let text = &self.config.text;
         let size = text.hidden_size;
-        let embeds = self.g.input("inputs_embeds").to_graph_floats();
+        let embeds = self.embeddings();
 
         let (hidden, kept) = {
             let _scope = self.g.enter("language_model");
@@ -45,10 +45,24 @@ impl<'g> Model<'g> {
             let [values, ids] = logits.top(count);
             self.g.output("candidate_logits", values);
             self.g.output("candidate_ids", ids);
+            if self.g.find_input("input_ids").is_some() {
+                self.g.output("next_ids", ids.gather(self.g.ints(&[0], &[]), 2));
+                let one = self.g.ints(&[1], &[]).to_i32();
+                self.g.output("next_seqlens_k", self.g.input("seqlens_k") + one);
+            }
         }
         if last_hidden_state {
             self.g.output("last_hidden_state", hidden.to_exact());
         }
+    }
+
+    /// What the layers begin with: where the graph is given tokens and not their embeddings, it looks these up.
+    fn embeddings(self) -> Value<'g> {
+        let given = self.g.input("inputs_embeds").to_graph_floats();
+        let Some(ids) = self.g.find_input("input_ids") else { return given };
+        let is_token = ids.greater_or_equal(self.g.ints(&[0], &[])).unsqueeze(&[2]);
+        // Where there is none, `Gather` takes a row from the end.
+        is_token.select(self.embed_tokens(ids), given)
     }
 
     /// The rows of [batch, sequence, size] as the layers work on them.

@@ -69,6 +69,8 @@ while len(tokens) < MAX_NEW_TOKENS:
         del inputs["attention_mask"]
         inputs["seqlens_k"] = np.array([total - 1], np.int32)
         inputs["total_sequence_length"] = np.array(total, np.int32)
+    if "input_ids" in [i.name for i in decoder.get_inputs()]:  # it could look up tokens, but is given embeddings
+        inputs["input_ids"] = np.full((1, len(input_ids)), -1)
     logits, *values = decoder.run(["logits", *presents], inputs)
     state = dict(zip(state, values))
     token = int(logits[0, -1].argmax())
