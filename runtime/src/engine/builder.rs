@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{
@@ -50,6 +51,7 @@ pub struct EngineBuilder {
     kv_cache_memory: Option<usize>,
     queue: usize,
     prompt_tokens_per_step: Option<usize>,
+    run_ahead: Option<bool>,
     share_prefixes: bool,
     image_cache: usize,
     max_text_bytes: usize,
@@ -159,6 +161,17 @@ impl EngineBuilder {
         self
     }
 
+    /// Begins the next step before the tokens of the last one have been chosen, where answers have nearly always
+    /// had the most likely token: the device then computes while the host chooses, and makes text of it. Where
+    /// another token is chosen, or the answer ends, what was computed for it is dropped. Answers are the same.
+    /// It needs a decoder that looks tokens up itself (the recipe `cuda` has one), all room from the beginning, as
+    /// on a device or with [`capacity`](Self::capacity), and is on by default where the state is on a device.
+    #[must_use]
+    pub fn run_ahead(mut self, run_ahead: bool) -> Self {
+        self.run_ahead = Some(run_ahead);
+        self
+    }
+
     /// Lets a conversation go on from the states of others that begin as it does: with the same system
     /// message and tools, with the same images, or with the same messages, as when a client sends the
     /// whole history each time. Tokens and hashes of images must be the same. A service whose users must
@@ -220,6 +233,13 @@ impl EngineBuilder {
         let _span = tracing::info_span!("load", folder = %self.folder.display()).entered();
         let folder = ModelFolder::open(&self.folder)?;
         let model = self.load(&folder)?;
+        let no_thread = |source| Error::NoThread { source };
+        let runs_ahead = self.run_ahead.unwrap_or(model.decoder.memory().is_some());
+        let reader = runs_ahead.then(|| {
+            let thread = rayon::ThreadPoolBuilder::new().num_threads(1);
+            thread.thread_name(|_| "lfm2vl-reader".into()).build()
+        });
+        let reader = reader.transpose().map_err(|error| no_thread(io::Error::other(error)))?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let inbox = Arc::new(Inbox::new(self.queue));
         let mut handle = Handle {
@@ -243,10 +263,10 @@ impl EngineBuilder {
             share_prefixes: self.share_prefixes,
             image_cache: self.image_cache,
             prompt_tokens_per_step: self.prompt_tokens_per_step,
+            reader,
         };
-        let no_thread = |source| Error::NoThread { source };
         let watchdog = Watchdog::start().map_err(no_thread)?;
-        let scheduler = Scheduler::new(model, inbox, watchdog, &settings);
+        let scheduler = Scheduler::new(model, inbox, watchdog, settings);
         let thread = thread::Builder::new().name("lfm2vl-engine".into());
         let thread = thread.spawn(|| scheduler.run()).map_err(no_thread)?;
         handle.scheduler = Mutex::new(Some(thread));
@@ -339,6 +359,7 @@ impl EngineBuilder {
             kv_cache_memory: None,
             queue: 256,
             prompt_tokens_per_step: None,
+            run_ahead: None,
             share_prefixes: false,
             image_cache: 64 << 20,
             max_text_bytes: 1 << 20,

@@ -45,6 +45,9 @@ pub struct Metrics {
     pub image_cache_hits: u64,
     /// Steps of decoding.
     pub steps: u64,
+    /// Those of them that began before the tokens of the step before had been looked at
+    /// ([`run_ahead`](crate::EngineBuilder::run_ahead)).
+    pub steps_ahead: u64,
     /// Bytes that were copied from slot to slot, or to larger buffers, where all slots share them.
     pub copied_bytes: u64,
     /// Time in the vision graphs.

@@ -140,6 +140,13 @@ impl Inbox {
         if is_ready { waiting.jobs.pop_front() } else { None }
     }
 
+    /// Whether a request or a job could begin, where there is a slot or none.
+    pub(super) fn has_work(&self, has_slot: bool) -> bool {
+        let waiting = self.lock();
+        let has_job = waiting.jobs.front().is_some_and(|job| has_slot || !job.needs_slot);
+        has_job || (has_slot && !waiting.requests.is_empty())
+    }
+
     /// Ends the requests that are not wanted any more.
     pub(super) fn drop_unwanted(&self) {
         // Whoever is told of it may ask for something, so not under the lock.

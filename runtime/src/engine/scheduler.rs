@@ -4,11 +4,13 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
+use rayon::ThreadPool;
+
 use super::{
     End, Metrics, Model,
     budget::Budget,
     cancel::Watchdog,
-    decode,
+    decode::{self, Ahead},
     image_cache::ImageCache,
     placement::{self, Placement},
     prompt,
@@ -25,6 +27,8 @@ pub(super) struct Settings {
     pub(super) image_cache: usize,
     /// Prompt tokens between two steps.
     pub(super) prompt_tokens_per_step: Option<usize>,
+    /// What chooses tokens while steps begin ahead, if they may.
+    pub(super) reader: Option<ThreadPool>,
 }
 
 pub(super) struct Scheduler {
@@ -36,6 +40,7 @@ pub(super) struct Scheduler {
     image_cache: ImageCache,
     budget: Budget,
     share_prefixes: bool,
+    reader: Option<ThreadPool>,
     /// The slot whose prompt went on last.
     last_prompt: usize,
     /// Whether a job had its turn last, and no prompt.
@@ -51,7 +56,7 @@ impl Scheduler {
         model: Model,
         inbox: Arc<Inbox>,
         watchdog: Watchdog,
-        settings: &Settings,
+        settings: Settings,
     ) -> Self {
         let slots = (0..model.decoder.slots()).map(|_| Slot::Free).collect();
         let budget = Budget::new(settings.prompt_tokens_per_step, model.decoder.max_chunk());
@@ -63,6 +68,7 @@ impl Scheduler {
             image_cache: ImageCache::new(settings.image_cache),
             budget,
             share_prefixes: settings.share_prefixes,
+            reader: settings.reader,
             last_prompt: 0,
             was_job: false,
             clock: 0,
@@ -206,7 +212,6 @@ impl Scheduler {
         let ends = self.steps(count);
         let took = start.elapsed();
         self.budget.ran_step(took);
-        self.done.steps += 1;
         self.done.decode_time += took;
         // From the last one on: those that decode move up.
         for (slot, end) in ends.into_iter().rev() {
@@ -241,11 +246,15 @@ impl Scheduler {
         ends
     }
 
-    /// A step of these slots. Where it fails, each is run alone, so that only those end that fail by
+    /// Steps of these slots. Where the first one fails, each is run alone, so that only those end that fail by
     /// themselves.
     fn step(&mut self, range: Range<usize>, ends: &mut Vec<(usize, End)>) {
-        let Scheduler { model, slots, done, .. } = self;
-        match decode::step(model, slots, range.clone(), done) {
+        let Scheduler { model, inbox, slots, done, reader, .. } = self;
+        let has_prompt = slots.iter().any(|slot| matches!(slot, Slot::Prompt(_)));
+        let has_room = placement::replaceable(slots).is_some();
+        let is_alone = || !has_prompt && !inbox.has_work(has_room);
+        let ahead = reader.as_ref().map(|reader| Ahead { reader, is_alone: &is_alone });
+        match decode::steps(model, slots, range.clone(), ahead.as_ref(), done) {
             Ok(ended) => ends.extend(ended),
             Err(error) if range.len() == 1 => ends.push((range.start, Err(error))),
             Err(error) => {
@@ -453,6 +462,7 @@ impl Scheduler {
                 images: metrics.images + done.images,
                 image_cache_hits: metrics.image_cache_hits + done.image_cache_hits,
                 steps: metrics.steps + done.steps,
+                steps_ahead: metrics.steps_ahead + done.steps_ahead,
                 copied_bytes,
                 vision_time: metrics.vision_time + done.vision_time,
                 prefill_time: metrics.prefill_time + done.prefill_time,

@@ -96,6 +96,8 @@ pub(super) struct Active {
     pub(super) reused: usize,
     /// When its first token came.
     pub(super) first_token: Option<Instant>,
+    /// How often its tokens have been the most likely ones, the last ones counting most: from 0 to 1.
+    pub(super) most_likely: f32,
 }
 
 impl Active {
@@ -110,6 +112,7 @@ impl Active {
         let spans = request.spans();
         let Request { conversation, sequence, images, sender, .. } = request;
         let tokens = sequence.tokens()[..reused].iter();
+        let most_likely = if sequence.is_greedy() { 1.0 } else { 0.5 };
         let reused_image_tokens = tokens.filter(|&&id| id == image_token).count();
         Active {
             conversation,
@@ -123,6 +126,7 @@ impl Active {
             embedded_from: reused,
             reused,
             first_token: None,
+            most_likely,
         }
     }
 
@@ -146,6 +150,8 @@ impl Active {
         done.mask_time += masks.making;
         done.mask_wait += masks.waiting;
         let mut accepted = accepted?;
+        self.most_likely =
+            0.9 * self.most_likely + 0.1 * f32::from(u8::from(accepted.is_most_likely));
         done.answer_tokens += u64::from(accepted.token.is_some());
         let decode = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
         self.sender.send(std::mem::take(&mut accepted.events), decode);

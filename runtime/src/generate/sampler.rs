@@ -105,6 +105,11 @@ impl Sampler {
         self
     }
 
+    /// Whether no choice is random.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.options.temperature == 0.0
+    }
+
     /// The token to follow `history`, given the logits of all tokens of the vocabulary.
     ///
     /// # Errors

@@ -49,6 +49,8 @@ pub(crate) struct SequenceLimits {
 pub(crate) struct Accepted {
     /// The token, unless it ended the answer.
     pub(crate) token: Option<u32>,
+    /// Whether it is what the graph says is the most likely one.
+    pub(crate) is_most_likely: bool,
     pub(crate) events: Vec<Event>,
     pub(crate) finished: Option<FinishReason>,
 }
@@ -104,6 +106,17 @@ impl Sequence {
         (self.tokens().len() + draft).min(self.limits.context)
     }
 
+    /// Whether it is always the most likely token that is chosen, but for penalties and constraints.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy()
+    }
+
+    /// Whether there is another token after the next one, unless that one ends the answer.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.answer().len() + 1 < self.limits.max_new_tokens
+            && self.tokens().len() + 1 < self.limits.context
+    }
+
     /// Whether it drafts tokens.
     pub(crate) fn drafts(&self) -> bool {
         self.draft_length.is_some()
@@ -147,15 +160,18 @@ impl Sequence {
                 (self.sampler.choose_allowed(&all, &self.history, allowed)?, Some(all))
             }
         };
+        let is_most_likely = logits.most_likely() == Some(id);
         if self.limits.eos_token_ids.contains(&id) {
             let events = self.rest()?;
-            return Ok(Accepted { token: None, events, finished: Some(FinishReason::Stop) });
+            let finished = Some(FinishReason::Stop);
+            return Ok(Accepted { token: None, is_most_likely, events, finished });
         }
         let is_complete = masks.map(|masks| masks.accept(id)).transpose()?.unwrap_or(false);
         let logprobs = self.logprobs.zip(all);
         let logprobs = logprobs.map(|(top, all)| TokenLogprobs::of(&all, id, top));
         self.history.push(id);
-        let mut accepted = self.text_of(id)?;
+        let (events, finished) = self.text_of(id)?;
+        let mut accepted = Accepted { token: Some(id), is_most_likely, events, finished };
         let event =
             Event { token_id: Some(id), text: String::new(), part: self.parts.current(), logprobs };
         match accepted.events.first_mut() {
@@ -176,7 +192,7 @@ impl Sequence {
     }
 
     /// The text that a token completes.
-    fn text_of(&mut self, id: u32) -> Result<Accepted, NextError> {
+    fn text_of(&mut self, id: u32) -> Result<(Vec<Event>, Option<FinishReason>), NextError> {
         let text = self.stream.push(id).map_err(Error::from)?;
         let text = self.parts.text(&text);
         if self.tokenizer.is_special(id)
@@ -188,7 +204,7 @@ impl Sequence {
             Passed::Text(text) => (text, None),
             Passed::Stopped(text) => (text, Some(FinishReason::Stop)),
         };
-        Ok(Accepted { token: Some(id), events: self.events(&text), finished })
+        Ok((self.events(&text), finished))
     }
 
     /// The text that is left at the end.

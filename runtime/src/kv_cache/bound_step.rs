@@ -33,8 +33,18 @@ impl Recordings {
     }
 }
 
-/// What steps of up to some number of sequences read and write besides the state.
+/// Outputs of a step, and the inputs of the next one that they are, where a graph has them.
+const FEEDBACK: [(&str, &str); 2] = [("next_ids", "input_ids"), ("next_seqlens_k", "seqlens_k")];
+
+/// What steps of up to some number of sequences read and write besides the state. Steps take turns with two sets
+/// of buffers, so that what one gave is there while the next one runs.
 pub(super) struct StepBuffers {
+    turns: [TurnBuffers; 2],
+    /// Whether a step writes what the next one reads.
+    feeds_back: bool,
+}
+
+struct TurnBuffers {
     inputs: Vec<(&'static str, DynTensor)>,
     outputs: Vec<(&'static str, DynTensor)>,
 }
@@ -48,6 +58,54 @@ impl StepBuffers {
         memory: Option<&DeviceMemory>,
     ) -> ort::Result<Self> {
         let on_host = inputs_on_host(session)?;
+        let buffers = || TurnBuffers::new(session, run, most, memory, &on_host);
+        let gives = |name| session.outputs().iter().any(|output| output.name() == name);
+        let feeds_back = FEEDBACK.iter().all(|(output, _)| gives(*output));
+        Ok(StepBuffers { turns: [buffers()?, buffers()?], feeds_back })
+    }
+
+    /// Whether a step writes what the next one reads.
+    pub(super) fn feeds_back(&self) -> bool {
+        self.feeds_back
+    }
+
+    /// Where a step of `rows` sequences whose turn it is reads an input.
+    pub(super) fn input(
+        &mut self,
+        turn: usize,
+        name: &str,
+        rows: usize,
+    ) -> ort::Result<Option<TensorSlice<'_>>> {
+        let mut inputs = self.turns[turn].inputs.iter_mut();
+        let Some((_, buffer)) = inputs.find(|(input, _)| *input == name) else { return Ok(None) };
+        let sizes = sizes_of_rows(buffer, rows);
+        // SAFETY: nothing is bound to the part longer than it lives, but the steps, which do not run meanwhile.
+        unsafe { slice(buffer, 0, &sizes).map(Some) }
+    }
+
+    /// Writes the inputs of `run`, but for those that are there already.
+    fn write(&mut self, turn: usize, run: &Run<'_>) -> ort::Result<()> {
+        for (name, from) in &run.inputs {
+            let mut inputs = self.turns[turn].inputs.iter_mut();
+            let (_, into) = inputs
+                .find(|(input, _)| input == name)
+                .ok_or_else(|| ort::Error::new(format!("steps have no input {name}")))?;
+            if from.data_ptr() != into.data_ptr() {
+                copy_part(from, 0, into, 0, shape(from).iter().product())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TurnBuffers {
+    fn new(
+        session: &Session,
+        run: &Run<'_>,
+        most: usize,
+        memory: Option<&DeviceMemory>,
+        on_host: &[String],
+    ) -> ort::Result<Self> {
         let sizes_of_most = |sizes: &[i64]| -> Vec<i64> {
             let of = |(axis, &size): (usize, &i64)| match (axis, size) {
                 (0, _) => most as i64,
@@ -72,34 +130,15 @@ impl StepBuffers {
                 None => Err(ort::Error::new(format!("no output {name}"))),
             }
         });
-        Ok(StepBuffers {
+        Ok(TurnBuffers {
             inputs: inputs.collect::<ort::Result<_>>()?,
             outputs: outputs.collect::<ort::Result<_>>()?,
         })
     }
 
-    /// Where a step of `rows` sequences reads an input.
-    pub(super) fn input(
-        &mut self,
-        name: &str,
-        rows: usize,
-    ) -> ort::Result<Option<TensorSlice<'_>>> {
-        let buffer = self.inputs.iter_mut().find(|(input, _)| *input == name);
-        let Some((_, buffer)) = buffer else { return Ok(None) };
-        let sizes = sizes_of_rows(buffer, rows);
-        // SAFETY: nothing is bound to the part longer than it lives, but the steps, which do not run meanwhile.
-        unsafe { slice(buffer, 0, &sizes).map(Some) }
-    }
-
-    /// Writes the inputs of `run`, but for those that are there already.
-    fn write(&mut self, run: &Run<'_>) -> ort::Result<()> {
-        for ((name, into), (other, from)) in self.inputs.iter_mut().zip(&run.inputs) {
-            debug_assert_eq!(name, other, "steps have the same inputs each time");
-            if from.data_ptr() != into.data_ptr() {
-                copy_part(from, 0, into, 0, shape(from).iter().product())?;
-            }
-        }
-        Ok(())
+    fn input(&self, name: &str) -> ort::Result<&DynTensor> {
+        let found = self.inputs.iter().find(|(input, _)| *input == name);
+        found.map(|(_, buffer)| buffer).ok_or_else(|| ort::Error::new(format!("no input {name}")))
     }
 }
 
@@ -123,12 +162,14 @@ fn sizes_of_rows(buffer: &DynTensor, rows: usize) -> Vec<usize> {
 /// A step over one token of each of some sequences.
 pub(super) struct BoundStep {
     binding: IoBinding,
+    turn: usize,
     /// Those of a step that is recorded.
     options: Option<RunOptions>,
 }
 
 impl BoundStep {
-    /// A step of `rows` sequences, whose state `bind` binds. With a number it is recorded.
+    /// A step of `rows` sequences with the buffers of this turn, whose state `bind` binds. With a number it is
+    /// recorded.
     ///
     /// # Safety
     /// It must not be run when the buffers are no more.
@@ -136,17 +177,24 @@ impl BoundStep {
         session: &Session,
         rows: usize,
         buffers: &StepBuffers,
+        turn: usize,
         recording: Option<u32>,
         bind: impl FnOnce(&mut IoBinding) -> ort::Result<()>,
     ) -> ort::Result<Self> {
         let mut binding = session.create_binding()?;
-        for (name, buffer) in &buffers.inputs {
-            // SAFETY: the caller's; it is written only between runs.
+        let (own, next) = (&buffers.turns[turn], &buffers.turns[1 - turn]);
+        for (name, buffer) in &own.inputs {
+            // SAFETY: the caller's; it is written only between runs, and by those of the other turn.
             binding.bind_input(*name, &unsafe { rows_of(buffer, rows) }?)?;
         }
-        for (name, buffer) in &buffers.outputs {
+        for (name, buffer) in &own.outputs {
             // SAFETY: as above.
             binding.bind_output(*name, &mut unsafe { rows_of(buffer, rows) }?)?;
+        }
+        for (name, input) in FEEDBACK.iter().filter(|_| buffers.feeds_back) {
+            // SAFETY: as above.
+            let mut into = unsafe { rows_of(next.input(input)?, rows) }?;
+            binding.bind_output(*name, &mut into)?;
         }
         bind(&mut binding)?;
         let options = recording.map(|recording| {
@@ -154,17 +202,17 @@ impl BoundStep {
             options.set(RECORDING, recording.to_string())?;
             Ok::<_, ort::Error>(options)
         });
-        Ok(BoundStep { binding, options: options.transpose()? })
+        Ok(BoundStep { binding, turn, options: options.transpose()? })
     }
 
-    /// Runs with the inputs of `run`, in the buffers that it is bound to.
+    /// Runs with the inputs of `run`, and what is in the buffers that it is bound to.
     pub(super) fn run(
         &self,
         session: &mut Session,
         buffers: &mut StepBuffers,
         run: &Run<'_>,
     ) -> ort::Result<Outputs> {
-        buffers.write(run)?;
+        buffers.write(self.turn, run)?;
         let options = self.options.as_ref().unwrap_or(run.options);
         let mut made = session.run_binding_with_options(&self.binding, options)?;
         asked_for(&mut made, run)

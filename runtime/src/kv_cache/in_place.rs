@@ -104,7 +104,7 @@ impl InPlace {
                     Ok(())
                 };
                 // SAFETY: the buffers are there as long as the slot's steps.
-                unsafe { BoundStep::new(session, 1, bound_to, recording, bind)? }
+                unsafe { BoundStep::new(session, 1, bound_to, *turn, recording, bind)? }
             }
         };
         let outputs = step.run(session, bound_to, run)?;
@@ -148,8 +148,9 @@ impl KvCache for InPlace {
         slots: &Range<usize>,
         name: &str,
     ) -> ort::Result<Option<TensorSlice<'_>>> {
-        match &mut self.slots[slots.start].step_buffers {
-            Some(buffers) => buffers.input(name, 1),
+        let State { turn, step_buffers, .. } = &mut self.slots[slots.start];
+        match step_buffers {
+            Some(buffers) => buffers.input(*turn, name, 1),
             None => Ok(None),
         }
     }

@@ -58,6 +58,15 @@ pub(crate) trait KvCache: Send {
         Ok(None)
     }
 
+    /// Whether after a step over these slots another one can run with what that one gave as inputs, if nothing
+    /// else has changed. Steps are recorded before they follow others.
+    fn can_follow(&self, _slots: &Range<usize>) -> bool {
+        false
+    }
+
+    /// Undoes the last step of a slot, right after that step, which [followed](Self::can_follow) another one.
+    fn take_back(&mut self, _slot: usize) {}
+
     /// Makes room for so many tokens in each slot.
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {
         if tokens <= self.limit() { Ok(()) } else { Err(no_room(self.limit())) }
@@ -104,7 +113,7 @@ pub(crate) trait KvCache: Send {
 
 /// What a run is given besides the state.
 pub(crate) struct Run<'r> {
-    /// Inputs by name.
+    /// Inputs by name; of a step that follows another one, those that it did not give.
     pub(crate) inputs: Vec<(&'static str, DynTensor)>,
     /// Outputs by name, and where they are wanted; `None` is the host.
     pub(crate) outputs: Vec<(&'static str, Option<&'r DeviceMemory>)>,

@@ -190,7 +190,7 @@ impl Slots {
                     Ok(())
                 };
                 // SAFETY: the buffers are there as long as the steps.
-                unsafe { BoundStep::new(session, rows, bound_to, recording, bind)? }
+                unsafe { BoundStep::new(session, rows, bound_to, turn, recording, bind)? }
             }
         };
         let outputs = step.run(session, bound_to, run)?;
@@ -242,10 +242,25 @@ impl KvCache for Slots {
         slots: &Range<usize>,
         name: &str,
     ) -> ort::Result<Option<TensorSlice<'_>>> {
+        let turn = self.turns[slots.start];
         match &mut self.step_buffers {
-            Some(buffers) if slots.start == 0 => buffers.input(name, slots.len()),
+            Some(buffers) if slots.start == 0 => buffers.input(turn, name, slots.len()),
             _ => Ok(None),
         }
+    }
+
+    fn can_follow(&self, slots: &Range<usize>) -> bool {
+        let next = (slots.len(), self.turns[slots.start]);
+        slots.start == 0
+            && self.step_buffers.as_ref().is_some_and(StepBuffers::feeds_back)
+            && self.steps.contains_key(&next)
+            && self.tokens[slots.clone()].iter().all(|&tokens| tokens < self.capacity)
+    }
+
+    fn take_back(&mut self, slot: usize) {
+        // The step has read the other conv buffer, and what it wrote behind the tokens is never read.
+        self.turns[slot] = 1 - self.turns[slot];
+        self.tokens[slot] -= 1;
     }
 
     fn reserve(&mut self, tokens: usize) -> ort::Result<()> {

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use lfm2vl_graphs::{Graph, GraphSpec, IN_PLACE};
-use ndarray::{Array0, Array1, Array2, Axis, Ix3};
+use ndarray::{Array0, Array1, Array2, Array3, Axis, Ix3};
 use ort::{
     session::RunOptions,
     value::{DynTensor, Tensor},
 };
+use rayon::ThreadPool;
 
 use super::{
     check::{NUM_LOGITS, POSITION_IDS},
@@ -28,6 +29,8 @@ use crate::{
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
+/// Tokens, where a graph can look them up; where negative, their embeddings count.
+const INPUT_IDS: &str = "input_ids";
 const ATTENTION_MASK: &str = "attention_mask";
 /// Tokens of each row less one, and of the longest row, where a graph is given these instead of a mask.
 const SEQLENS_K: &str = "seqlens_k";
@@ -79,11 +82,25 @@ enum Wanted {
     HiddenStates,
 }
 
+/// What a run is over.
+pub(crate) enum Tokens<'t> {
+    /// Embeddings [slots, tokens, hidden].
+    Embeddings(DynTensor),
+    /// The next token of each slot, where the graph [looks them up](Decoder::looks_up_tokens).
+    Ids(&'t [u32]),
+    /// Those that the step before has told.
+    MostLikely,
+}
+
 /// How many tokens a run is over, and how many with padding.
 #[derive(Clone, Copy)]
 struct Size {
     tokens: usize,
     padded: usize,
+}
+
+impl Size {
+    const ONE: Self = Size { tokens: 1, padded: 1 };
 }
 
 impl Decoder {
@@ -267,6 +284,30 @@ impl Decoder {
         })
     }
 
+    /// Whether a step can be given tokens, and not their embeddings.
+    pub(crate) fn looks_up_tokens(&self) -> bool {
+        self.session.has_input(INPUT_IDS)
+    }
+
+    /// Runs a step over the next tokens of sequences, which others can [follow](Steps::follow).
+    pub(crate) fn steps<'d>(
+        &'d mut self,
+        slots: Range<usize>,
+        tokens: Tokens<'_>,
+        options: &'d RunOptions,
+    ) -> Result<Steps<'d>, Error> {
+        let logits = match tokens {
+            Tokens::Embeddings(embeddings) => {
+                self.run_step(slots.clone(), embeddings, 1, options)?
+            }
+            tokens => {
+                self.run(false, slots.clone(), tokens, Size::ONE, Wanted::Logits(1), options)?
+            }
+        };
+        let logits = RunLogits::of(logits).map_err(|e| Error::of_run(self.session.graph(), e))?;
+        Ok(Steps { decoder: self, slots, options, logits: Some(logits) })
+    }
+
     /// Where the next [`step`](Self::step) over these slots reads its embeddings, if that is known already.
     pub(crate) fn step_embeddings(
         &mut self,
@@ -287,17 +328,26 @@ impl Decoder {
         keep: usize,
         options: &RunOptions,
     ) -> Result<RunLogits<'_>, Error> {
+        let outputs = self.run_step(slots, embeddings, keep, options)?;
+        RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
+    }
+
+    fn run_step(
+        &mut self,
+        slots: Range<usize>,
+        embeddings: DynTensor,
+        keep: usize,
+        options: &RunOptions,
+    ) -> Result<Outputs, Error> {
         let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
         let takes = self.session.fixed_size(EMBEDDINGS, 1);
-        let outputs = if takes.is_some_and(|takes| takes != tokens) {
+        if takes.is_some_and(|takes| takes != tokens) {
             let mut embeddings = Embeddings::of(embeddings);
             let wanted = Wanted::Logits(keep);
-            self.run_chunk(slots.start, &mut embeddings, 0..tokens, wanted, options)?
-        } else {
-            let size = Size { tokens, padded: tokens };
-            self.run(false, slots, embeddings, size, Wanted::Logits(keep), options)?
-        };
-        RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
+            return self.run_chunk(slots.start, &mut embeddings, 0..tokens, wanted, options);
+        }
+        let (size, embeddings) = (Size { tokens, padded: tokens }, Tokens::Embeddings(embeddings));
+        self.run(false, slots, embeddings, size, Wanted::Logits(keep), options)
     }
 
     fn run_chunk(
@@ -314,6 +364,7 @@ impl Decoder {
         let slots = slot..slot + 1;
         if size.padded != size.tokens {
             let padded = self.session.ask(|_| embeddings.padded(tokens, size.padded))?;
+            let padded = Tokens::Embeddings(padded);
             return self.run(is_prefill, slots, padded, size, wanted, options);
         }
         // SAFETY: what a run binds is bound no longer than the run, for which the embeddings are borrowed; steps
@@ -321,7 +372,7 @@ impl Decoder {
         let part = self
             .session
             .ask(|_| unsafe { embeddings.part(tokens).map(|part| part.into_tensor()) })?;
-        self.run(is_prefill, slots, part, size, wanted, options)
+        self.run(is_prefill, slots, Tokens::Embeddings(part), size, wanted, options)
     }
 
     /// How many of the next tokens of a slot one run is over.
@@ -336,12 +387,12 @@ impl Decoder {
         Size { tokens: tokens.min(padded), padded }
     }
 
-    /// Runs a session over embeddings [slots, padded, hidden].
+    /// Runs a session over tokens, with [slots, padded, hidden] embeddings.
     fn run(
         &mut self,
         is_prefill: bool,
         slots: Range<usize>,
-        embeddings: DynTensor,
+        tokens: Tokens<'_>,
         size: Size,
         wanted: Wanted,
         options: &RunOptions,
@@ -355,17 +406,20 @@ impl Decoder {
             true => Some(self.mask(&covered, size)),
             false => None,
         };
+        let follows = matches!(tokens, Tokens::MostLikely);
+        let mut inputs = self.token_inputs(&slots, tokens, size)?;
         let session = match &mut self.prefill {
             Some(prefill) if is_prefill => prefill,
             _ => &mut self.session,
         };
-        let mut inputs = vec![(EMBEDDINGS, embeddings)];
         session.ask(|_| {
             if let Some(mask) = mask {
                 inputs.push((ATTENTION_MASK, Tensor::from_array(mask)?.upcast()));
             } else {
                 let last = covered.iter().map(|&tokens| (tokens + size.tokens - 1) as i32);
-                inputs.push((SEQLENS_K, Tensor::from_array(Array1::from_iter(last))?.upcast()));
+                if !follows {
+                    inputs.push((SEQLENS_K, Tensor::from_array(Array1::from_iter(last))?.upcast()));
+                }
                 let total = capacity.unwrap_or(longest + size.tokens) as i32;
                 let total = Tensor::from_array(Array0::from_elem((), total))?.upcast();
                 inputs.push((TOTAL_SEQUENCE_LENGTH, total));
@@ -399,6 +453,44 @@ impl Decoder {
         session.run(|session| cache.run(session, slots, run))
     }
 
+    /// The inputs that say which tokens a run is over, unless the step before has written them.
+    fn token_inputs(
+        &mut self,
+        slots: &Range<usize>,
+        tokens: Tokens<'_>,
+        size: Size,
+    ) -> Result<Vec<(&'static str, DynTensor)>, Error> {
+        let Decoder { session, cache, .. } = self;
+        let ids = |ids: Array2<i64>| -> ort::Result<_> {
+            Ok((INPUT_IDS, Tensor::from_array(ids)?.upcast()))
+        };
+        session.ask(|_| match tokens {
+            Tokens::Embeddings(embeddings) => {
+                let mut inputs = vec![(EMBEDDINGS, embeddings)];
+                if session.has_input(INPUT_IDS) {
+                    inputs.push(ids(Array2::from_elem((slots.len(), size.padded), -1))?);
+                }
+                Ok(inputs)
+            }
+            Tokens::Ids(tokens) => {
+                let tokens = tokens.iter().map(|&id| i64::from(id)).collect();
+                let tokens = Array2::from_shape_vec((slots.len(), 1), tokens);
+                let tokens = tokens.map_err(|_| ort::Error::new("not one token for each slot"))?;
+                // These are not read.
+                let embeddings = match cache.step_input(slots, EMBEDDINGS)? {
+                    // SAFETY: the step that it is bound to is the cache's own.
+                    Some(place) => unsafe { place.into_tensor() },
+                    None => {
+                        let hidden = session.fixed_size(EMBEDDINGS, 2).unwrap_or_default();
+                        Tensor::from_array(Array3::<f32>::zeros((slots.len(), 1, hidden)))?.upcast()
+                    }
+                };
+                Ok(vec![(EMBEDDINGS, embeddings), ids(tokens)?])
+            }
+            Tokens::MostLikely => Ok(Vec::new()),
+        })
+    }
+
     /// Which tokens there are, for a run over `size` more.
     fn mask(&self, covered: &[usize], Size { tokens, padded }: Size) -> Array2<i64> {
         match self.fixed_capacity {
@@ -413,6 +505,52 @@ impl Decoder {
                 })
             }
         }
+    }
+}
+
+/// Steps over some sequences that follow each other. Nothing else changes the decoder meanwhile.
+pub(crate) struct Steps<'d> {
+    decoder: &'d mut Decoder,
+    slots: Range<usize>,
+    options: &'d RunOptions,
+    /// Those of the last step. The next one writes elsewhere, and the one after that where they are.
+    logits: Option<RunLogits<'static>>,
+}
+
+impl Steps<'_> {
+    /// Logits of the last step; none after one that failed.
+    pub(crate) fn logits(&self) -> Option<&RunLogits<'_>> {
+        self.logits.as_ref()
+    }
+
+    /// Whether the next step can begin before the host knows its tokens.
+    pub(crate) fn can_follow(&self) -> bool {
+        self.logits.is_some() && self.decoder.cache.can_follow(&self.slots)
+    }
+
+    /// Runs the next step, over the most likely tokens, while another thread reads the logits that they follow
+    /// from.
+    pub(crate) fn follow(
+        &mut self,
+        reader: &ThreadPool,
+        read: impl FnOnce(&RunLogits<'_>) + Send,
+    ) -> Result<(), Error> {
+        let logits = self.logits.take();
+        let Steps { decoder, slots, options, .. } = self;
+        // Recordings belong to the thread that made them, which is this one.
+        let outputs = reader.in_place_scope(|scope| {
+            scope.spawn(move |_| logits.as_ref().map(read).unwrap_or_default());
+            let wanted = Wanted::Logits(1);
+            decoder.run(false, slots.clone(), Tokens::MostLikely, Size::ONE, wanted, options)
+        });
+        let logits = RunLogits::of(outputs?);
+        self.logits = Some(logits.map_err(|e| Error::of_run(self.decoder.graph(), e))?);
+        Ok(())
+    }
+
+    /// Undoes the last step of a row, which [followed](Self::follow) another one.
+    pub(crate) fn take_back(&mut self, row: usize) {
+        self.decoder.cache.take_back(self.slots.start + row);
     }
 }
 

@@ -84,6 +84,15 @@ impl<'r> Logits<'r> {
         }
     }
 
+    /// The most likely token, where the graph tells.
+    pub(crate) fn most_likely(&self) -> Option<u32> {
+        let [_, ids] = self.run.candidates.as_ref()?;
+        let [_, positions, _] = self.run.sizes;
+        let start = (self.row * positions + self.position) * shape(ids)[2];
+        let (_, ids) = ids.try_extract_tensor::<i64>().ok()?;
+        ids.get(start).map(|&id| id as u32)
+    }
+
     /// The most likely tokens and their logits, the largest first, where the graph tells.
     pub(crate) fn candidates(&self) -> ort::Result<Option<Vec<(u32, f32)>>> {
         let Some([logits, ids]) = &self.run.candidates else { return Ok(None) };

@@ -1,6 +1,6 @@
 //! The engine: answers that wait, are given up, come too late or fail, and what they leave to others.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, thread, time::Duration};
 
 use futures_core::Stream;
 use lfm2vl::image::Overrides;
@@ -10,8 +10,10 @@ use lfm2vl::{
 };
 use lfm2vl_graphs::{FixedSizes, Graph, Precision, Recipe};
 use lfm2vl_tests::{
-    copy_folder, export_with, sample_images, sample_questions, succeed, tiny_shapes,
+    copy_folder, export_from, export_with, sample_images, sample_questions, succeed, testdata,
+    tiny_shapes,
 };
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 pub(crate) fn conversation(question: &Value) -> Conversation {
@@ -33,18 +35,47 @@ pub(crate) fn greedy(max_new_tokens: usize) -> GenerationOptions {
 
 /// A folder whose embedding of one token is not a number: whoever writes it fails with the next token.
 /// Gives the token.
-pub(crate) fn poisoned(folder: &std::path::Path, recipe: &'static str) -> u32 {
+pub(crate) fn poisoned(folder: &Path, recipe: &'static str) -> u32 {
     let token = 1000;
-    copy_folder(&tiny_shapes(recipe), folder);
-    let data = folder.join("onnx/embed_tokens.onnx_data");
-    let mut bytes = std::fs::read(&data).unwrap();
-    // float32 [vocabulary, 128].
-    assert_eq!(bytes.len(), 1501 * 128 * 4);
-    let start = token as usize * 128 * 4;
-    let row = bytes[start..start + 128 * 4].chunks_exact_mut(4);
-    row.for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
-    std::fs::write(data, bytes).unwrap();
+    let checkpoint = with_a_head(&testdata("tiny-shapes"));
+    let recipe = Recipe::builtin(recipe).unwrap();
+    let looks_up_tokens = recipe.feedback;
+    export_from(checkpoint.path(), &folder.join("m"), recipe, &[Precision::Fp32]);
+    // float32 [vocabulary, 128]; where the decoder looks tokens up, it has a table of its own.
+    let row = token as usize * 128 * 4..(token as usize + 1) * 128 * 4;
+    let embed_tokens = folder.join("m/onnx/embed_tokens.onnx_data");
+    let table = std::fs::read(&embed_tokens).unwrap();
+    assert_eq!(table.len(), 1501 * 128 * 4);
+    let mut files = vec![embed_tokens];
+    if looks_up_tokens {
+        files.push(folder.join("m/onnx/decoder_model_merged.onnx_data"));
+    }
+    for file in files {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let start = bytes.windows(table.len()).position(|window| window == table).unwrap();
+        let row = &mut bytes[start + row.start..start + row.end];
+        row.chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+        std::fs::write(file, bytes).unwrap();
+    }
     token
+}
+
+/// A copy of a checkpoint whose head is another tensor than its embedding, with the same values.
+fn with_a_head(checkpoint: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(checkpoint, copy.path());
+    let config = std::fs::read_to_string(checkpoint.join("config.json")).unwrap();
+    let config = config.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    std::fs::write(copy.path().join("config.json"), config).unwrap();
+    let bytes = std::fs::read(checkpoint.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: BTreeMap<_, _> = tensors.iter().map(|(n, t)| (n.to_owned(), t)).collect();
+    let embedding = tensors.iter().find(|(name, _)| name.ends_with("embed_tokens.weight"));
+    let head = embedding.unwrap().1.clone();
+    tensors.insert("lm_head.weight".into(), head);
+    let file = copy.path().join("model.safetensors");
+    safetensors::serialize_to_file(tensors, None, &file).unwrap();
+    copy
 }
 
 /// A folder whose embedding lacks the last token of the vocabulary: a run over it fails.
@@ -215,7 +246,7 @@ fn rows_are_copied_one_at_a_time() {
 fn logits_that_are_not_finite_end_only_their_own_answer() {
     let folder = tempfile::tempdir().unwrap();
     let poison = poisoned(folder.path(), "default");
-    let engine = Engine::builder(folder.path()).build().unwrap();
+    let engine = Engine::builder(folder.path().join("m")).build().unwrap();
     let expected = engine.answer(&mut text("Tell me a story."), &greedy(50)).unwrap().token_ids;
     let other = engine.generate(&mut text("Tell me a story."), &greedy(50)).unwrap();
     let options = GenerationOptions { logit_bias: [(poison, 1e4)].into(), ..greedy(50) };

@@ -151,7 +151,7 @@ fn answers_under_load_have_the_tokens_that_they_have_alone() {
     for (recipe, slots, capacity, sequences) in [
         ("default", 7, None, 80),
         ("cuda", 5, None, 64),
-        // Steps keep their bindings.
+        // Steps keep their bindings, and begin ahead.
         ("cuda", 6, Some(4096), 64),
         ("features", 6, None, 64),
         ("split", 32, None, 64),
@@ -163,7 +163,9 @@ fn answers_under_load_have_the_tokens_that_they_have_alone() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let poison = poisoned(folder.path(), recipe);
-        let engine = Engine::builder(folder.path()).slots(slots).share_prefixes(recipe == "split");
+        let engine =
+            Engine::builder(folder.path().join("m")).slots(slots).share_prefixes(recipe == "split");
+        let engine = engine.run_ahead(true);
         let engine = match capacity {
             Some(tokens) => engine.capacity(tokens),
             None => engine,

@@ -123,9 +123,14 @@ fn many_at_once_do_not_change_the_tokens() {
     let questions = sample_questions();
     let asked: Vec<_> = questions.iter().enumerate().step_by(3).collect();
     // The second one gives candidates instead of all logits; and with room for all tokens from the beginning,
-    // its steps keep their bindings, as those do that a device records.
-    for (recipe, capacity) in [("default", None), ("cuda", None), ("cuda", Some(2048))] {
-        let engine = Engine::builder(tiny_shapes(recipe)).slots(5);
+    // its steps keep their bindings, as those do that a device records, and may begin ahead.
+    for (recipe, capacity, ahead) in [
+        ("default", None, true),
+        ("cuda", None, true),
+        ("cuda", Some(2048), false),
+        ("cuda", Some(2048), true),
+    ] {
+        let engine = Engine::builder(tiny_shapes(recipe)).slots(5).run_ahead(ahead);
         let engine = match capacity {
             Some(tokens) => engine.capacity(tokens),
             None => engine,
@@ -158,7 +163,48 @@ fn many_at_once_do_not_change_the_tokens() {
         let metrics = engine.metrics();
         assert_eq!(metrics.finished, 2 * asked.len() as u64);
         assert_eq!((metrics.failed, metrics.cancelled, metrics.active), (0, 0, 0));
+        let follows = ahead && recipe == "cuda" && capacity.is_some();
+        assert_eq!(metrics.steps_ahead > 20, follows, "{recipe} {capacity:?} {metrics:?}");
     }
+}
+
+/// Most tokens are the most likely ones at this temperature, and not all: what was computed for the others is
+/// taken back. So is what was computed after the end of an answer, whose state the next question goes on from.
+#[test]
+fn steps_that_begin_ahead_do_not_change_the_tokens() {
+    let engine = Engine::builder(tiny_shapes("cuda")).slots(3).capacity(2048);
+    let [plain, ahead] =
+        [false, true].map(|ahead| engine.clone().run_ahead(ahead).build().unwrap());
+    let mut missed = 0;
+    for (index, question) in sample_questions().iter().enumerate().step_by(4) {
+        for temperature in [0.0, 0.6] {
+            let options = GenerationOptions {
+                temperature,
+                repetition_penalty: 1.05,
+                seed: Some(index as u64),
+                ignore_eos: index % 3 == 0,
+                max_new_tokens: 40,
+                stop: if index % 2 == 0 { vec!["a".to_owned()] } else { Vec::new() },
+                ..GenerationOptions::default()
+            };
+            let before = ahead.metrics();
+            let mut tokens = 0;
+            let [expected, answers] = [&plain, &ahead].map(|engine| {
+                let mut conversation = conversation(question);
+                let first = engine.answer(&mut conversation, &options).unwrap();
+                let second = again(engine, &mut conversation, question, &options);
+                tokens = first.token_ids.len() + second.token_ids.len();
+                [first, second].map(|answer| (answer.token_ids, answer.text, answer.finish_reason))
+            });
+            assert_eq!(answers, expected, "{question} at {temperature}");
+            // The first token of each answer is the prompt's.
+            missed += ahead.metrics().steps + 2 - before.steps - tokens as u64;
+        }
+    }
+    let (metrics, plain) = (ahead.metrics(), plain.metrics());
+    println!("{} steps, {} of them ahead, {missed} in vain", metrics.steps, metrics.steps_ahead);
+    assert_eq!(plain.steps_ahead, 0);
+    assert!(metrics.steps_ahead > metrics.steps / 3 && missed > 5, "{metrics:?}, {missed} in vain");
 }
 
 #[test]
