@@ -34,6 +34,9 @@ pub(crate) struct LoadArguments {
     /// transcribing or filling in forms, and the same answers.
     #[arg(long, value_name = "N")]
     pub(crate) prompt_lookup: Option<usize>,
+    /// Choose each token before the next step begins, and not meanwhile, as on a device where the recipe allows it.
+    #[arg(long)]
+    no_run_ahead: bool,
 }
 
 impl LoadArguments {
@@ -56,6 +59,7 @@ impl LoadArguments {
             .threads(self.threads)
             .speculation(self.prompt_lookup.is_some())
             .image_overrides(images.overrides()?);
+        let builder = if self.no_run_ahead { builder.run_ahead(false) } else { builder };
         let engine = set(self.providers.apply(builder)?).build()?;
         warn_of_skipped(&engine);
         Ok(engine)

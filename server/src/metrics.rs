@@ -74,7 +74,7 @@ impl Metrics {
 /// What is told of an engine: name, help, whether it only grows, and the figure.
 type Figure = (&'static str, &'static str, bool, fn(&lfm2vl::Metrics) -> f64);
 
-const ENGINE: [Figure; 24] = [
+const ENGINE: [Figure; 25] = [
     ("requests_active", "Answers that are being made.", false, |m| m.active as f64),
     ("requests_in_prompt", "Those of them whose images or prompt are not done.", false, |m| {
         m.in_prompt as f64
@@ -112,6 +112,9 @@ const ENGINE: [Figure; 24] = [
         m.image_cache_hits as f64
     }),
     ("decode_steps_total", "Steps of decoding.", true, |m| m.steps as f64),
+    ("decode_steps_ahead_total", "Steps that began before tokens were chosen.", true, |m| {
+        m.steps_ahead as f64
+    }),
     ("vision_seconds_total", "Time in the vision graphs.", true, |m| m.vision_time.as_secs_f64()),
     ("prefill_seconds_total", "Time in prompts.", true, |m| m.prefill_time.as_secs_f64()),
     ("decode_seconds_total", "Time in steps.", true, |m| m.decode_time.as_secs_f64()),

@@ -115,6 +115,7 @@ pub(crate) fn inputs_on_host(session: &Session) -> ort::Result<Vec<String>> {
 pub(crate) const HOST: &str = "Cpu";
 
 /// Where an input or output of a session is.
+#[derive(Clone)]
 pub(crate) struct Location {
     name: String,
     id: i32,

@@ -309,12 +309,15 @@ impl EngineBuilder {
             let prefill = has_prefill.then(|| open(Graph::PrefillDecoder)).transpose()?;
             Ok((open(graph)?, prefill))
         };
+        // The speculative decoder is given embeddings in any case.
+        let looks_up_tokens = recipe.feedback && !self.speculation;
         // ONNX Runtime arranges the weights of a graph with one thread; the decoder's take as long as
         // all the rest.
         let (decoder, embed_tokens, vision, processor) = thread::scope(|scope| {
             let decoder = scope.spawn(open_decoders);
             let processor = Processor::from_folder(&self.folder, &self.overrides);
-            let (embed_tokens, vision) = (open(Graph::EmbedTokens), open_vision());
+            let embed_tokens = (!looks_up_tokens).then(|| open(Graph::EmbedTokens));
+            let vision = open_vision();
             let decoder = decoder.join().unwrap_or_else(|panic| resume_unwind(panic));
             (decoder, embed_tokens, vision, processor)
         });
@@ -331,14 +334,16 @@ impl EngineBuilder {
             capacity: self.capacity,
             memory: self.kv_cache_memory,
         };
-        let embed_tokens = embed_tokens?;
-        checker.check(&embed_tokens)?;
-        let decoder = Decoder::new(decoder, prefill, &embed_tokens, &spec, settings)?;
-        let embed_tokens = EmbedTokens::new(embed_tokens, decoder.memory())?;
-        let mut vision = vision?;
-        for session in vision.sessions() {
-            checker.check(session)?;
-        }
+        let (embed_tokens, mut vision) = (embed_tokens.transpose()?, vision?);
+        let others: Vec<_> = embed_tokens.iter().chain(vision.sessions()).collect();
+        others.iter().try_for_each(|session| checker.check(session).map(drop))?;
+        let decoder = Decoder::new(decoder, prefill, &others, &spec, settings)?;
+        let embed_tokens = match embed_tokens {
+            Some(graph) => EmbedTokens::of_graph(graph, decoder.memory())?,
+            None => {
+                EmbedTokens::Decoder { hidden: dims.hidden_size, memory: decoder.memory().cloned() }
+            }
+        };
         vision.leave_features(embed_tokens.prompt_memory())?;
         let eos_token_ids = folder.eos_token_ids();
         Ok(Model { processor, eos_token_ids, embed_tokens, vision, decoder })

@@ -9,14 +9,10 @@ use super::{
     End, Metrics, Model,
     slot::{Active, Slot},
 };
-use crate::{
-    Error,
-    generate::NextError,
-    model::{RunLogits, Tokens},
-};
+use crate::{Error, generate::NextError, model::RunLogits};
 
 /// Most steps that follow each other, so that what else there is to do does not wait for long.
-const MOST_IN_A_ROW: usize = 32;
+const MOST_IN_A_ROW: usize = 64;
 /// How often the tokens of answers must have been the most likely ones for a step to begin with these.
 const OFTEN_ENOUGH: f32 = 0.9;
 
@@ -64,13 +60,9 @@ pub(super) fn steps(
 ) -> Result<Vec<(usize, End)>, Error> {
     let last = |slot: &Slot| slot.active().and_then(|a| a.sequence.tokens().last().copied());
     let ids: Vec<u32> = slots[range.clone()].iter().filter_map(last).collect();
-    let tokens = if model.decoder.looks_up_tokens() {
-        Tokens::Ids(&ids)
-    } else {
-        let into = model.decoder.step_embeddings(&range)?;
-        // SAFETY: the decoder, which lends the place, is given them at once.
-        Tokens::Embeddings(unsafe { model.embed_tokens.rows(range.len(), &ids, into)? })
-    };
+    let into = model.decoder.step_embeddings(&range)?;
+    // SAFETY: the decoder, which lends the place, is given them at once.
+    let tokens = unsafe { model.embed_tokens.step(range.len(), &ids, into)? };
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let mut steps = model.decoder.steps(range.clone(), tokens, &options)?;
@@ -155,10 +147,10 @@ pub(super) fn draft(
     let mut ids = active.sequence.tokens()[model.decoder.tokens(0)..].to_vec();
     ids.extend(&draft);
     // SAFETY: there is no such place.
-    let embeddings = unsafe { model.embed_tokens.rows(1, &ids, None)? };
+    let tokens = unsafe { model.embed_tokens.step(1, &ids, None)? };
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
-    let logits = model.decoder.step(0..1, embeddings, 1 + draft.len(), &options)?;
+    let logits = model.decoder.step(0..1, tokens, 1 + draft.len(), &options)?;
     done.steps += 1;
     let (mut right, mut finished) = (0, None);
     while finished.is_none() {

@@ -42,7 +42,7 @@ pub struct GraphInfo {
 pub(super) fn of(model: &Model) -> Vec<GraphInfo> {
     let memory = model.decoder.memory().map_or(HOST, DeviceMemory::name);
     let mut sessions = model.vision.sessions();
-    sessions.push(model.embed_tokens.session());
+    sessions.extend(model.embed_tokens.session());
     sessions.extend(model.decoder.sessions());
     let has_state = |session: &GraphSession| session.graph().weights() == Graph::Decoder;
     let info = |session: &GraphSession| GraphInfo {

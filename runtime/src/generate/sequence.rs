@@ -160,7 +160,7 @@ impl Sequence {
                 (self.sampler.choose_allowed(&all, &self.history, allowed)?, Some(all))
             }
         };
-        let is_most_likely = logits.most_likely() == Some(id);
+        let is_most_likely = logits.most_likely()? == Some(id);
         if self.limits.eos_token_ids.contains(&id) {
             let events = self.rest()?;
             let finished = Some(FinishReason::Stop);

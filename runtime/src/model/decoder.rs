@@ -20,7 +20,7 @@ use crate::{
     backend::{
         DeviceMemory, GraphSession, Location, TensorSlice,
         provider::{Provider, TensorRt},
-        reads_in_place,
+        reads_in_place, shape,
     },
     kv_cache::{
         InPlace, KvCache, Layout, Limits, Outputs, Run, Separate, Slots, Snapshot,
@@ -86,8 +86,10 @@ enum Wanted {
 pub(crate) enum Tokens<'t> {
     /// Embeddings [slots, tokens, hidden].
     Embeddings(DynTensor),
-    /// The next token of each slot, where the graph [looks them up](Decoder::looks_up_tokens).
+    /// The next tokens of each slot, where the graph looks them up.
     Ids(&'t [u32]),
+    /// The same, with the embeddings of what is no token, which is negative.
+    Mixed(&'t [i64], DynTensor),
     /// Those that the step before has told.
     MostLikely,
 }
@@ -104,13 +106,13 @@ impl Size {
 }
 
 impl Decoder {
-    /// A decoder of which `spec` are the inputs and outputs. What stays in a device's memory is allocated by
-    /// `other`, a session that records nothing, where the decoder's steps are recorded: a recording writes
-    /// into what its own session's allocator believes to be free.
+    /// A decoder of which `spec` are the inputs and outputs. Where its steps are recorded, what stays in a device's
+    /// memory is allocated by another session there, one of `others` that record nothing: a recording writes into
+    /// what its own session's allocator believes to be free.
     pub(crate) fn new(
         session: GraphSession,
         prefill: Option<GraphSession>,
-        other: &GraphSession,
+        others: &[&GraphSession],
         spec: &GraphSpec,
         settings: CacheSettings,
     ) -> Result<Self, Error> {
@@ -125,12 +127,15 @@ impl Decoder {
                 state.map(|tensor| Location::of_output(session, &tensor.present)).transpose()?;
             Ok((in_place && may_share, location.flatten()))
         })?;
-        let allocating =
-            if session.records() { prefill.as_ref().unwrap_or(other) } else { &session };
-        let memory = match location {
-            Some(location) => allocating.ask(|session| Ok(DeviceMemory::at(location, session)))?,
-            None => None,
+        let allocating: Vec<&GraphSession> = match session.records() {
+            true => prefill.iter().chain(others.iter().copied()).collect(),
+            false => vec![&session],
         };
+        let memory = location.and_then(|location| {
+            allocating.iter().find_map(|session| {
+                session.ask(|session| Ok(DeviceMemory::at(location.clone(), session))).ok()?
+            })
+        });
         let fixed_capacity = layout.fixed_capacity;
         let of_host = [TOTAL_SEQUENCE_LENGTH];
         let reads_in_place =
@@ -284,11 +289,6 @@ impl Decoder {
         })
     }
 
-    /// Whether a step can be given tokens, and not their embeddings.
-    pub(crate) fn looks_up_tokens(&self) -> bool {
-        self.session.has_input(INPUT_IDS)
-    }
-
     /// Runs a step over the next tokens of sequences, which others can [follow](Steps::follow).
     pub(crate) fn steps<'d>(
         &'d mut self,
@@ -296,15 +296,8 @@ impl Decoder {
         tokens: Tokens<'_>,
         options: &'d RunOptions,
     ) -> Result<Steps<'d>, Error> {
-        let logits = match tokens {
-            Tokens::Embeddings(embeddings) => {
-                self.run_step(slots.clone(), embeddings, 1, options)?
-            }
-            tokens => {
-                self.run(false, slots.clone(), tokens, Size::ONE, Wanted::Logits(1), options)?
-            }
-        };
-        let logits = RunLogits::of(logits).map_err(|e| Error::of_run(self.session.graph(), e))?;
+        let outputs = self.run_step(slots.clone(), tokens, 1, options)?;
+        let logits = RunLogits::of(outputs).map_err(|e| Error::of_run(self.session.graph(), e))?;
         Ok(Steps { decoder: self, slots, options, logits: Some(logits) })
     }
 
@@ -318,36 +311,43 @@ impl Decoder {
         found.map_err(|error| Error::of_run(graph, error))
     }
 
-    /// Runs over the embeddings [slots, tokens, hidden] of the next tokens of sequences. Gives the logits
+    /// Runs over the next tokens of sequences. Gives the logits
     /// of the last `keep` positions; all but one of these tokens can be dropped from the state. More than
     /// one need a speculative decoder.
     pub(crate) fn step(
         &mut self,
         slots: Range<usize>,
-        embeddings: DynTensor,
+        tokens: Tokens<'_>,
         keep: usize,
         options: &RunOptions,
     ) -> Result<RunLogits<'_>, Error> {
-        let outputs = self.run_step(slots, embeddings, keep, options)?;
+        let outputs = self.run_step(slots, tokens, keep, options)?;
         RunLogits::of(outputs).map_err(|error| Error::of_run(self.session.graph(), error))
     }
 
     fn run_step(
         &mut self,
         slots: Range<usize>,
-        embeddings: DynTensor,
+        tokens: Tokens<'_>,
         keep: usize,
         options: &RunOptions,
     ) -> Result<Outputs, Error> {
-        let tokens = embeddings.shape().get(1).map_or(0, |&tokens| tokens.max(0) as usize);
-        let takes = self.session.fixed_size(EMBEDDINGS, 1);
-        if takes.is_some_and(|takes| takes != tokens) {
-            let mut embeddings = Embeddings::of(embeddings);
-            let wanted = Wanted::Logits(keep);
-            return self.run_chunk(slots.start, &mut embeddings, 0..tokens, wanted, options);
+        let count = match &tokens {
+            Tokens::Embeddings(tensor) | Tokens::Mixed(_, tensor) => shape(tensor)[1],
+            Tokens::Ids(ids) => ids.len() / slots.len().max(1),
+            Tokens::MostLikely => 1,
+        };
+        let (wanted, takes) = (Wanted::Logits(keep), self.session.fixed_size(EMBEDDINGS, 1));
+        match tokens {
+            Tokens::Embeddings(tensor) if takes.is_some_and(|takes| takes != count) => {
+                let mut embeddings = Embeddings::of(tensor);
+                self.run_chunk(slots.start, &mut embeddings, 0..count, wanted, options)
+            }
+            tokens => {
+                let size = Size { tokens: count, padded: count };
+                self.run(false, slots, tokens, size, wanted, options)
+            }
         }
-        let (size, embeddings) = (Size { tokens, padded: tokens }, Tokens::Embeddings(embeddings));
-        self.run(false, slots, embeddings, size, Wanted::Logits(keep), options)
     }
 
     fn run_chunk(
@@ -369,10 +369,8 @@ impl Decoder {
         }
         // SAFETY: what a run binds is bound no longer than the run, for which the embeddings are borrowed; steps
         // that keep their bindings copy what is not where they read it.
-        let part = self
-            .session
-            .ask(|_| unsafe { embeddings.part(tokens).map(|part| part.into_tensor()) })?;
-        self.run(is_prefill, slots, Tokens::Embeddings(part), size, wanted, options)
+        let part = self.session.ask(|_| unsafe { embeddings.part(tokens) })?;
+        self.run(is_prefill, slots, part, size, wanted, options)
     }
 
     /// How many of the next tokens of a slot one run is over.
@@ -461,28 +459,27 @@ impl Decoder {
         size: Size,
     ) -> Result<Vec<(&'static str, DynTensor)>, Error> {
         let Decoder { session, cache, .. } = self;
-        let ids = |ids: Array2<i64>| -> ort::Result<_> {
+        let sizes = (slots.len(), size.padded);
+        let ids = |ids: Vec<i64>| -> ort::Result<_> {
+            let ids = Array2::from_shape_vec(sizes, ids);
+            let ids = ids.map_err(|_| ort::Error::new("as many tokens for each slot"))?;
             Ok((INPUT_IDS, Tensor::from_array(ids)?.upcast()))
         };
         session.ask(|_| match tokens {
-            Tokens::Embeddings(embeddings) => {
-                let mut inputs = vec![(EMBEDDINGS, embeddings)];
-                if session.has_input(INPUT_IDS) {
-                    inputs.push(ids(Array2::from_elem((slots.len(), size.padded), -1))?);
-                }
-                Ok(inputs)
+            Tokens::Embeddings(embeddings) => Ok(vec![(EMBEDDINGS, embeddings)]),
+            Tokens::Mixed(tokens, embeddings) => {
+                Ok(vec![(EMBEDDINGS, embeddings), ids(tokens.to_vec())?])
             }
             Tokens::Ids(tokens) => {
                 let tokens = tokens.iter().map(|&id| i64::from(id)).collect();
-                let tokens = Array2::from_shape_vec((slots.len(), 1), tokens);
-                let tokens = tokens.map_err(|_| ort::Error::new("not one token for each slot"))?;
                 // These are not read.
                 let embeddings = match cache.step_input(slots, EMBEDDINGS)? {
                     // SAFETY: the step that it is bound to is the cache's own.
                     Some(place) => unsafe { place.into_tensor() },
                     None => {
                         let hidden = session.fixed_size(EMBEDDINGS, 2).unwrap_or_default();
-                        Tensor::from_array(Array3::<f32>::zeros((slots.len(), 1, hidden)))?.upcast()
+                        Tensor::from_array(Array3::<f32>::zeros((sizes.0, sizes.1, hidden)))?
+                            .upcast()
                     }
                 };
                 Ok(vec![(EMBEDDINGS, embeddings), ids(tokens)?])

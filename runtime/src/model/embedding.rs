@@ -1,23 +1,35 @@
-//! Token embedding.
+//! Token embedding, by a graph of its own or by the decoder.
 
 use std::ops::Range;
 
+use lfm2vl_graphs::Graph;
 use ndarray::{Array2, Array3, Ix3, s};
-use ort::value::{DynTensor, DynTensorValueType, Tensor};
+use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
-use super::features::Features;
+use super::{decoder::Tokens, features::Features};
 use crate::{
     Error,
     backend::{
         DeviceMemory, GraphSession, Location, TensorSlice, copy_part, memory_info, on_host, shape,
-        slice,
+        slice, unwritten,
     },
 };
 
 const EMBEDDINGS: &str = "inputs_embeds";
 
+/// What looks up the embeddings of tokens.
+pub(crate) enum EmbedTokens {
+    Graph(EmbedGraph),
+    /// The decoder, which is given tokens, and embeddings of `hidden` numbers only of what is none.
+    Decoder {
+        hidden: usize,
+        /// Where its state is; `None` is the host's memory.
+        memory: Option<DeviceMemory>,
+    },
+}
+
 /// The token embedding graph.
-pub(crate) struct EmbedTokens {
+pub(crate) struct EmbedGraph {
     session: GraphSession,
     /// Where it puts embeddings that the decoder is given as they are; `None` is the host's memory.
     memory: Option<DeviceMemory>,
@@ -27,7 +39,7 @@ pub(crate) struct EmbedTokens {
 
 impl EmbedTokens {
     /// The graph, for a decoder whose state is in `decoder`'s memory.
-    pub(crate) fn new(
+    pub(crate) fn of_graph(
         session: GraphSession,
         decoder: Option<&DeviceMemory>,
     ) -> Result<Self, Error> {
@@ -37,50 +49,73 @@ impl EmbedTokens {
         })?;
         let memory = memory.filter(|memory| Some(memory) == decoder);
         let is_beside_state = memory.as_ref() == decoder;
-        Ok(EmbedTokens { session, memory, is_beside_state })
+        Ok(EmbedTokens::Graph(EmbedGraph { session, memory, is_beside_state }))
     }
 
-    /// Its session.
-    pub(crate) fn session(&self) -> &GraphSession {
-        &self.session
+    /// The session of the graph, if there is one.
+    pub(crate) fn session(&self) -> Option<&GraphSession> {
+        match self {
+            EmbedTokens::Graph(graph) => Some(&graph.session),
+            EmbedTokens::Decoder { .. } => None,
+        }
     }
 
     /// Embeddings of the tokens of a prompt.
     pub(crate) fn prompt(&mut self, ids: &[u32]) -> Result<Embeddings, Error> {
         let memory = self.prompt_memory().cloned();
-        let tensor = self.run_in((1, ids.len()), ids, Place::Memory(memory.as_ref()))?;
-        match shape(&tensor)[..] {
-            [1, tokens, _] if tokens == ids.len() => Ok(Embeddings(tensor)),
-            _ => Err(self.session.contract_error("inputs_embeds has not one row for each id")),
+        match self {
+            EmbedTokens::Graph(graph) => {
+                let tensor = graph.run((1, ids.len()), ids, Place::Memory(memory.as_ref()))?;
+                match shape(&tensor)[..] {
+                    [1, tokens, _] if tokens == ids.len() => Ok(Embeddings::of(tensor)),
+                    _ => {
+                        let difference = "inputs_embeds has not one row for each id";
+                        Err(graph.session.contract_error(difference))
+                    }
+                }
+            }
+            EmbedTokens::Decoder { hidden, .. } => {
+                let sizes = [1, ids.len(), *hidden];
+                let tensor = unwritten(TensorElementType::Float32, &sizes, memory.as_ref());
+                let tensor = tensor.map_err(|error| Error::of_run(Graph::Decoder, error))?;
+                let ids = ids.iter().map(|&id| i64::from(id)).collect();
+                Ok(Embeddings { tensor, ids: Some(ids) })
+            }
         }
     }
 
     /// Where the embeddings of prompts are: image features cannot be written into a part of memory without
     /// addresses.
     pub(crate) fn prompt_memory(&self) -> Option<&DeviceMemory> {
-        self.memory.as_ref().filter(|memory| memory.has_addresses())
+        let (EmbedTokens::Graph(EmbedGraph { memory, .. }) | EmbedTokens::Decoder { memory, .. }) =
+            self;
+        memory.as_ref().filter(|memory| memory.has_addresses())
     }
 
-    /// Embeddings [rows, ids / rows, hidden] for the decoder's next step, written where it reads them, if that
-    /// is known.
+    /// The next tokens of each of `rows` sequences, for the decoder's next step. Their embeddings are written
+    /// where it reads them, if that is known.
     ///
     /// # Safety
     /// What was written there must not be used longer than whoever lent the place keeps it.
-    pub(crate) unsafe fn rows(
+    pub(crate) unsafe fn step<'i>(
         &mut self,
         rows: usize,
-        ids: &[u32],
+        ids: &'i [u32],
         into: Option<TensorSlice<'_>>,
-    ) -> Result<DynTensor, Error> {
-        let memory = self.memory.clone();
-        let place = match into.filter(|_| self.is_beside_state) {
+    ) -> Result<Tokens<'i>, Error> {
+        let EmbedTokens::Graph(graph) = self else { return Ok(Tokens::Ids(ids)) };
+        let memory = graph.memory.clone();
+        let place = match into.filter(|_| graph.is_beside_state) {
             Some(tensor) => Place::Tensor(tensor),
             None => Place::Memory(memory.as_ref()),
         };
-        self.run_in((rows, ids.len() / rows.max(1)), ids, place)
+        graph.run((rows, ids.len() / rows.max(1)), ids, place).map(Tokens::Embeddings)
     }
+}
 
-    fn run_in(
+impl EmbedGraph {
+    /// Embeddings of ids of that shape.
+    fn run(
         &mut self,
         shape: (usize, usize),
         ids: &[u32],
@@ -117,23 +152,28 @@ enum Place<'p> {
     Tensor(TensorSlice<'p>),
 }
 
-/// Embeddings [1, tokens, hidden] of the tokens of a prompt, where the decoder reads them.
-pub(crate) struct Embeddings(DynTensor);
+/// Embeddings of the tokens of a prompt, where the decoder reads them.
+pub(crate) struct Embeddings {
+    /// [1, tokens, hidden].
+    tensor: DynTensor,
+    /// Those that the decoder looks up, whose rows of the tensor were not written; the others are -1.
+    ids: Option<Vec<i64>>,
+}
 
 impl Embeddings {
     /// Those of a tensor [1, tokens, hidden].
     pub(crate) fn of(tensor: DynTensor) -> Self {
-        Embeddings(tensor)
+        Embeddings { tensor, ids: None }
     }
 
     /// How many tokens there are.
     pub(crate) fn tokens(&self) -> usize {
-        shape(&self.0).get(1).copied().unwrap_or_default()
+        shape(&self.tensor).get(1).copied().unwrap_or_default()
     }
 
     /// Numbers of a token.
     pub(crate) fn hidden(&self) -> usize {
-        shape(&self.0).get(2).copied().unwrap_or_default()
+        shape(&self.tensor).get(2).copied().unwrap_or_default()
     }
 
     /// Writes some image features in place of the tokens from `first` on.
@@ -151,7 +191,10 @@ impl Embeddings {
             return Err(ort::Error::new("image features of fewer tokens"));
         }
         for (part, start, count) in features.within(rows) {
-            copy_part(part, start * hidden, &mut self.0, first * hidden, count * hidden)?;
+            copy_part(part, start * hidden, &mut self.tensor, first * hidden, count * hidden)?;
+            if let Some(ids) = &mut self.ids {
+                ids[first..first + count].fill(-1);
+            }
             first += count;
         }
         Ok(())
@@ -164,10 +207,15 @@ impl Embeddings {
     ///
     /// # Safety
     /// A binding that they are bound to must not be used longer than these embeddings live.
-    pub(super) unsafe fn part(&mut self, tokens: Range<usize>) -> ort::Result<TensorSlice<'_>> {
+    pub(super) unsafe fn part(&mut self, tokens: Range<usize>) -> ort::Result<Tokens<'_>> {
         let hidden = self.hidden();
+        let sizes = [1, tokens.len(), hidden];
         // SAFETY: the caller's.
-        unsafe { slice(&mut self.0, tokens.start * hidden, &[1, tokens.len(), hidden]) }
+        let part = unsafe { slice(&mut self.tensor, tokens.start * hidden, &sizes)?.into_tensor() };
+        Ok(match &self.ids {
+            Some(ids) => Tokens::Mixed(&ids[tokens], part),
+            None => Tokens::Embeddings(part),
+        })
     }
 
     /// A copy of those of some tokens on the host, followed by zeros: [1, padded, hidden].
@@ -175,7 +223,7 @@ impl Embeddings {
     /// # Errors
     /// When there are not so many tokens, or ONNX Runtime's.
     pub(super) fn padded(&self, tokens: Range<usize>, padded: usize) -> ort::Result<DynTensor> {
-        let all = on_host(&self.0)?;
+        let all = on_host(&self.tensor)?;
         let all = all.try_extract_array::<f32>()?.into_dimensionality::<Ix3>();
         let all = all.map_err(|_| ort::Error::new("embeddings of another rank"))?;
         if tokens.end > all.dim().1 || tokens.len() > padded {

@@ -1,6 +1,6 @@
 //! What a run of the decoder says of the next tokens.
 
-use std::{borrow::Cow, marker::PhantomData};
+use std::{borrow::Cow, cell::OnceCell, marker::PhantomData};
 
 use ort::value::DynTensor;
 
@@ -21,6 +21,8 @@ pub(crate) struct RunLogits<'d> {
     sizes: [usize; 3],
     /// The most likely tokens [rows, positions, count] and their logits, the largest first.
     candidates: Option<[DynTensor; 2]>,
+    /// Copies of these on the host, once they were asked for.
+    copies: OnceCell<[DynTensor; 2]>,
     decoder: PhantomData<&'d mut ()>,
 }
 
@@ -40,21 +42,32 @@ impl RunLogits<'_> {
             return Err(ort::Error::new("logits are not [batch, positions, vocab]"));
         };
         let candidates = take(CANDIDATES[0]).zip(take(CANDIDATES[1]));
-        let candidates = candidates.map(|(logits, ids)| -> ort::Result<_> {
-            let [logits, ids] = [logits, ids].map(|tensor| match on_host(&tensor)? {
-                Cow::Owned(copy) => Ok(copy),
-                Cow::Borrowed(_) => Ok::<_, ort::Error>(tensor),
-            });
-            let (logits, ids) = (logits?, ids?);
-            match shape(&logits)[..] {
-                [r, p, _] if (r, p) == (rows, positions) && shape(&logits) == shape(&ids) => {
-                    Ok([logits, ids])
-                }
-                _ => Err(ort::Error::new("candidates are not [batch, positions, count]")),
+        let candidates = candidates.map(|(logits, ids)| match shape(&logits)[..] {
+            [r, p, _] if (r, p) == (rows, positions) && shape(&logits) == shape(&ids) => {
+                Ok([logits, ids])
             }
+            _ => Err(ort::Error::new("candidates are not [batch, positions, count]")),
         });
-        let sizes = [rows, positions, vocab];
-        Ok(RunLogits { logits, sizes, candidates: candidates.transpose()?, decoder: PhantomData })
+        Ok(RunLogits {
+            logits,
+            sizes: [rows, positions, vocab],
+            candidates: candidates.transpose()?,
+            copies: OnceCell::new(),
+            decoder: PhantomData,
+        })
+    }
+
+    /// Candidates on the host: logits and tokens.
+    fn candidates_on_host(&self) -> ort::Result<Option<&[DynTensor; 2]>> {
+        let Some(candidates) = &self.candidates else { return Ok(None) };
+        if self.copies.get().is_none() {
+            let [logits, ids] = candidates.each_ref().map(on_host);
+            match [logits?, ids?] {
+                [Cow::Owned(logits), Cow::Owned(ids)] => drop(self.copies.set([logits, ids])),
+                _ => return Ok(Some(candidates)),
+            }
+        }
+        Ok(self.copies.get())
     }
 
     /// Those of a row, `before_last` positions before the last one.
@@ -85,17 +98,17 @@ impl<'r> Logits<'r> {
     }
 
     /// The most likely token, where the graph tells.
-    pub(crate) fn most_likely(&self) -> Option<u32> {
-        let [_, ids] = self.run.candidates.as_ref()?;
+    pub(crate) fn most_likely(&self) -> ort::Result<Option<u32>> {
+        let Some([_, ids]) = self.run.candidates_on_host()? else { return Ok(None) };
         let [_, positions, _] = self.run.sizes;
         let start = (self.row * positions + self.position) * shape(ids)[2];
-        let (_, ids) = ids.try_extract_tensor::<i64>().ok()?;
-        ids.get(start).map(|&id| id as u32)
+        let (_, ids) = ids.try_extract_tensor::<i64>()?;
+        Ok(ids.get(start).map(|&id| id as u32))
     }
 
     /// The most likely tokens and their logits, the largest first, where the graph tells.
     pub(crate) fn candidates(&self) -> ort::Result<Option<Vec<(u32, f32)>>> {
-        let Some([logits, ids]) = &self.run.candidates else { return Ok(None) };
+        let Some([logits, ids]) = self.run.candidates_on_host()? else { return Ok(None) };
         let [_, positions, _] = self.run.sizes;
         let count = shape(ids)[2];
         let start = (self.row * positions + self.position) * count;

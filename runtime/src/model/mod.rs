@@ -9,7 +9,7 @@ mod logits;
 mod vision;
 
 pub(crate) use check::{check, dims_of, state_dtype};
-pub(crate) use decoder::{CacheSettings, Decoder, Tokens};
+pub(crate) use decoder::{CacheSettings, Decoder};
 pub(crate) use embedding::{EmbedTokens, Embeddings};
 pub(crate) use features::Features;
 pub use folder::ModelFolder;
