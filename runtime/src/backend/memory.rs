@@ -17,6 +17,8 @@ use ort::{
     value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType},
 };
 
+use super::copies::{copies_cuda_directly, copy, copy_cuda_directly};
+
 /// The memory of a device, by ONNX Runtime's name of it and the device's number.
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceMemory {
@@ -36,8 +38,11 @@ impl DeviceMemory {
     /// it.
     pub(crate) fn at(location: Location, session: &Session) -> Option<Self> {
         // ONNX Runtime does not take the names of all plugins' memory.
-        let memory = DeviceMemory::new(session, location.name, location.id).ok();
-        memory.filter(DeviceMemory::keeps_tensors)
+        let memory = DeviceMemory::new(session, location.name, location.id).ok()?;
+        if !memory.keeps_tensors() && copies_cuda_directly() {
+            copy_cuda_directly(false);
+        }
+        Some(memory).filter(DeviceMemory::keeps_tensors)
     }
 
     /// Whether it is where that is.
@@ -187,7 +192,7 @@ pub(crate) fn new_tensor(
 pub(crate) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<()> {
     let on_host = |tensor: &DynTensor| tensor.memory_info().is_cpu_accessible();
     if !(on_host(into) && on_host(from)) {
-        return from.copy_into(into);
+        return copy(from, into);
     }
     match from.data_type() {
         TensorElementType::Float32 => overwrite_on_host::<f32>(into, from),
@@ -230,6 +235,8 @@ pub(crate) fn on_host(tensor: &DynTensor) -> ort::Result<Cow<'_, DynTensor>> {
     if tensor.memory_info().is_cpu_accessible() {
         Ok(Cow::Borrowed(tensor))
     } else {
-        tensor.to(AllocationDevice::CPU, 0).map(Cow::Owned)
+        let mut copied = new_tensor(*tensor.data_type(), &tensor.shape()[..], None)?;
+        copy(tensor, &mut copied)?;
+        Ok(Cow::Owned(copied))
     }
 }

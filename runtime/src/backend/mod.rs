@@ -2,6 +2,7 @@
 //! knows what a graph is for.
 
 mod assignment;
+mod copies;
 mod memory;
 pub(crate) mod provider;
 mod session;

@@ -8,7 +8,10 @@ use ort::{
     value::{DynTensor, TensorElementType},
 };
 
-use super::memory::{DeviceMemory, new_tensor, on_host};
+use super::{
+    copies::copy,
+    memory::{DeviceMemory, new_tensor, on_host},
+};
 
 /// Bytes of an element.
 pub(crate) fn element_bytes(tensor: &DynTensor) -> usize {
@@ -242,7 +245,7 @@ pub(crate) fn copy_part(
         return Err(ort::Error::new("tensors of different types"));
     }
     if !(is_on_host(&from) && is_on_host(&into)) {
-        return from.copy_into(into.tensor_mut());
+        return copy(&from, into.tensor_mut());
     }
     // SAFETY: both parts were checked to lie within their tensors, which are different ones since the
     // second is borrowed mutably, and are on the host.
@@ -268,7 +271,7 @@ pub(crate) fn copy_within(
     }
     let (source, mut target) = parts_within(tensor, from, into, length)?;
     if !is_on_host(&source) {
-        return source.copy_into(&mut target);
+        return copy(&source, &mut target);
     }
     // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
     // overlap.
@@ -336,7 +339,8 @@ pub(crate) fn write_zeros(tensor: &mut DynTensor, start: usize, length: usize) -
     let mut part = unsafe { slice(tensor, start, &[length]) }?;
     if !is_on_host(&part) {
         // On the host, new tensors are zero.
-        return new_tensor(*part.data_type(), &[length as i64], None)?.copy_into(part.tensor_mut());
+        let zeros = new_tensor(*part.data_type(), &[length as i64], None)?;
+        return copy(&zeros, part.tensor_mut());
     }
     let count = bytes(&part);
     // SAFETY: the slice was checked to lie within its tensor, which is on the host.

@@ -194,6 +194,9 @@ impl Provider {
             let cuda = Cuda { device_id: options.device_id, ..Cuda::default() };
             compiled.extend(cuda.compiled().filter(|cuda| cuda.in_library));
         }
+        if let Provider::Cuda(_) = self {
+            plugin::copy_cuda_directly(environment);
+        }
         let dispatches: Vec<_> = compiled.into_iter().map(|compiled| compiled.dispatch).collect();
         let failed = |error: &ort::Error<SessionBuilder>| self.failure(error.message());
         let builder = if self.descriptor().takes_memory_patterns {

@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    env::consts::{DLL_PREFIX, DLL_SUFFIX},
     fs,
     path::{Path, PathBuf},
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-use lfm2vl_onnxruntime::DEVICES;
+use lfm2vl_onnxruntime::{DEVICES, library_path};
 use ort::{
     AsPointer, device::Device, environment::Environment, memory::DeviceType,
     session::builder::SessionBuilder,
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Unavailable;
+use crate::backend::copies;
 
 /// The kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -175,6 +177,23 @@ fn load(environment: &Environment, library: &Path) -> Result<Loaded, Unavailable
     };
     all.insert(library.to_owned(), loaded.clone());
     Ok(loaded)
+}
+
+/// Registers CUDA's library for [what it copies](copies), too. Without it, copies take longer.
+pub(super) fn copy_cuda_directly(environment: &Environment) {
+    let file = format!("{DLL_PREFIX}onnxruntime_providers_cuda{DLL_SUFFIX}");
+    let library = library_path().map(|path| path.with_file_name(file));
+    match library
+        .ok()
+        .filter(|library| library.is_file())
+        .map(|library| load(environment, &library))
+    {
+        Some(Ok(_)) => copies::copy_cuda_directly(true),
+        Some(Err(error)) => {
+            tracing::debug!(cause = error.cause, "CUDA's library is not registered")
+        }
+        None => {}
+    }
 }
 
 /// Loads a library that the system did not find, as it says in `message` in whatever words, from the folder
