@@ -1,6 +1,6 @@
 //! SigLIP2 NaFlex vision tower: patches of any grid in, one hidden state for each patch out.
 
-use lfm2vl_graphs::Operators;
+use lfm2vl_graphs::{Fusion, Operators};
 
 use super::{
     Model,
@@ -61,7 +61,15 @@ impl<'g> Model<'g> {
             mask: match self.operators {
                 Operators::OnnxRuntime => {
                     let valid = pixel_attention_mask.to_i32();
-                    Mask::Fused { all_valid: valid.min_all().to_bool(), valid }
+                    let all_valid = match self.fusion {
+                        Fusion::Cpu => valid.min_all().to_bool(),
+                        // There, integers are reduced as float64 by cuDNN, and floats by one kernel.
+                        Fusion::Cuda => {
+                            let padding = (self.g.float(1.0) - valid.to_f32()).sum_all();
+                            self.g.float(0.5).greater_or_equal(padding)
+                        }
+                    };
+                    Mask::Fused { all_valid, valid }
                 }
                 Operators::Standard => {
                     let valid = pixel_attention_mask.unsqueeze(&[1, 2]);
