@@ -34,7 +34,8 @@ pub(crate) struct LoadArguments {
     /// transcribing or filling in forms, and the same answers.
     #[arg(long, value_name = "N")]
     pub(crate) prompt_lookup: Option<usize>,
-    /// Choose each token before the next step begins, and not meanwhile, as on a device where the recipe allows it.
+    /// Wait for each token before the next step begins; by default, on a device and with the recipe cuda, that
+    /// begins with the likeliest token meanwhile.
     #[arg(long)]
     no_run_ahead: bool,
 }

@@ -216,8 +216,8 @@ pub struct Recipe {
     /// device seldom needs these; none if 0.
     #[serde(default)]
     pub candidates: usize,
-    /// Whether the decoder looks tokens up itself, and tells what its next step is to be given, in the contract
-    /// `cuda`: then a step can follow another one without the host.
+    /// Whether the decoder looks tokens up itself (`input_ids`), and gives the inputs of its next step (`next_ids`,
+    /// `next_seqlens_k`), in the contract `cuda`: then a step can follow another one without the host.
     #[serde(default)]
     pub feedback: bool,
     /// Where a weight is stored that two graphs use.
@@ -240,6 +240,9 @@ pub struct Recipe {
     #[serde(default)]
     pub quantization: BTreeMap<Precision, Quantization>,
 }
+
+/// The module of the token embedding.
+const EMBEDDING: &str = "language_model.embed_tokens";
 
 fn only_fp32() -> Vec<Precision> {
     vec![Precision::Fp32]
@@ -423,6 +426,15 @@ impl RecipeSource {
                 let message = format!("the pattern '{pattern}' matches no module of this model");
                 return Err(self.mismatch(pattern, message));
             }
+            let is_table = |module: &&Module| module.name() == EMBEDDING;
+            let table =
+                modules.iter().find(is_table).and_then(|table| quantization.format_of(table));
+            if self.recipe.feedback && table.is_some() {
+                let message = format!(
+                    "'feedback' needs floats in {EMBEDDING}: give {precision} an exception for it"
+                );
+                return Err(self.mismatch("feedback", message));
+            }
             let formats = modules.iter().filter_map(|module| quantization.format_of(module));
             for format in formats.filter(|f| f.activations == Activations::Tensor) {
                 let message = match (format, self.recipe.operators) {
@@ -570,6 +582,22 @@ mod tests {
             let error = source.check(&[]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn what_looks_tokens_up_in_a_decoder_has_floats() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.yaml");
+        let text = include_str!("../recipes/cuda.yaml");
+        let modules = [EMBEDDING, "vision_tower.x", "multi_modal_projector.x"];
+        let modules = modules.map(|name| Module::new(name, 6));
+        let check = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            RecipeSource::load(file.to_str().unwrap()).unwrap().check(&modules)
+        };
+        check(text).unwrap();
+        let error = check(&text.replace("      - *embedding\n", "")).unwrap_err().to_string();
+        assert!(error.contains("give q4 an exception for it at line 15"), "{error}");
     }
 
     #[test]

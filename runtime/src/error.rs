@@ -91,7 +91,7 @@ pub enum Error {
     NoSpeculation,
     /// The decoder's sizes change from step to step, or it does not read and write in place.
     #[error(
-        "graph_capture needs a decoder without speculation whose steps have the same sizes each time, on the same device as its state and embed_tokens; export with --recipe cuda or cuda-graph, or leave the setting out"
+        "graph_capture needs a decoder without speculation whose steps have the same sizes each time, on the same device as its state and another graph (of vision or of embeddings); export with --recipe cuda or cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
     /// ONNX Runtime is not available.

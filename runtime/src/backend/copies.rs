@@ -5,47 +5,73 @@
 
 use std::{
     ptr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use lfm2vl_onnxruntime::environment;
 use ort::{AsPointer, memory::MemoryInfo, value::DynTensor};
 
 /// Whether ONNX Runtime copies CUDA's tensors itself.
-static COPIES_CUDA: AtomicBool = AtomicBool::new(false);
+static CUDA: AtomicU8 = AtomicU8::new(NO);
 
-/// Sets whether ONNX Runtime is to copy CUDA's tensors itself, for which CUDA's library must be registered.
-pub(super) fn copy_cuda_directly(directly: bool) {
-    COPIES_CUDA.store(directly, Ordering::Relaxed);
+/// Not, since CUDA's library is not registered.
+const NO: u8 = 0;
+const YES: u8 = 1;
+/// Not, since it was seen to fail.
+const NEVER: u8 = 2;
+
+/// Lets ONNX Runtime copy CUDA's tensors itself, for which CUDA's library must be registered.
+pub(super) fn copy_cuda_directly() {
+    // Where it has failed, that stays.
+    let _ = CUDA.compare_exchange(NO, YES, Ordering::Relaxed, Ordering::Relaxed);
 }
 
-/// Whether it does.
-pub(super) fn copies_cuda_directly() -> bool {
-    COPIES_CUDA.load(Ordering::Relaxed)
+/// Leaves it to `ort` for good; false where it was.
+pub(super) fn stop_copying_cuda_directly() -> bool {
+    CUDA.swap(NEVER, Ordering::Relaxed) == YES
 }
 
-/// Copies a tensor into another one of the same type and size, of which one at least is not on the host.
+/// Copies tensors into others of the same types and sizes, of which some are not on the host.
 ///
 /// # Errors
 /// ONNX Runtime's.
-pub(super) fn copy(from: &DynTensor, into: &mut DynTensor) -> ort::Result<()> {
-    let is_known = |memory: &MemoryInfo<'_>| {
-        memory.is_cpu_accessible() || memory.allocation_device().as_str().starts_with("Cuda")
-    };
-    if !(copies_cuda_directly() && is_known(from.memory_info()) && is_known(into.memory_info())) {
-        return from.copy_into(into);
+pub(super) fn copy<'t>(
+    pairs: impl IntoIterator<Item = (&'t DynTensor, &'t mut DynTensor)>,
+) -> ort::Result<()> {
+    let mut direct = (Vec::new(), Vec::new());
+    for (from, into) in pairs {
+        let is_direct = CUDA.load(Ordering::Relaxed) == YES
+            && is_known(from.memory_info())
+            && is_known(into.memory_info());
+        if !is_direct {
+            from.copy_into(into)?;
+            continue;
+        }
+        if from.data_type() != into.data_type() || from.shape()[..] != into.shape()[..] {
+            return Err(ort::Error::new("tensors of different types or sizes"));
+        }
+        direct.0.push(from.ptr());
+        direct.1.push(into.ptr());
+    }
+    if direct.0.is_empty() {
+        return Ok(());
     }
     let environment = environment().map_err(|error| ort::Error::new(error.to_string()))?;
-    let (source, mut target) = (from.ptr(), into.ptr());
-    // SAFETY: the environment is never dropped, and both tensors are alive, the second one borrowed mutably; ONNX
-    // Runtime checks their types and sizes. Without a stream, it waits for the copy.
+    // SAFETY: the environment is never dropped, and the tensors are alive, of the same sizes, and the second ones
+    // borrowed mutably. Without a stream, ONNX Runtime waits for the copies.
     unsafe {
         ort::Error::result_from_status((ort::api().CopyTensors)(
             environment.ptr().cast_mut(),
-            &raw const source,
-            &raw mut target,
+            direct.0.as_ptr(),
+            direct.1.as_mut_ptr(),
             ptr::null_mut(),
-            1,
+            direct.0.len(),
         ))
     }
+}
+
+/// Whether it is the host's memory or that of the first device, which is every thread's own unless it says otherwise.
+fn is_known(memory: &MemoryInfo<'_>) -> bool {
+    let is_cuda = memory.allocation_device().as_str().starts_with("Cuda");
+    memory.is_cpu_accessible() || (is_cuda && memory.device_id() == 0)
 }

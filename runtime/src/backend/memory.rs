@@ -17,7 +17,7 @@ use ort::{
     value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType},
 };
 
-use super::copies::{copies_cuda_directly, copy, copy_cuda_directly};
+use super::copies::{copy, stop_copying_cuda_directly};
 
 /// The memory of a device, by ONNX Runtime's name of it and the device's number.
 #[derive(Debug, Clone)]
@@ -39,10 +39,9 @@ impl DeviceMemory {
     pub(crate) fn at(location: Location, session: &Session) -> Option<Self> {
         // ONNX Runtime does not take the names of all plugins' memory.
         let memory = DeviceMemory::new(session, location.name, location.id).ok()?;
-        if !memory.keeps_tensors() && copies_cuda_directly() {
-            copy_cuda_directly(false);
-        }
-        Some(memory).filter(DeviceMemory::keeps_tensors)
+        let keeps_tensors = memory.keeps_tensors()
+            || (memory.has_addresses() && stop_copying_cuda_directly() && memory.keeps_tensors());
+        keeps_tensors.then_some(memory)
     }
 
     /// Whether it is where that is.
@@ -192,14 +191,14 @@ pub(crate) fn new_tensor(
 pub(crate) fn overwrite(into: &mut DynTensor, from: &DynTensor) -> ort::Result<()> {
     let on_host = |tensor: &DynTensor| tensor.memory_info().is_cpu_accessible();
     if !(on_host(into) && on_host(from)) {
-        return copy(from, into);
+        return copy([(from, into)]);
     }
     match from.data_type() {
         TensorElementType::Float32 => overwrite_on_host::<f32>(into, from),
         TensorElementType::Float16 => overwrite_on_host::<f16>(into, from),
         TensorElementType::Int64 => overwrite_on_host::<i64>(into, from),
         TensorElementType::Int32 => overwrite_on_host::<i32>(into, from),
-        _ => from.copy_into(into),
+        _ => copy([(from, into)]),
     }
 }
 
@@ -236,7 +235,7 @@ pub(crate) fn on_host(tensor: &DynTensor) -> ort::Result<Cow<'_, DynTensor>> {
         Ok(Cow::Borrowed(tensor))
     } else {
         let mut copied = new_tensor(*tensor.data_type(), &tensor.shape()[..], None)?;
-        copy(tensor, &mut copied)?;
+        copy([(tensor, &mut copied)])?;
         Ok(Cow::Owned(copied))
     }
 }

@@ -16,6 +16,6 @@ pub(crate) use memory::{
 pub use session::Skipped;
 pub(crate) use session::{GraphSession, Outlet, SessionOptions};
 pub(crate) use tensors::{
-    TensorSlice, TensorView, alias, axis_2, bytes, copy_of, copy_part, copy_within, cut, shape,
-    slice, swap_within, unwritten, view, write_zeros,
+    Copies, TensorSlice, TensorView, alias, axis_2, bytes, copy_of, copy_part, copy_within, cut,
+    shape, slice, swap_within, unwritten, view,
 };

@@ -235,25 +235,62 @@ pub(crate) fn copy_part(
     into_start: usize,
     length: usize,
 ) -> ort::Result<()> {
-    if length == 0 {
-        return Ok(());
+    let mut copies = Copies::default();
+    copies.add(from, from_start, into, into_start, length)?;
+    copies.make()
+}
+
+/// Copies that are made together, so that a device is waited for once.
+#[derive(Default)]
+pub(crate) struct Copies<'t> {
+    pairs: Vec<(DynTensor, DynTensor)>,
+    tensors: PhantomData<&'t mut DynTensor>,
+}
+
+impl<'t> Copies<'t> {
+    /// Adds a copy as that of [`copy_part`].
+    ///
+    /// # Errors
+    /// When the elements do not lie within the tensors.
+    pub(crate) fn add(
+        &mut self,
+        from: &'t DynTensor,
+        from_start: usize,
+        into: &'t mut DynTensor,
+        into_start: usize,
+        length: usize,
+    ) -> ort::Result<()> {
+        let (from, into) = (part(from, from_start, &[length])?, part(into, into_start, &[length])?);
+        if from.data_type() != into.data_type() {
+            return Err(ort::Error::new("tensors of different types"));
+        }
+        if length > 0 {
+            self.pairs.push((from, into));
+        }
+        Ok(())
     }
-    let from = part(from, from_start, &[length])?;
-    // SAFETY: it is not bound to anything.
-    let mut into = unsafe { slice(into, into_start, &[length]) }?;
-    if from.data_type() != into.data_type() {
-        return Err(ort::Error::new("tensors of different types"));
+
+    /// Makes them.
+    ///
+    /// # Errors
+    /// ONNX Runtime's; some may have been made.
+    pub(crate) fn make(self) -> ort::Result<()> {
+        let mut on_devices = Vec::new();
+        for (from, mut into) in self.pairs {
+            if !(is_on_host(&from) && is_on_host(&into)) {
+                on_devices.push((from, into));
+                continue;
+            }
+            let count = bytes(&from);
+            // SAFETY: both parts were checked to lie within their tensors, which are borrowed, the second one
+            // mutably, and are on the host.
+            unsafe {
+                let (source, target) = (from.data_ptr(), into.data_ptr_mut());
+                ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), count);
+            }
+        }
+        copy(on_devices.iter_mut().map(|(from, into)| (&*from, into)))
     }
-    if !(is_on_host(&from) && is_on_host(&into)) {
-        return copy(&from, into.tensor_mut());
-    }
-    // SAFETY: both parts were checked to lie within their tensors, which are different ones since the
-    // second is borrowed mutably, and are on the host.
-    unsafe {
-        let (source, target) = (from.data_ptr(), into.tensor_mut().data_ptr_mut());
-        ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), bytes(&from));
-    }
-    Ok(())
 }
 
 /// Copies `length` elements of a tensor from `from` on to those from `into` on, which are others.
@@ -271,7 +308,7 @@ pub(crate) fn copy_within(
     }
     let (source, mut target) = parts_within(tensor, from, into, length)?;
     if !is_on_host(&source) {
-        return copy(&source, &mut target);
+        return copy([(&source, &mut target)]);
     }
     // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
     // overlap.
@@ -325,27 +362,6 @@ fn parts_within(
     } else {
         Err(ort::Error::new("parts of a tensor that overlap"))
     }
-}
-
-/// Sets `length` elements from `start` on to zero.
-///
-/// # Errors
-/// When they do not lie within, or ONNX Runtime's.
-pub(crate) fn write_zeros(tensor: &mut DynTensor, start: usize, length: usize) -> ort::Result<()> {
-    if length == 0 {
-        return Ok(());
-    }
-    // SAFETY: it is not bound to anything.
-    let mut part = unsafe { slice(tensor, start, &[length]) }?;
-    if !is_on_host(&part) {
-        // On the host, new tensors are zero.
-        let zeros = new_tensor(*part.data_type(), &[length as i64], None)?;
-        return copy(&zeros, part.tensor_mut());
-    }
-    let count = bytes(&part);
-    // SAFETY: the slice was checked to lie within its tensor, which is on the host.
-    unsafe { part.tensor_mut().data_ptr_mut().cast::<u8>().write_bytes(0, count) };
-    Ok(())
 }
 
 /// Of a tensor, what is at the `width` places of an axis before place `end`, as one of its own.

@@ -91,7 +91,7 @@ impl EngineBuilder {
     }
 
     /// Runs one part of the model on other providers than the rest: vision (by any of its graphs),
-    /// the token embedding or the decoder.
+    /// the token embedding (which the recipe `cuda` has in the decoder) or the decoder.
     #[must_use]
     pub fn graph_providers(
         mut self,
@@ -161,11 +161,14 @@ impl EngineBuilder {
         self
     }
 
-    /// Begins the next step before the tokens of the last one have been chosen, where answers have nearly always
-    /// had the most likely token: the device then computes while the host chooses, and makes text of it. Where
-    /// another token is chosen, or the answer ends, what was computed for it is dropped. Answers are the same.
-    /// It needs a decoder that looks tokens up itself (the recipe `cuda` has one), all room from the beginning, as
-    /// on a device or with [`capacity`](Self::capacity), and is on by default where the state is on a device.
+    /// Begins the next step before the tokens of the last one have been chosen, where all answers have nearly always
+    /// had the most likely token, and no prompt goes on or could begin: the device then computes while the host
+    /// chooses, in a thread of its own, and makes text of it. Where another token is chosen, or the answer ends,
+    /// what was computed for it is dropped. Answers are the same.
+    ///
+    /// On by default where the state is on a device. It needs a decoder that looks tokens up itself (the recipe
+    /// `cuda` has one; not with [`speculation`](Self::speculation)), and all room from the beginning, as on a device
+    /// or with [`capacity`](Self::capacity); elsewhere a warning says so.
     #[must_use]
     pub fn run_ahead(mut self, run_ahead: bool) -> Self {
         self.run_ahead = Some(run_ahead);
@@ -234,7 +237,12 @@ impl EngineBuilder {
         let folder = ModelFolder::open(&self.folder)?;
         let model = self.load(&folder)?;
         let no_thread = |source| Error::NoThread { source };
-        let runs_ahead = self.run_ahead.unwrap_or(model.decoder.memory().is_some());
+        let can_run_ahead = model.decoder.has_following_steps();
+        let wants_to = self.run_ahead.unwrap_or(model.decoder.memory().is_some());
+        if self.run_ahead == Some(true) && !can_run_ahead {
+            tracing::warn!("no step runs ahead, since the decoder's steps do not feed each other");
+        }
+        let runs_ahead = can_run_ahead && wants_to;
         let reader = runs_ahead.then(|| {
             let thread = rayon::ThreadPoolBuilder::new().num_threads(1);
             thread.thread_name(|_| "lfm2vl-reader".into()).build()

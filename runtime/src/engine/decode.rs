@@ -28,12 +28,12 @@ pub(super) struct Ahead<'a> {
 impl Ahead<'_> {
     /// Whether the next step of these answers may begin.
     fn may_begin(&self, answers: &[Slot]) -> bool {
-        let mut often = 0.0;
         let all_go_on = answers.iter().filter_map(Slot::active).all(|active| {
-            often += active.most_likely;
-            active.sequence.goes_on() && active.sender.cancel().reason().is_none()
+            active.most_likely >= OFTEN_ENOUGH
+                && active.sequence.goes_on()
+                && active.sender.cancel().reason().is_none()
         });
-        all_go_on && often >= OFTEN_ENOUGH * answers.len() as f32 && (self.is_alone)()
+        all_go_on && (self.is_alone)()
     }
 }
 
@@ -66,7 +66,6 @@ pub(super) fn steps(
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let mut steps = model.decoder.steps(range.clone(), tokens, &options)?;
-    done.steps += 1;
     let answers = &mut slots[range.clone()];
     let mut ends = Vec::new();
     // Those that the last step was over rightly.
@@ -151,7 +150,6 @@ pub(super) fn draft(
     let options = model.decoder.run_options()?;
     let graph = model.decoder.graph();
     let logits = model.decoder.step(0..1, tokens, 1 + draft.len(), &options)?;
-    done.steps += 1;
     let (mut right, mut finished) = (0, None);
     while finished.is_none() {
         let accepted = logits.at(0, draft.len() - right).map_err(NextError::from);

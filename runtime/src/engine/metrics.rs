@@ -43,7 +43,7 @@ pub struct Metrics {
     pub images: u64,
     /// Images whose features were there already.
     pub image_cache_hits: u64,
-    /// Steps of decoding.
+    /// Steps of decoding, each over all answers that decode.
     pub steps: u64,
     /// Those of them that began before the tokens of the step before had been looked at
     /// ([`run_ahead`](crate::EngineBuilder::run_ahead)).

@@ -212,6 +212,7 @@ impl Scheduler {
         let ends = self.steps(count);
         let took = start.elapsed();
         self.budget.ran_step(took);
+        self.done.steps += 1;
         self.done.decode_time += took;
         // From the last one on: those that decode move up.
         for (slot, end) in ends.into_iter().rev() {
@@ -249,11 +250,15 @@ impl Scheduler {
     /// Steps of these slots. Where the first one fails, each is run alone, so that only those end that fail by
     /// themselves.
     fn step(&mut self, range: Range<usize>, ends: &mut Vec<(usize, End)>) {
+        let decoding = self.decoding();
         let Scheduler { model, inbox, slots, done, reader, .. } = self;
         let has_prompt = slots.iter().any(|slot| matches!(slot, Slot::Prompt(_)));
         let has_room = placement::replaceable(slots).is_some();
         let is_alone = || !has_prompt && !inbox.has_work(has_room);
-        let ahead = reader.as_ref().map(|reader| Ahead { reader, is_alone: &is_alone });
+        let ahead = reader
+            .as_ref()
+            .filter(|_| range.len() == decoding)
+            .map(|reader| Ahead { reader, is_alone: &is_alone });
         match decode::steps(model, slots, range.clone(), ahead.as_ref(), done) {
             Ok(ended) => ends.extend(ended),
             Err(error) if range.len() == 1 => ends.push((range.start, Err(error))),

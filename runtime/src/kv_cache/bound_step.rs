@@ -60,7 +60,8 @@ impl StepBuffers {
         let on_host = inputs_on_host(session)?;
         let buffers = || TurnBuffers::new(session, run, most, memory, &on_host);
         let gives = |name| session.outputs().iter().any(|output| output.name() == name);
-        let feeds_back = FEEDBACK.iter().all(|(output, _)| gives(*output));
+        let takes = |name| run.inputs.iter().any(|(input, _)| *input == name);
+        let feeds_back = FEEDBACK.iter().all(|(output, input)| gives(*output) && takes(*input));
         Ok(StepBuffers { turns: [buffers()?, buffers()?], feeds_back })
     }
 

@@ -16,8 +16,8 @@ use super::{
     no_room, take,
 };
 use crate::backend::{
-    DeviceMemory, TensorSlice, alias, copy_of, copy_part, copy_within, memory_info, slice,
-    swap_within, unwritten, write_zeros,
+    Copies, DeviceMemory, TensorSlice, alias, copy_part, copy_within, memory_info, new_tensor,
+    slice, swap_within, unwritten,
 };
 
 /// Tokens by which buffers grow at least.
@@ -124,18 +124,25 @@ impl Slots {
         })
     }
 
+    /// Which of each two conv buffers has the states of most of these slots.
+    fn turn_of(&self, slots: &[usize]) -> usize {
+        let second = slots.iter().filter(|&&slot| self.turns[slot] == 1).count();
+        usize::from(2 * second > slots.len())
+    }
+
     /// Brings the conv states of some slots together in one of each two buffers, and tells which.
     fn bring_together(&mut self, slots: impl IntoIterator<Item = usize>) -> ort::Result<usize> {
-        let mut slots = slots.into_iter().peekable();
-        let turn = slots.peek().map_or(0, |&slot| self.turns[slot]);
+        let slots: Vec<usize> = slots.into_iter().collect();
+        let turn = self.turn_of(&slots);
         for slot in slots {
             if self.turns[slot] != turn {
-                for (kind, pair) in self.convs() {
+                let mut copies = Copies::default();
+                for (kind, [first, second]) in self.convs() {
                     let length = kind.elements(0);
-                    let [first, second] = pair;
                     let (from, into) = if turn == 0 { (second, first) } else { (first, second) };
-                    copy_part(from, slot * length, into, slot * length, length)?;
+                    copies.add(from, slot * length, into, slot * length, length)?;
                 }
+                copies.make()?;
                 self.turns[slot] = turn;
             }
         }
@@ -202,11 +209,12 @@ impl Slots {
     /// Conv states of one slot, in the order of the layout.
     fn set_conv_states(&mut self, slot: usize, states: &[DynTensor]) -> ort::Result<()> {
         let turn = self.turns[slot];
+        let mut copies = Copies::default();
         for ((kind, pair), state) in self.convs().zip(states) {
             let length = kind.elements(0);
-            copy_part(state, 0, &mut pair[turn], slot * length, length)?;
+            copies.add(state, 0, &mut pair[turn], slot * length, length)?;
         }
-        Ok(())
+        copies.make()
     }
 }
 
@@ -242,7 +250,7 @@ impl KvCache for Slots {
         slots: &Range<usize>,
         name: &str,
     ) -> ort::Result<Option<TensorSlice<'_>>> {
-        let turn = self.turns[slots.start];
+        let turn = self.turn_of(&slots.clone().collect::<Vec<_>>());
         match &mut self.step_buffers {
             Some(buffers) if slots.start == 0 => buffers.input(turn, name, slots.len()),
             _ => Ok(None),
@@ -397,11 +405,18 @@ impl KvCache for Slots {
 
     fn snapshot(&mut self, slot: usize) -> ort::Result<Snapshot> {
         let (tokens, turn, memory) = (self.tokens[slot], self.turns[slot], self.memory.clone());
-        let conv = self.convs().map(|(kind, pair)| {
-            let start = slot * kind.elements(0);
-            copy_of(&pair[turn], start, &kind.shape(1, 0), memory.as_ref())
-        });
-        Ok(Snapshot { tokens, conv: conv.collect::<ort::Result<_>>()? })
+        let tensors = self.layout.tensors.iter().filter(|tensor| tensor.kind.is_conv());
+        let new = |tensor: &StateTensor| {
+            unwritten(tensor.dtype, &tensor.kind.shape(1, 0), memory.as_ref())
+        };
+        let mut conv = tensors.map(new).collect::<ort::Result<Vec<_>>>()?;
+        let mut copies = Copies::default();
+        for ((kind, pair), copy) in self.convs().zip(&mut conv) {
+            let length = kind.elements(0);
+            copies.add(&pair[turn], slot * length, copy, 0, length)?;
+        }
+        copies.make()?;
+        Ok(Snapshot { tokens, conv })
     }
 
     fn rewind(&mut self, slot: usize, snapshot: &Snapshot) -> ort::Result<()> {
@@ -464,11 +479,13 @@ impl KvCache for Slots {
     }
 
     fn clear(&mut self, slot: usize) -> ort::Result<()> {
-        let turn = self.turns[slot];
-        for (kind, pair) in self.convs() {
-            let length = kind.elements(0);
-            write_zeros(&mut pair[turn], slot * length, length)?;
-        }
+        // On the host, new tensors are zero.
+        let zeros = |tensor: &StateTensor| {
+            new_tensor(tensor.dtype, &[tensor.kind.elements(0) as i64], None)
+        };
+        let tensors = self.layout.tensors.iter().filter(|tensor| tensor.kind.is_conv());
+        let zeros = tensors.map(zeros).collect::<ort::Result<Vec<_>>>()?;
+        self.set_conv_states(slot, &zeros)?;
         self.tokens[slot] = 0;
         self.lost[slot] = false;
         Ok(())

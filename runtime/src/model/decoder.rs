@@ -301,6 +301,11 @@ impl Decoder {
         Ok(Steps { decoder: self, slots, options, logits: Some(logits) })
     }
 
+    /// Whether steps can [follow](Steps::follow) others.
+    pub(crate) fn has_following_steps(&self) -> bool {
+        self.session.has_input(INPUT_IDS) && self.cache.step_capacity().is_some()
+    }
+
     /// Where the next [`step`](Self::step) over these slots reads its embeddings, if that is known already.
     pub(crate) fn step_embeddings(
         &mut self,
@@ -527,6 +532,9 @@ impl Steps<'_> {
 
     /// Runs the next step, over the most likely tokens, while another thread reads the logits that they follow
     /// from.
+    ///
+    /// # Errors
+    /// Where it fails, the states are as they were.
     pub(crate) fn follow(
         &mut self,
         reader: &ThreadPool,
@@ -540,8 +548,11 @@ impl Steps<'_> {
             let wanted = Wanted::Logits(1);
             decoder.run(false, slots.clone(), Tokens::MostLikely, Size::ONE, wanted, options)
         });
-        let logits = RunLogits::of(outputs?);
-        self.logits = Some(logits.map_err(|e| Error::of_run(self.decoder.graph(), e))?);
+        let logits = RunLogits::of(outputs?).map_err(|error| {
+            self.slots.clone().for_each(|slot| self.decoder.cache.take_back(slot));
+            Error::of_run(self.decoder.graph(), error)
+        });
+        self.logits = Some(logits?);
         Ok(())
     }
 

@@ -188,7 +188,7 @@ pub(super) fn copy_cuda_directly(environment: &Environment) {
         .filter(|library| library.is_file())
         .map(|library| load(environment, &library))
     {
-        Some(Ok(_)) => copies::copy_cuda_directly(true),
+        Some(Ok(_)) => copies::copy_cuda_directly(),
         Some(Err(error)) => {
             tracing::debug!(cause = error.cause, "CUDA's library is not registered")
         }
