@@ -14,6 +14,7 @@ use super::{
     check::{NUM_LOGITS, POSITION_IDS},
     embedding::Embeddings,
     logits::{CANDIDATES, LOGITS, RunLogits},
+    tokens::Tokens,
 };
 use crate::{
     Error,
@@ -80,18 +81,6 @@ enum Wanted {
     Logits(usize),
     /// The hidden states of all positions, where the graph gives them, and logits.
     HiddenStates,
-}
-
-/// What a run is over.
-pub(crate) enum Tokens<'t> {
-    /// Embeddings [slots, tokens, hidden].
-    Embeddings(DynTensor),
-    /// The next tokens of each slot, where the graph looks them up.
-    Ids(&'t [u32]),
-    /// The same, with the embeddings of what is no token, which is negative.
-    Mixed(&'t [i64], DynTensor),
-    /// Those that the step before has told.
-    MostLikely,
 }
 
 /// How many tokens a run is over, and how many with padding.

@@ -6,7 +6,7 @@ use lfm2vl_graphs::Graph;
 use ndarray::{Array2, Array3, Ix3, s};
 use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
-use super::{decoder::Tokens, features::Features};
+use super::{features::Features, tokens::Tokens};
 use crate::{
     Error,
     backend::{

@@ -6,6 +6,7 @@ mod embedding;
 mod features;
 mod folder;
 mod logits;
+mod tokens;
 mod vision;
 
 pub(crate) use check::{check, dims_of, state_dtype};
