@@ -28,7 +28,11 @@ pub(super) fn copy_cuda_directly() {
 
 /// Leaves it to `ort` for good; false where it was.
 pub(super) fn stop_copying_cuda_directly() -> bool {
-    CUDA.swap(NEVER, Ordering::Relaxed) == YES
+    let was_direct = CUDA.swap(NEVER, Ordering::Relaxed) == YES;
+    if was_direct {
+        tracing::warn!("ONNX Runtime does not copy CUDA's tensors itself, so copies take longer");
+    }
+    was_direct
 }
 
 /// Copies tensors into others of the same types and sizes, of which some are not on the host.

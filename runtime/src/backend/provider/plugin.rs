@@ -190,7 +190,10 @@ pub(super) fn copy_cuda_directly(environment: &Environment) {
     {
         Some(Ok(_)) => copies::copy_cuda_directly(),
         Some(Err(error)) => {
-            tracing::debug!(cause = error.cause, "CUDA's library is not registered")
+            tracing::warn!(
+                cause = error.cause,
+                "CUDA's library cannot be registered, so copies take longer"
+            )
         }
         None => {}
     }
