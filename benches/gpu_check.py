@@ -1,10 +1,11 @@
 """Whether a model gives the same answers on a GPU as on the CPU, and how fast it is there.
 
-    python3 gpu_check.py [--provider cuda] [--samples N] [--rounds N] [--repeat N] [--out FILE.json]
+    python3 gpu_check.py [--provider cuda] [--samples N] [--rounds N] [--repeat N] [--minutes N] [--out FILE.json]
 
 Runs in the folder that `cargo xtask gpu-check` makes, and needs nothing else. With torch installed it measures
 what the device can do at most, with transformers that one in bfloat16, and with onnxruntime-genai-cuda that
-one in float16; all take turns.
+one in float16; all take turns. What would not end in time is left out: rounds after the first, and what peers
+take more than a quarter of the time for that is left.
 """
 
 import argparse
@@ -24,32 +25,38 @@ parser.add_argument("--provider", default="cuda")
 parser.add_argument("--samples", type=int, default=117)
 parser.add_argument("--rounds", type=int, default=2)
 parser.add_argument("--repeat", type=int, default=3)
+parser.add_argument("--minutes", type=float, default=6)
 parser.add_argument("--out", type=pathlib.Path, default="gpu-check.json")
 args = parser.parse_args()
 here = pathlib.Path(__file__).resolve().parent
+deadline = time.monotonic() + 60 * args.minutes
 (library,) = here.glob("lib/libonnxruntime.so*")
 environment = os.environ | {"ORT_DYLIB_PATH": str(library)}
 config = json.loads((here / "checkpoint/config.json").read_text())
 
 
-def output_of(command, seconds=None):
-    """What a program prints; a RuntimeError where it fails, or takes more than so many seconds."""
+TOO_LONG = "takes more than"
+
+
+def process(command, seconds=None):
+    """A program that has ended, or was stopped after so many seconds: what it printed, and an error, if any."""
     command = list(map(str, command))
-    try:
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(str(error)) from error
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
-    return process.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as started:
+        try:
+            output, errors = started.communicate(timeout=seconds)
+            failure = f"{' '.join(command)}\n{errors}" if started.returncode else None
+        except subprocess.TimeoutExpired:
+            started.kill()
+            output, _ = started.communicate()
+            failure = f"{TOO_LONG} {seconds:.0f} seconds"
+    return output, failure
 
 
 def call(*command):
-    """The same, where a failure is the end."""
-    try:
-        return output_of(command)
-    except RuntimeError as error:
-        sys.exit(str(error))
+    """What a program prints; a failure is the end."""
+    output, failure = process(command)
+    return sys.exit(failure) if failure else output
 
 
 def run(*command):
@@ -97,6 +104,9 @@ def on_device(recorded):
     return ["--provider", args.provider, *(["--provider-option", "cuda.graph_capture=true"] if recorded else [])]
 
 
+ANSWERS_ON_CPU = {}
+
+
 def parity(model, precision, recorded):
     command = [here / "lfm2vl", "inspect", model, "--precision", precision, *on_device(recorded), "--json"]
     for graph in run(*command)["graphs"]:
@@ -104,7 +114,11 @@ def parity(model, precision, recorded):
         state = f"; state in the memory of {graph['state_memory']}" if graph["state_memory"] else ""
         print(f"  {graph['graph']}: {', '.join(shares)}{state}")
     questions = json.loads((here / "samples/samples.json").read_text())[: args.samples]
-    on_cpu = answers(model, precision, ["--provider", "cpu"], questions)
+    # A CPU does not run the packed form; it has the same weights.
+    key = (model.with_name(model.name.removesuffix("-packed")), precision)
+    if key not in ANSWERS_ON_CPU:
+        ANSWERS_ON_CPU[key] = answers(*key, ["--provider", "cpu"], questions)
+    on_cpu = ANSWERS_ON_CPU[key]
     pairs = zip(on_cpu, answers(model, precision, on_device(recorded), questions), strict=True)
     same = sum(one == other for one, other in pairs)
     print(f"  {same} of {len(questions)} answers are the CPU's")
@@ -143,65 +157,88 @@ def vision_flops(patches_of_views):
 
 BATCHES = [8, 32]
 TILES = 8
+PHOTOS = here / "photos"
+
+
+def with_image(name):
+    return {"image": str(PHOTOS / name), "prompt_tokens": 20, "new_tokens": 1}
+
+
+# Name -> (which figure, what is measured).
 SCENARIOS = {
-    "vision, 512x512 tile, ms": ("vision_ms", ["--image", "512x512.png", "--prompt-tokens", 20, "--new-tokens", 1]),
-    f"vision, {TILES} tiles and thumbnail, ms": ("vision_ms", ["--image", "2048x1024.png", "--prompt-tokens", 20, "--new-tokens", 1]),
-    "prefill of 512, tokens/s": ("prefill_tokens_per_second", ["--prompt-tokens", 512, "--new-tokens", 1]),
-    "prefill of 2,048, tokens/s": ("prefill_tokens_per_second", ["--prompt-tokens", 2048, "--new-tokens", 1]),
-    "decode after 128, tokens/s": ("decode_tokens_per_second", ["--prompt-tokens", 128, "--new-tokens", 128]),
-    "photo: first token, ms": ("time_to_first_token_ms", ["--image", "1280x720.jpg", "--prompt-tokens", 20, "--new-tokens", 1]),
+    "vision, 512x512 tile, ms": ("vision_ms", with_image("512x512.png")),
+    f"vision, {TILES} tiles and thumbnail, ms": ("vision_ms", with_image("2048x1024.png")),
+    "photo: first token, ms": ("time_to_first_token_ms", with_image("1280x720.jpg")),
+    "prefill of 512, tokens/s": ("prefill_tokens_per_second", {"prompt_tokens": 512, "new_tokens": 1}),
+    "prefill of 2,048, tokens/s": ("prefill_tokens_per_second", {"prompt_tokens": 2048, "new_tokens": 1}),
+    "decode after 128, tokens/s": ("decode_tokens_per_second", {"prompt_tokens": 128, "new_tokens": 128}),
 }
-BATCH = ["--prompt-tokens", 128, "--new-tokens", 128]
 for rows in BATCHES:
-    SCENARIOS[f"decode of {rows} together, tokens/s"] = ("decode_tokens_per_second", [*BATCH, "--batch", rows])
+    batch = {"prompt_tokens": 128, "new_tokens": 128, "batch": rows}
+    SCENARIOS[f"decode of {rows} together, tokens/s"] = ("decode_tokens_per_second", batch)
 
 
 def contenders():
     """Name -> (command, what of the scenarios it can do)."""
-    everything = ["--image", "--batch"]
+    everything = ["image", "batch"]
     found = {}
     for precision in ("fp16", "q4f16"):
-        bench = [here / "lfm2vl", "bench", here / "450m", *on_device(False), "--json"]
+        bench = [here / "lfm2vl", "bench", here / "450m", *on_device(False)]
         found[f"lfm2vl {precision}"] = ([*bench, "--precision", precision], everything)
     if args.provider == "cuda":
-        bench = ["--precision", "fp16", *on_device(True), "--json"]
+        bench = ["--precision", "fp16", *on_device(True)]
         recorded = [here / "lfm2vl", "bench", here / "450m", *bench]
         found["lfm2vl fp16, recorded steps"] = (recorded, everything)
-        found["lfm2vl fp16, recorded steps, none ahead"] = ([*recorded, "--no-run-ahead"], ["--batch"])
+        found["lfm2vl fp16, recorded steps, none ahead"] = ([*recorded, "--no-run-ahead"], ["batch"])
+        packed = [here / "lfm2vl", "bench", here / "450m-packed", *bench]
+        found["lfm2vl fp16, packed, recorded steps"] = (packed, ["batch"])
         fixed = [here / "lfm2vl", "bench", here / "450m-graph", *bench]
-        found["lfm2vl fp16, fixed sizes, recorded steps"] = (fixed, ["--image"])
+        found["lfm2vl fp16, fixed sizes, recorded steps"] = (fixed, ["image"])
     if args.provider == "cuda" and has("transformers"):
         script = [sys.executable, here / "transformers_model.py", here / "checkpoint", "--dtype", "bfloat16"]
         found["transformers bf16"] = ([*script, "--device", "cuda"], everything)
-        found["transformers bf16, compiled"] = ([*script, "--device", "cuda", "--compile"], ["--batch"])
+        found["transformers bf16, compiled"] = ([*script, "--device", "cuda", "--compile"], ["batch"])
     if args.provider == "cuda" and has("onnxruntime_genai"):
         genai = [sys.executable, here / "genai_model.py", here / "genai"]
-        found["genai fp16"] = (genai, ["--batch"])
-        found["genai fp16, recorded steps"] = ([*genai, "--cuda-graph"], ["--batch"])
+        found["genai fp16"] = (genai, ["batch"])
+        found["genai fp16, recorded steps"] = ([*genai, "--cuda-graph"], ["batch"])
     return found
 
 
+def measured(command, scenarios, seconds):
+    """The figures of the scenarios that one process gets through, in order, and why it gets no further."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "scenarios.json"
+        file.write_text(json.dumps([SCENARIOS[scenario][1] for scenario in scenarios]))
+        output, failure = process([*command, "--scenarios", file, "--repeat", args.repeat], seconds)
+    lines = [line for line in output.split("\n")[:-1] if line.startswith("{")]
+    return [json.loads(line)[SCENARIOS[scenario][0]] for line, scenario in zip(lines, scenarios)], failure
+
+
 def speed():
-    """The figures of each scenario, and what peers failed at, who have none there."""
+    """The figures of each scenario, how many rounds they are of, and what peers failed at, who have none there."""
     figures, failures = {}, {}
-    for _ in range(args.rounds):
-        for scenario, (key, arguments) in SCENARIOS.items():
-            arguments = [here / "photos" / a if str(a).endswith((".png", ".jpg")) else a for a in arguments]
-            for name, (command, can) in contenders().items():
-                can_do = all(what in can for what in ("--image", "--batch") if what in arguments)
-                if not can_do or (name, scenario) in failures:
-                    continue
-                command = [*command, *arguments, "--repeat", args.repeat]
-                try:
-                    is_ours = name.startswith("lfm2vl")
-                    figure = json.loads(output_of(command, None if is_ours else 90))[key]
-                except (RuntimeError, ValueError, KeyError) as error:
-                    if is_ours:
-                        sys.exit(str(error))
-                    failures[name, scenario] = f"{type(error).__name__}: {error}"
-                    continue
-                figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
-    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}, failures
+    for rounds in range(1, args.rounds + 1):
+        start = time.monotonic()
+        for name, (command, can) in contenders().items():
+            can_do = [s for s, (_, what) in SCENARIOS.items() if all(k in can for k in ("image", "batch") if k in what)]
+            left = [scenario for scenario in can_do if (name, scenario) not in failures]
+            while left:
+                is_ours = name.startswith("lfm2vl")
+                seconds = None if is_ours else max(20, (deadline - time.monotonic()) / 4)
+                found, failure = measured(command, left, seconds)
+                if failure and is_ours:
+                    sys.exit(failure)
+                for scenario, figure in zip(left, found):
+                    figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
+                left = left[len(found) :]
+                if left:
+                    # It goes on behind the one that it failed at, if it was not for the time.
+                    failures[name, left[0]] = failure or "prints no figure"
+                    left = [] if failures[name, left[0]].startswith(TOO_LONG) else left[1:]
+        if 2 * time.monotonic() - start > deadline:
+            break
+    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}, rounds, failures
 
 
 def shares(figures, most):
@@ -226,14 +263,16 @@ print(device())
 report = {"device": device(), "provider": args.provider, "parity": {}}
 models = [("tiny-shapes", "fp16", False), ("tiny-shapes", "q4f16", False)]
 recorded_models = [("tiny-shapes", "fp16", True), ("tiny-shapes", "q4f16", True), ("tiny-shapes-graph", "fp16", True)]
+recorded_models += [("tiny-shapes-packed", "fp16", True), ("tiny-shapes-packed", "q4f16", True)]
 for model, precision, recorded in models + recorded_models * (args.provider == "cuda"):
-    name = precision + ", fixed sizes" * model.endswith("-graph") + ", recorded steps" * recorded
+    name = precision + ", fixed sizes" * model.endswith("-graph") + ", packed" * model.endswith("-packed")
+    name += ", recorded steps" * recorded
     print(f"{name} on {args.provider}, the sample model")
     report["parity"][name] = parity(here / model, precision, recorded)
-report["figures"], failures = speed()
+report["figures"], report["rounds"], failures = speed()
 report["failures"] = [[*key, error] for key, error in failures.items()]
 names = list(contenders())
-print(f"the 450M shape, medians of {args.rounds} rounds in turns\n")
+print(f"the 450M shape, medians of {report['rounds']} rounds in turns\n")
 print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
 for scenario, figures in report["figures"].items():
     print(f"| {scenario} |", " | ".join(f"{figures[n]:.1f}" if n in figures else "-" for n in names), "|")

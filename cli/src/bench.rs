@@ -1,14 +1,16 @@
 //! `lfm2vl bench`: where the time goes.
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lfm2vl::{Answer, Conversation, Engine, GenerationOptions, Metrics, chat::Message};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
@@ -20,21 +22,15 @@ use crate::{
 pub(crate) struct Arguments {
     /// Folder that lfm2vl-export wrote.
     folder: PathBuf,
-    /// An image to put before the prompt.
-    #[arg(long, value_name = "FILE|URL")]
-    image: Option<String>,
-    /// Text tokens of the prompt, about.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    prompt_tokens: usize,
-    /// Tokens to generate; the model's own end is ignored.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    new_tokens: usize,
+    #[command(flatten)]
+    scenario: Scenario,
+    /// Measure each of these instead, and print a line of JSON for each: a JSON list of objects with image,
+    /// prompt_tokens, new_tokens and batch.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "prompt_tokens", "new_tokens", "batch", "json"])]
+    scenarios: Option<PathBuf>,
     /// Runs to take the medians of.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
-    /// Conversations about the prompt alone, without the image, whose decoding together is timed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    batch: usize,
     /// Without a short run before the first one.
     #[arg(long)]
     cold: bool,
@@ -45,6 +41,30 @@ pub(crate) struct Arguments {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What is measured.
+#[derive(Args, Deserialize, Clone)]
+#[serde(default, deny_unknown_fields)]
+struct Scenario {
+    /// An image to put before the prompt.
+    #[arg(long, value_name = "FILE|URL")]
+    image: Option<String>,
+    /// Text tokens of the prompt, about.
+    #[arg(long, value_name = "N", default_value_t = Scenario::default().prompt_tokens)]
+    prompt_tokens: usize,
+    /// Tokens to generate; the model's own end is ignored.
+    #[arg(long, value_name = "N", default_value_t = Scenario::default().new_tokens)]
+    new_tokens: usize,
+    /// Conversations about the prompt alone, without the image, whose decoding together is timed.
+    #[arg(long, value_name = "N", default_value_t = Scenario::default().batch)]
+    batch: usize,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Scenario { image: None, prompt_tokens: 512, new_tokens: 64, batch: 1 }
+    }
 }
 
 const SECOND_QUESTION: &str = "And how many of them are red?";
@@ -65,65 +85,127 @@ struct Run {
     second_first_token: Option<f64>,
 }
 
+/// What is printed of a scenario.
+struct Report {
+    scenario: Scenario,
+    load: f64,
+    runs: Vec<Run>,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    // Each run encodes the image anew.
+    let Some(file) = &arguments.scenarios else {
+        let scenario = arguments.scenario.clone();
+        let report = Report::measure(&load(arguments, &scenario)?, arguments, scenario)?;
+        return print(&if arguments.json {
+            format!("{:#}\n", report.json())
+        } else {
+            report.text(arguments.load.prompt_lookup.is_some())
+        });
+    };
+    let mut engine: Option<(usize, Engine)> = None;
+    for scenario in read_scenarios(file)? {
+        let loaded = match engine.take() {
+            Some((batch, engine)) if batch == scenario.batch => engine,
+            other => {
+                // Its memory is free before the next one's is taken.
+                drop(other);
+                load(arguments, &scenario)?
+            }
+        };
+        let (_, loaded) = engine.insert((scenario.batch, loaded));
+        print(&format!("{}\n", Report::measure(loaded, arguments, scenario)?.json()))?;
+    }
+    Ok(())
+}
+
+fn read_scenarios(file: &Path) -> Result<Vec<Scenario>> {
+    let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| {
+        format!(
+            "{} is no JSON list of objects with image, prompt_tokens, new_tokens and batch",
+            file.display()
+        )
+    })
+}
+
+/// An engine for a scenario, in which each run encodes the image anew.
+fn load(arguments: &Arguments, scenario: &Scenario) -> Result<Engine> {
     let engine = arguments.load.load_with(&arguments.folder, &arguments.images, |builder| {
-        builder.image_cache(0).slots(arguments.batch.max(1))
+        builder.image_cache(0).slots(scenario.batch.max(1))
     })?;
-    let load = engine.load_time().as_secs_f64();
-    let prompt = filler(&engine, arguments.prompt_tokens)?;
     if !arguments.cold {
         warm_up(&engine)?;
     }
-    let runs = (0..arguments.repeat.max(1))
-        .map(|_| measure(&engine, arguments, &prompt))
-        .collect::<Result<Vec<_>>>()?;
-    let of = |figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
-    let prompt_tokens = runs[0].prompt_tokens;
-    let seconds: Option<Vec<f64>> = runs.iter().map(|run| run.second_first_token).collect();
-    let second_question_ms = seconds.map(|seconds| 1e3 * median(seconds));
-    let (prefill, decode_speed) = (of(|r| r.prefill), of(|r| r.decode_speed));
-    if arguments.json {
-        let report = json!({
-            "load_ms": 1e3 * load,
-            "preprocess_ms": 1e3 * of(|r| r.preprocess),
-            "vision_ms": 1e3 * of(|r| r.vision),
-            "prompt_tokens": prompt_tokens,
-            "prefill_ms": 1e3 * prefill,
-            "prefill_tokens_per_second": prompt_tokens as f64 / prefill,
-            "time_to_first_token_ms": 1e3 * of(|r| r.first_token),
-            "decode_tokens_per_second": decode_speed,
-            "tokens_per_run": of(|r| r.tokens_per_run),
-            "total_ms": 1e3 * of(|r| r.total),
-            "second_question_ms": second_question_ms,
-            "repeat": runs.len(),
-        });
-        return print(&format!("{report:#}\n"));
+    Ok(engine)
+}
+
+impl Report {
+    fn measure(engine: &Engine, arguments: &Arguments, scenario: Scenario) -> Result<Self> {
+        let prompt = filler(engine, scenario.prompt_tokens)?;
+        let runs = (0..arguments.repeat.max(1))
+            .map(|_| measure(engine, arguments, &scenario, &prompt))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Report { scenario, load: engine.load_time().as_secs_f64(), runs })
     }
-    let mut text = format!("load                  {:>9.1} ms\n", 1e3 * load);
-    if arguments.image.is_some() {
-        text += &format!("image processing      {:>9.1} ms\n", 1e3 * of(|r| r.preprocess));
-        text += &format!("vision                {:>9.1} ms\n", 1e3 * of(|r| r.vision));
+
+    /// The median of a figure.
+    fn of(&self, figure: fn(&Run) -> f64) -> f64 {
+        median(self.runs.iter().map(figure).collect())
     }
-    text += &format!(
-        "prefill               {:>9.1} ms   {prompt_tokens} tokens, {:.0} a second\n",
-        1e3 * prefill,
-        prompt_tokens as f64 / prefill
-    );
-    text += &format!("time to first token   {:>9.1} ms\n", 1e3 * of(|r| r.first_token));
-    text += &format!(
-        "decode                {:>9.2} ms   a token, {decode_speed:.1} a second\n",
-        1e3 / decode_speed,
-    );
-    if arguments.load.prompt_lookup.is_some() {
-        text += &format!("tokens of a run       {:>9.2}\n", of(|r| r.tokens_per_run));
+
+    fn prompt_tokens(&self) -> usize {
+        self.runs[0].prompt_tokens
     }
-    text += &format!("in all                {:>9.1} ms\n", 1e3 * of(|r| r.total));
-    if let Some(ms) = second_question_ms {
-        text += &format!("a second question     {ms:>9.1} ms   to its first token\n");
+
+    fn second_question_ms(&self) -> Option<f64> {
+        let seconds: Option<Vec<f64>> = self.runs.iter().map(|run| run.second_first_token).collect();
+        Some(1e3 * median(seconds?))
     }
-    text += &format!("medians of {} runs\n", runs.len());
-    print(&text)
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "load_ms": 1e3 * self.load,
+            "preprocess_ms": 1e3 * self.of(|r| r.preprocess),
+            "vision_ms": 1e3 * self.of(|r| r.vision),
+            "prompt_tokens": self.prompt_tokens(),
+            "prefill_ms": 1e3 * self.of(|r| r.prefill),
+            "prefill_tokens_per_second": self.prompt_tokens() as f64 / self.of(|r| r.prefill),
+            "time_to_first_token_ms": 1e3 * self.of(|r| r.first_token),
+            "decode_tokens_per_second": self.of(|r| r.decode_speed),
+            "tokens_per_run": self.of(|r| r.tokens_per_run),
+            "total_ms": 1e3 * self.of(|r| r.total),
+            "second_question_ms": self.second_question_ms(),
+            "repeat": self.runs.len(),
+        })
+    }
+
+    fn text(&self, drafts: bool) -> String {
+        let (prefill, decode_speed) = (self.of(|r| r.prefill), self.of(|r| r.decode_speed));
+        let mut text = format!("load                  {:>9.1} ms\n", 1e3 * self.load);
+        if self.scenario.image.is_some() {
+            text += &format!("image processing      {:>9.1} ms\n", 1e3 * self.of(|r| r.preprocess));
+            text += &format!("vision                {:>9.1} ms\n", 1e3 * self.of(|r| r.vision));
+        }
+        text += &format!(
+            "prefill               {:>9.1} ms   {} tokens, {:.0} a second\n",
+            1e3 * prefill,
+            self.prompt_tokens(),
+            self.prompt_tokens() as f64 / prefill
+        );
+        text += &format!("time to first token   {:>9.1} ms\n", 1e3 * self.of(|r| r.first_token));
+        text += &format!(
+            "decode                {:>9.2} ms   a token, {decode_speed:.1} a second\n",
+            1e3 / decode_speed,
+        );
+        if drafts {
+            text += &format!("tokens of a run       {:>9.2}\n", self.of(|r| r.tokens_per_run));
+        }
+        text += &format!("in all                {:>9.1} ms\n", 1e3 * self.of(|r| r.total));
+        if let Some(ms) = self.second_question_ms() {
+            text += &format!("a second question     {ms:>9.1} ms   to its first token\n");
+        }
+        text + &format!("medians of {} runs\n", self.runs.len())
+    }
 }
 
 /// The first run of each graph makes its memory.
@@ -135,14 +217,19 @@ fn warm_up(engine: &Engine) -> Result<()> {
     Ok(())
 }
 
-fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> {
+fn measure(
+    engine: &Engine,
+    arguments: &Arguments,
+    scenario: &Scenario,
+    prompt: &str,
+) -> Result<Run> {
     let mut conversation = Conversation::new();
     let start = Instant::now();
-    let images = arguments.images.load(arguments.image.as_slice())?;
+    let images = arguments.images.load(scenario.image.as_slice())?;
     let loading = start.elapsed();
     conversation.push_with_images(Message::user(prompt), images)?;
     let options = GenerationOptions {
-        max_new_tokens: arguments.new_tokens,
+        max_new_tokens: scenario.new_tokens,
         ignore_eos: true,
         prompt_lookup_num_tokens: arguments.load.prompt_lookup,
         ..GenerationOptions::default()
@@ -165,7 +252,7 @@ fn measure(engine: &Engine, arguments: &Arguments, prompt: &str) -> Result<Run> 
         Some(start.elapsed().as_secs_f64())
     };
     let steps = completion.token_ids.len().saturating_sub(1).max(1);
-    let decode_speed = match arguments.batch {
+    let decode_speed = match scenario.batch {
         0 | 1 => completion.tokens_per_second(),
         rows => batch_speed(engine, &options, prompt, rows)?,
     };

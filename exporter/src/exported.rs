@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct ExportedWeight {
     pub(crate) columns: usize,
 }
 
+#[derive(Clone, Copy)]
 enum Layout {
     /// Whether the rows are padded to whole blocks, and their zero points to whole bytes.
     Blocks { bits: usize, block_size: usize, padded: bool, padded_zero_points: bool },
@@ -65,8 +67,36 @@ impl ExportedWeights {
         }
     }
 
-    /// The stored tensor `name` [rows, columns], if the graph has it quantized.
+    /// The stored tensor `name` [rows, columns], if the graph has it quantized, by itself or in one with
+    /// others.
     pub(crate) fn quantized(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+    ) -> io::Result<Option<ExportedWeight>> {
+        if let Some(weight) = self.whole(name, shape)? {
+            return Ok(Some(weight));
+        }
+        let [rows, columns] = shape;
+        let Some((attention, place)) = projection(name) else { return Ok(None) };
+        let packed = format!("{attention}.qkv_proj.weight");
+        let integers = self.initializers.get(&format!("{packed}.quantized"));
+        let Some(all_rows) = integers.and_then(|tensor| tensor.dims.first()) else {
+            return Ok(None);
+        };
+        let all_rows = usize::try_from(*all_rows).unwrap_or(0);
+        let first = match place {
+            Place::First => 0,
+            Place::SecondLast => all_rows.saturating_sub(2 * rows),
+            Place::Last => all_rows.saturating_sub(rows),
+        };
+        let Some(whole) = self.whole(&packed, [all_rows, columns])? else { return Ok(None) };
+        let part = whole.part(first..first + rows);
+        part.map(Some).ok_or_else(|| io::Error::other(format!("{packed} does not hold {name}")))
+    }
+
+    /// What the graph has quantized under this name.
+    fn whole(
         &self,
         name: &str,
         [rows, columns]: [usize; 2],
@@ -125,6 +155,26 @@ impl ExportedWeights {
     }
 }
 
+/// Where the rows of a projection are among those of all three.
+enum Place {
+    First,
+    /// In front of as many.
+    SecondLast,
+    Last,
+}
+
+/// The attention that a stored tensor is a projection of, and its place.
+fn projection(name: &str) -> Option<(&str, Place)> {
+    let (attention, projection) = name.strip_suffix(".weight")?.rsplit_once('.')?;
+    let place = match projection {
+        "q_proj" => Place::First,
+        "k_proj" => Place::SecondLast,
+        "v_proj" => Place::Last,
+        _ => return None,
+    };
+    Some((attention, place))
+}
+
 fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.chunks_exact(N).map(|chunk| {
         let mut array = [0; N];
@@ -177,6 +227,28 @@ impl ExportedWeight {
         self.integers.len() == bytes(stored)
             && self.scales.len() == self.rows * blocks
             && self.zero_points.as_ref().is_none_or(|points| points.len() == bytes(per_row))
+    }
+
+    /// Some of its rows, if these have bytes of their own.
+    fn part(&self, rows: Range<usize>) -> Option<Self> {
+        let of = |bytes: &[u8]| {
+            let of_row = bytes.len().checked_div(self.rows)?;
+            let is_whole = of_row * self.rows == bytes.len();
+            is_whole.then(|| bytes.get(rows.start * of_row..rows.end * of_row))?.map(<[u8]>::to_vec)
+        };
+        let blocks = self.scales.len().checked_div(self.rows)?;
+        let zero_points = match &self.zero_points {
+            Some(points) => Some(of(points)?),
+            None => None,
+        };
+        Some(ExportedWeight {
+            integers: of(&self.integers)?,
+            scales: self.scales.get(rows.start * blocks..rows.end * blocks)?.to_vec(),
+            zero_points,
+            layout: self.layout,
+            rows: rows.len(),
+            columns: self.columns,
+        })
     }
 
     /// Row `row`.

@@ -220,6 +220,10 @@ pub struct Recipe {
     /// `next_seqlens_k`), in the contract `cuda`: then a step can follow another one without the host.
     #[serde(default)]
     pub feedback: bool,
+    /// Whether the decoders' attention is given queries, keys and values side by side and norms them itself, in the
+    /// contract `cuda`. Only CUDA's and WebGPU's does that, so nothing else runs such a decoder.
+    #[serde(default)]
+    pub packed_qkv: bool,
     /// Where a weight is stored that two graphs use.
     #[serde(default)]
     pub tied_weights: TiedWeights,
@@ -296,6 +300,25 @@ impl Recipe {
         Ok(RecipeSource::load(name_or_path)?.recipe)
     }
 
+    /// An attention whose projections cannot be one product.
+    fn unlike_projections<'m>(
+        &self,
+        quantization: &Quantization,
+        modules: &'m [Module],
+    ) -> Option<&'m str> {
+        let names = modules.iter().map(Module::name).filter(|name| name.starts_with("language_model."));
+        let mut attentions = names.filter_map(|name| name.strip_suffix(".q_proj"));
+        let form = |attention: &str, projection: &str| {
+            let name = format!("{attention}.{projection}");
+            quantization.format_of(modules.iter().find(|module| module.name() == name)?)
+        };
+        attentions.find(|attention| {
+            let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| form(attention, name));
+            let in_columns = q.is_some_and(|format| format.activations == Activations::Tensor);
+            self.packed_qkv && (q != k || q != v || in_columns)
+        })
+    }
+
     /// A key that does not go with the contract, and why.
     fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
         if self.contract == CUDA && self.fusion != Fusion::Cuda {
@@ -305,6 +328,9 @@ impl Recipe {
         if self.feedback && !(self.contract == CUDA && gives_candidates) {
             let message = "'feedback' needs 'contract: cuda', 'logits: last' and 'candidates'";
             return Some(("feedback", message));
+        }
+        if self.packed_qkv && self.contract != CUDA {
+            return Some(("packed_qkv", "'packed_qkv' needs 'contract: cuda'"));
         }
         if self.conv_state == ConvState::Rows {
             if self.contract != STATIC {
@@ -435,6 +461,12 @@ impl RecipeSource {
                 );
                 return Err(self.mismatch("feedback", message));
             }
+            if let Some(attention) = self.recipe.unlike_projections(quantization, modules) {
+                let message = format!(
+                    "'packed_qkv' needs q_proj, k_proj and v_proj of {attention} in one form, whose rows follow each other: give {precision} the same for all three"
+                );
+                return Err(self.mismatch("packed_qkv", message));
+            }
             let formats = modules.iter().filter_map(|module| quantization.format_of(module));
             for format in formats.filter(|f| f.activations == Activations::Tensor) {
                 let message = match (format, self.recipe.operators) {
@@ -564,6 +596,10 @@ mod tests {
                 "contract: community\noperators: onnxruntime\ncandidates: 4\nfeedback: true\n".to_owned(),
                 "'feedback' needs 'contract: cuda', 'logits: last' and 'candidates' at line 8",
             ),
+            (
+                "contract: community\noperators: onnxruntime\nfusion: cuda\npacked_qkv: true\n".to_owned(),
+                "'packed_qkv' needs 'contract: cuda' at line 8",
+            ),
             (format!("{fixed} {{past_sequence: 9, sequence: 9}}\n"), "less than 'past_sequence'"),
             (format!("{fixed} {{past_sequence: 9, sequence: 0}}\n"), "'sizes' are at least 1"),
             (format!("{fixed} {{views: 1, past_sequence: 9, sequence: 2}}\n"), "go together"),
@@ -598,6 +634,31 @@ mod tests {
         check(text).unwrap();
         let error = check(&text.replace("      - *embedding\n", "")).unwrap_err().to_string();
         assert!(error.contains("give q4 an exception for it at line 15"), "{error}");
+    }
+
+    #[test]
+    fn what_is_packed_has_one_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.yaml");
+        let text = "packed_qkv: true\n".to_owned() + include_str!("../recipes/cuda.yaml");
+        let attention = "language_model.layers.2.self_attn";
+        let projections = ["q_proj", "k_proj", "v_proj"].map(|name| format!("{attention}.{name}"));
+        let others = [EMBEDDING, "vision_tower.encoder.layers.0.self_attn.q_proj", "multi_modal_projector.x"];
+        let names = others.into_iter().chain(projections.iter().map(String::as_str));
+        let modules: Vec<Module> = names.map(|name| Module::new(name, 6)).collect();
+        let error = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let source = RecipeSource::load(file.to_str().unwrap()).unwrap();
+            source.check(&modules).map(drop).map_err(|error| error.to_string())
+        };
+        error(&text).unwrap();
+        let exception = "      - &embedding {modules: language_model.embed_tokens, float: true}\n";
+        let another = format!("{exception}      - {{modules: '*.k_proj', block_size: 64}}\n");
+        let message = error(&text.replace(exception, &another)).unwrap_err();
+        assert!(message.contains(attention) && message.contains("give q8 the same"), "{message}");
+        let columns = text.replacen("activations: int8", "activations: tensor", 1);
+        let message = error(&columns).unwrap_err();
+        assert!(message.contains(attention) && message.contains("give q8 the same"), "{message}");
     }
 
     #[test]

@@ -94,6 +94,11 @@ pub enum Error {
         "graph_capture needs a decoder without speculation whose steps have the same sizes each time, on the same device as its state and another graph (of vision or of embeddings); export with --recipe cuda or cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
+    /// The decoder's attention norms and rotates one product of queries, keys and values, which the CPU's does not.
+    #[error(
+        "{0} was exported with 'packed_qkv', which the CPU does not run; use CUDA or WebGPU, or export without it"
+    )]
+    PackedAttention(Graph),
     /// ONNX Runtime is not available.
     #[error(transparent)]
     Library(#[from] LibraryError),
@@ -265,6 +270,7 @@ impl Error {
             | Error::NoBundle { .. }
             | Error::Contract { .. }
             | Error::NothingToRecord
+            | Error::PackedAttention(_)
             | Error::Library(_)
             | Error::Yaml(_)
             | Error::Load { .. }

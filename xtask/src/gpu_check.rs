@@ -31,13 +31,16 @@ pub(crate) fn run(out: &Path) -> Result<()> {
         make_checkpoint::run(&config, &checkpoint, 0)?;
     }
     let sample_model = root().join("testdata/tiny-shapes");
+    let packed = packed_recipe(out)?;
     for (checkpoint, name) in [(&sample_model, "tiny-shapes"), (&checkpoint, "450m")] {
-        for (recipe, precisions, suffix) in
-            [("cuda", "fp16,q4f16", ""), ("cuda-graph", "fp16", "-graph")]
-        {
+        for (recipe, precisions, suffix) in [
+            (Path::new("cuda"), "fp16,q4f16", ""),
+            (Path::new("cuda-graph"), "fp16", "-graph"),
+            (&packed, "fp16,q4f16", "-packed"),
+        ] {
             let mut export = programs.command("lfm2vl-export")?;
             export.arg(checkpoint).arg("-o").arg(out.join(format!("{name}{suffix}")));
-            export.args(["--recipe", recipe, "--precision", precisions, "--force"]);
+            export.arg("--recipe").arg(recipe).args(["--precision", precisions, "--force"]);
             setup::quietly(&mut export)?;
         }
     }
@@ -52,6 +55,14 @@ pub(crate) fn run(out: &Path) -> Result<()> {
     }
     println!("copy {} to the machine and run: python3 gpu_check.py", out.display());
     Ok(())
+}
+
+/// The recipe `cuda` with its attention in the form that only devices run.
+fn packed_recipe(out: &Path) -> Result<PathBuf> {
+    let recipe = fs::read_to_string(root().join("graphs/recipes/cuda.yaml"))?;
+    let file = out.join("cuda-packed.yaml");
+    fs::write(&file, recipe + "packed_qkv: true\n")?;
+    Ok(file)
 }
 
 fn copy(file: &Path, folder: &Path) -> Result<()> {

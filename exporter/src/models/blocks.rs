@@ -6,7 +6,7 @@ use lfm2vl_graphs::{Activations, Fusion, GeluForm, Operators, WeightFormat};
 
 use super::Model;
 use crate::{
-    onnx::{Attribute, Gelu, Op, Value},
+    onnx::{Attribute, Gelu, Op, Stored, Value},
     quantize::{BlockFormat, Packing},
 };
 
@@ -80,7 +80,25 @@ impl<'g> Model<'g> {
         let module = self.g.path(name);
         let _scope = self.g.enter(name);
         let bias = bias.then(|| self.g.weight("bias", &[outputs]));
-        self.linear_with(x, &module, &self.g.path("weight"), [outputs, inputs], bias)
+        let weight = self.g.path("weight").into();
+        self.linear_with(x, &module, weight, [outputs, inputs], bias)
+    }
+
+    /// Linear layers of the current module without biases on x [n, inputs], by name and outputs, as
+    /// one product `name`: [n, all outputs]. They are quantized in the same way.
+    pub(super) fn packed_linear(
+        self,
+        x: Value<'g>,
+        name: &str,
+        layers: &[(&str, usize)],
+        inputs: usize,
+    ) -> Value<'g> {
+        let modules: Vec<String> = layers.iter().map(|(layer, _)| self.g.path(layer)).collect();
+        let tensors = modules.iter().map(|module| format!("{module}.weight")).collect();
+        let outputs = layers.iter().map(|(_, outputs)| outputs).sum();
+        let _scope = self.g.enter(name);
+        let weight = Stored { name: self.g.path("weight"), tensors };
+        self.linear_with(x, &modules[0], weight, [outputs, inputs], None)
     }
 
     /// The same with a bias, which is left to the operator that follows where that is faster.
@@ -99,30 +117,30 @@ impl<'g> Model<'g> {
         Product { value, bias: Some(self.g.weight("bias", &[outputs])) }
     }
 
-    /// The linear layer `module` with the stored weight `tensor` [outputs, inputs].
+    /// The linear layer `module` with a stored weight [outputs, inputs].
     pub(super) fn linear_with(
         self,
         x: Value<'g>,
         module: &str,
-        tensor: &str,
+        weight: Stored,
         shape: [usize; 2],
         bias: Option<Value<'g>>,
     ) -> Value<'g> {
         self.g.tap(module, x);
         let Some(format) = self.format_of(module) else {
-            return x.linear(self.g.stored(tensor, &shape), bias);
+            return x.linear(self.g.stored(weight, &shape), bias);
         };
         let blocks = |packing| BlockFormat::new(format, self.g.is_half(), packing);
         match (self.operators, format.activations) {
             (Operators::OnnxRuntime, Activations::Tensor) => {
-                x.to_exact().linear_int8(tensor, shape, bias.map(Value::to_exact)).to_graph_floats()
+                x.to_exact().linear_int8(weight, shape, bias.map(Value::to_exact)).to_graph_floats()
             }
             (Operators::OnnxRuntime, activations) => {
                 let int8_inputs = activations == Activations::Int8;
-                x.linear_blocks(tensor, shape, blocks(Packing::MATMUL), int8_inputs, bias)
+                x.linear_blocks(weight, shape, blocks(Packing::MATMUL), int8_inputs, bias)
             }
             (Operators::Standard, _) => {
-                x.linear(self.g.dequantized(tensor, shape, blocks(Packing::DEQUANTIZE)), bias)
+                x.linear(self.g.dequantized(weight, shape, blocks(Packing::DEQUANTIZE)), bias)
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{
     Model,
     blocks::{Norm, Residual},
     embedding::EMBEDDING,
-    step::{AttentionInputs, Kept, Rotary, Step, rotate},
+    step::{AttentionInputs, Kept, Rotary, Step},
 };
 use crate::{
     checkpoint::Config,
@@ -66,12 +66,12 @@ impl<'g> Model<'g> {
     }
 
     /// The rows of [batch, sequence, size] as the layers work on them.
-    fn rows(self, x: Value<'g>, size: usize) -> Value<'g> {
+    pub(super) fn rows(self, x: Value<'g>, size: usize) -> Value<'g> {
         if self.flat_rows { x.reshape(&[-1, size as i64]) } else { x }
     }
 
     /// Rows as [batch, sequence, size].
-    fn by_sequence(self, x: Value<'g>, step: Step<'g>) -> Value<'g> {
+    pub(super) fn by_sequence(self, x: Value<'g>, step: Step<'g>) -> Value<'g> {
         if self.flat_rows { x.reshape_to(step.shape) } else { x }
     }
 
@@ -101,10 +101,10 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("lm_head");
         let shape = [text.vocab_size, text.hidden_size];
         if self.format_of("lm_head").is_some() && !self.flat_rows {
-            return self.linear_with(hidden, "lm_head", name, shape, None);
+            return self.linear_with(hidden, "lm_head", name.into(), shape, None);
         }
         let rows = hidden.reshape(&[-1, text.hidden_size as i64]);
-        let logits = self.linear_with(rows, "lm_head", name, shape, None);
+        let logits = self.linear_with(rows, "lm_head", name.into(), shape, None);
         match self.g.fixed_size("inputs_embeds", 1) {
             Some(_) => logits.reshape(&[1, -1, text.vocab_size as i64]),
             None => logits.reshape_to(hidden.dims(0, 2).concat(&[self.g.int_vector(&[-1])], 0)),
@@ -242,121 +242,6 @@ impl<'g> Model<'g> {
             self.g.floats(&inverse_frequencies, &[1, inverse_frequencies.len()]);
         let angles = positions.to_f32().unsqueeze(&[1]) * inverse_frequencies;
         (angles.cos(), angles.sin())
-    }
-
-    /// Grouped-query self-attention on rows x; extends the layer's keys and values.
-    fn self_attention(self, x: Value<'g>, layer: usize, step: Step<'g>) -> Value<'g> {
-        let text = &self.config.text;
-        let (heads, kv_heads, head_dim) =
-            (text.num_attention_heads, text.num_key_value_heads, text.head_dim);
-        let past_keys = self.g.input(&format!("past_key_values.{layer}.key"));
-        let past_values = self.g.input(&format!("past_key_values.{layer}.value"));
-        let _scope = self.g.enter("self_attn");
-
-        let project = |name, heads| self.linear(x, name, text.hidden_size, heads * head_dim, false);
-        let norm = |value: Value<'g>, name| {
-            self.norm(Residual::new(value), Norm::Rms, name, head_dim, text.norm_eps).0
-        };
-        let normed = |name, heads: usize, norm_name| {
-            let value = project(name, heads);
-            let sizes = [heads, head_dim].map(|size| size as i64);
-            match step.attention {
-                // Each row is one head of one token.
-                AttentionInputs::Buffered(_) | AttentionInputs::Standard { .. } => {
-                    norm(value.reshape(&[-1, sizes[1]]), norm_name)
-                }
-                AttentionInputs::Fused { rotary: Rotary::Node { .. }, .. } => {
-                    norm(value.reshape(&[-1, sizes[1]]), norm_name).reshape_to(step.shape)
-                }
-                // In this form ONNX Runtime moves the norm into the attention, on CUDA: between two
-                // reshapes whose last axis it knows. What is reshaped must have three axes then, and keep
-                // them: where all sizes were known, both reshapes before the norm would become one.
-                AttentionInputs::Fused { rotary: Rotary::Attention { .. }, .. } => {
-                    let by_head =
-                        self.by_sequence(value, step).reshape(&[0, 0, sizes[0], sizes[1]]);
-                    norm(by_head, norm_name).reshape(&[0, 0, sizes[0] * sizes[1]])
-                }
-            }
-        };
-        let query = normed("q_proj", heads, "q_layernorm");
-        let keys = normed("k_proj", kv_heads, "k_layernorm");
-        let values = project("v_proj", kv_heads);
-
-        let (attended, keys, values) = match step.attention {
-            AttentionInputs::Fused { last_position, total, rotary } => {
-                let values = self.by_sequence(values, step);
-                let cache = [past_keys, past_values, last_position, total];
-                let mut attributes = vec![
-                    ("num_heads", Attribute::Int(heads as i64)),
-                    ("kv_num_heads", Attribute::Int(kv_heads as i64)),
-                    ("scale", Attribute::Float((head_dim as f32).powf(-0.5))),
-                ];
-                let inputs = match rotary {
-                    Rotary::Node { cos, sin, rows } => {
-                        let rotated = |v: Value<'g>, heads: usize| {
-                            self.g.node(
-                                Op::microsoft("RotaryEmbedding"),
-                                &[v, rows, cos, sin],
-                                &[
-                                    // The default value, but OpenVINO wants it said.
-                                    ("interleaved", Attribute::Int(0)),
-                                    ("num_heads", Attribute::Int(heads as i64)),
-                                ],
-                            )
-                        };
-                        let heads_of_both = [rotated(query, heads), rotated(keys, kv_heads)];
-                        [&heads_of_both[..], &[values], &cache].concat()
-                    }
-                    Rotary::Attention { cos, sin } => {
-                        attributes.push(("do_rotary", Attribute::Int(1)));
-                        [&[query, keys, values][..], &cache, &[cos, sin]].concat()
-                    }
-                };
-                self.g
-                    .node_with_outputs(Op::microsoft("GroupQueryAttention"), &inputs, &attributes)
-                    .into()
-            }
-            AttentionInputs::Buffered(buffered) => {
-                self.buffered_attention(buffered, [query, keys, values], [past_keys, past_values])
-            }
-            AttentionInputs::Standard { bias, cos, sin, .. } => {
-                let by_head = |v: Value<'g>, heads: usize| {
-                    let shape = [heads as i64, head_dim as i64];
-                    let shape = step.shape.slice(0, 0, 2).concat(&[self.g.int_vector(&shape)], 0);
-                    v.reshape_to(shape).transpose(&[0, 2, 1, 3])
-                };
-                let rotated = |v: Value<'g>, heads| {
-                    rotate(by_head(v, heads).to_exact(), cos, sin).to_graph_floats()
-                };
-                let (query, keys) = (rotated(query, heads), rotated(keys, kv_heads));
-                let keys = past_keys.concat(&[keys], 2);
-                let values = past_values.concat(&[by_head(values, kv_heads)], 2);
-
-                // Queries that share keys and values form a group: [batch, kv, group, seq, dim].
-                let groups = self.g.int_vector(&[
-                    0,
-                    kv_heads as i64,
-                    (heads / kv_heads) as i64,
-                    -1,
-                    head_dim as i64,
-                ]);
-                let attended = self.attend(
-                    query.reshape_to(groups),
-                    keys.unsqueeze(&[2]),
-                    values.unsqueeze(&[2]),
-                    bias,
-                    head_dim,
-                    &[0, 1, 2, 4, 3],
-                );
-                (attended.transpose(&[0, 3, 1, 2, 4]), keys, values)
-            }
-        };
-        self.g.output(&format!("present.{layer}.key"), keys);
-        self.g.output(&format!("present.{layer}.value"), values);
-
-        let width = heads * head_dim;
-        let attended = self.rows(attended, width);
-        self.linear(attended, "out_proj", width, text.hidden_size, false)
     }
 
     /// Gated short convolution on rows x; shifts the layer's conv state.

@@ -1,6 +1,7 @@
 //! The model's forward pass, one file per graph. Names of modules are those of the reference
 //! implementation, so node and weight names follow from them.
 
+mod attention;
 mod blocks;
 mod buffered;
 mod decoder;
@@ -36,12 +37,14 @@ struct Model<'a> {
     /// Whether the decoder's layers work on rows [tokens, hidden], as `Gemm` needs them, or on
     /// [batch, sequence, hidden], which other products take as it is.
     flat_rows: bool,
+    /// Whether queries, keys and values are one product, where attention can norm and rotate them itself.
+    packed_qkv: bool,
 }
 
 impl<'a> Model<'a> {
     fn new(g: &'a GraphBuilder, build: Build<'a>) -> Self {
         let Build { config, recipe, quantization, .. } = build;
-        let Recipe { operators, fusion, gelu, .. } = *recipe;
+        let Recipe { operators, fusion, gelu, packed_qkv, .. } = *recipe;
         let are_in_blocks = quantization.is_some_and(|quantization| {
             let modules = config.quantizable_modules();
             let mut layers =
@@ -53,7 +56,7 @@ impl<'a> Model<'a> {
         });
         let attention = decoder::attention_operators(config, operators);
         let flat_rows = attention == Operators::Standard || !are_in_blocks;
-        Model { g, config, operators, fusion, gelu, quantization, flat_rows }
+        Model { g, config, operators, fusion, gelu, quantization, flat_rows, packed_qkv }
     }
 }
 

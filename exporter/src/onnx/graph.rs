@@ -11,7 +11,7 @@ use super::{
         AttributeProto, AttributeType, DataType, DimensionProto, DimensionValue, GraphProto,
         NodeProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
     },
-    weight::{Encoding, Part, Weight},
+    weight::{Encoding, Part, Stored, Weight},
 };
 use crate::checkpoint::StoredDtype;
 
@@ -246,6 +246,11 @@ impl GraphBuilder {
         matches!(self.floats, Floats::Half)
     }
 
+    /// Whether weights stay in the checkpoint's own files.
+    pub(crate) fn has_weights_in_place(&self) -> bool {
+        matches!(self.floats, Floats::InPlace(_))
+    }
+
     /// The name of `name` in the current module.
     pub(crate) fn path(&self, name: &str) -> String {
         let state = self.state.borrow();
@@ -255,22 +260,22 @@ impl GraphBuilder {
     /// The stored tensor `name` of the current module (`weight`, say), in the given shape, as the
     /// graph's floats.
     pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Value<'_> {
-        self.stored(&self.path(name), shape)
+        self.stored(self.path(name), shape)
     }
 
-    /// A stored tensor by its whole canonical name.
-    pub(crate) fn stored(&self, tensor: &str, shape: &[usize]) -> Value<'_> {
+    /// A stored weight by its whole canonical name.
+    pub(crate) fn stored(&self, stored: impl Into<Stored>, shape: &[usize]) -> Value<'_> {
+        let Stored { name, tensors } = stored.into();
         let (encoding, data_type) = match &self.floats {
             Floats::Single => (Encoding::Float32, DataType::Float),
             Floats::Half => (Encoding::Float16, DataType::Float16),
             Floats::InPlace(types) => {
-                let dtype = types.get(tensor).copied().unwrap_or(StoredDtype::F32);
+                let dtype = types.get(&name).copied().unwrap_or(StoredDtype::F32);
                 (Encoding::InPlace(dtype), dtype.into())
             }
         };
-        let part = Part { name: tensor.to_owned(), data_type, shape: shape.to_vec() };
-        let weight = Weight { tensor: tensor.to_owned(), encoding, parts: vec![part] };
-        let value = self.add_weight(weight)[0];
+        let part = Part { name, data_type, shape: shape.to_vec() };
+        let value = self.add_weight(Weight { tensors, encoding, parts: vec![part] })[0];
         match (encoding, data_type) {
             (Encoding::InPlace(_), DataType::Bfloat16 | DataType::Float16) => value.to_f32(),
             _ => value,
@@ -472,10 +477,12 @@ impl GraphBuilder {
             );
         }
         let uses_microsoft = any_node(&state.nodes, &|node| node.domain == "com.microsoft");
+        let (nodes, mut constants) = (state.nodes, state.constants);
+        constants.retain(|constant| any_node(&nodes, &|node| node.input.contains(&constant.name)));
         let proto = GraphProto {
-            node: state.nodes,
+            node: nodes,
             name: spec.graph.name().to_owned(),
-            initializer: state.constants,
+            initializer: constants,
             input: spec.inputs.iter().map(value_info).collect(),
             output: spec.outputs.iter().map(value_info).collect(),
         };

@@ -13,5 +13,5 @@ pub(crate) use data::WrittenFile;
 pub(crate) use graph::{Attribute, FinishedGraph, Floats, GraphBuilder, Op, Tap, Value};
 pub(crate) use ops::Gelu;
 pub(crate) use proto::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
-pub(crate) use weight::Encoding;
+pub(crate) use weight::{Encoding, Stored};
 pub(crate) use write::{Model, Plan, write_file};

@@ -3,7 +3,7 @@
 use super::{
     graph::{Attribute, GraphBuilder, Op, Value},
     proto::DataType,
-    weight::{Encoding, Part, Weight},
+    weight::{Encoding, Part, Stored, Weight},
 };
 use crate::quantize::{BlockFormat, Packing};
 
@@ -17,11 +17,11 @@ struct Blocks<'g> {
 }
 
 impl GraphBuilder {
-    /// The stored tensor `tensor` in blocks; `integers` and `zero_points` are the types and shapes
-    /// that the operator wants.
+    /// A stored weight in blocks; `integers` and `zero_points` are the types and shapes that the
+    /// operator wants.
     fn blocks(
         &self,
-        tensor: &str,
+        stored: Stored,
         [rows, columns]: [usize; 2],
         format: BlockFormat,
         integers: (DataType, Vec<usize>),
@@ -33,10 +33,10 @@ impl GraphBuilder {
         let names = ["quantized", "scales", "zero_points"];
         let parts = names.into_iter().zip(parts).filter_map(|(name, part)| {
             let (data_type, shape) = part?;
-            Some(Part { name: format!("{tensor}.{name}"), data_type, shape })
+            Some(Part { name: format!("{}.{name}", stored.name), data_type, shape })
         });
         let weight = Weight {
-            tensor: tensor.to_owned(),
+            tensors: stored.tensors.clone(),
             encoding: Encoding::Blocks(format),
             parts: parts.collect(),
         };
@@ -44,10 +44,10 @@ impl GraphBuilder {
         Blocks { integers: values[0], scales: values[1], zero_points: values.get(2).copied() }
     }
 
-    /// The stored tensor as floats again: with standard operators.
+    /// A stored weight as floats again: with standard operators.
     pub(crate) fn dequantized(
         &self,
-        tensor: &str,
+        stored: Stored,
         shape: [usize; 2],
         format: BlockFormat,
     ) -> Value<'_> {
@@ -57,7 +57,7 @@ impl GraphBuilder {
         // Without zero points the operator takes them to be 0, so there are always some.
         let zero_points = (data_type, vec![rows, format.blocks(columns)]);
         let integers = (data_type, vec![rows, columns]);
-        let blocks = self.blocks(tensor, shape, format, integers, Some(zero_points));
+        let blocks = self.blocks(stored, shape, format, integers, Some(zero_points));
         let inputs: Vec<_> =
             [blocks.integers, blocks.scales].into_iter().chain(blocks.zero_points).collect();
         self.node(
@@ -73,7 +73,7 @@ impl<'g> Value<'g> {
     /// blocks; `int8_inputs` lets the provider compute with 8-bit inputs.
     pub(crate) fn linear_blocks(
         self,
-        tensor: &str,
+        stored: Stored,
         shape: [usize; 2],
         format: BlockFormat,
         int8_inputs: bool,
@@ -85,7 +85,7 @@ impl<'g> Value<'g> {
         let integers = (DataType::Uint8, vec![rows, count, format.row_bytes(columns) / count]);
         let zero_points = (DataType::Uint8, vec![rows, format.zero_point_bytes(columns)]);
         let zero_points = (!format.symmetric).then_some(zero_points);
-        let blocks = self.graph.blocks(tensor, shape, format, integers, zero_points);
+        let blocks = self.graph.blocks(stored, shape, format, integers, zero_points);
         let mut inputs = vec![self, blocks.integers, blocks.scales];
         inputs.extend(blocks.zero_points);
         if let Some(bias) = bias {
@@ -116,7 +116,7 @@ impl<'g> Value<'g> {
         let integers = (DataType::Uint8, vec![rows, format.row_bytes(columns)]);
         let zero_points = (DataType::Uint8, vec![rows, format.zero_point_bytes(columns)]);
         let zero_points = (!format.symmetric).then_some(zero_points);
-        let blocks = self.graph.blocks(tensor, shape, format, integers, zero_points);
+        let blocks = self.graph.blocks(tensor.into(), shape, format, integers, zero_points);
         let inputs: Vec<_> =
             [blocks.integers, self, blocks.scales].into_iter().chain(blocks.zero_points).collect();
         self.graph.node(
@@ -131,21 +131,22 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// `self * weight^T + bias` for self [n, columns] and a stored weight [rows, columns], both as
+    /// `self * weight^T + bias` for self [n, columns] and a stored tensor [rows, columns], both as
     /// 8-bit integers: self with one scale in all, the weight with one for each row.
     pub(crate) fn linear_int8(
         self,
-        tensor: &str,
+        Stored { name: tensor, tensors }: Stored,
         [rows, columns]: [usize; 2],
         bias: Option<Self>,
     ) -> Self {
+        debug_assert_eq!(tensors.len(), 1, "rows are columns here, which do not follow each other");
         let part = |name: &str, data_type, shape| Part {
             name: format!("{tensor}.{name}"),
             data_type,
             shape,
         };
         let weight = Weight {
-            tensor: tensor.to_owned(),
+            tensors,
             encoding: Encoding::Columns,
             parts: vec![
                 part("quantized", DataType::Int8, vec![columns, rows]),

@@ -19,12 +19,33 @@ pub(crate) enum Encoding {
     Columns,
 }
 
-/// A stored tensor and the initializers that it becomes.
+/// What a graph multiplies with: a stored tensor, or several whose rows follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Its name in the graph; the stored tensor's, where it is one.
+    pub(crate) name: String,
+    /// Canonical names of the stored tensors, which have rows of the same length.
+    pub(crate) tensors: Vec<String>,
+}
+
+impl From<String> for Stored {
+    fn from(tensor: String) -> Self {
+        Stored { name: tensor.clone(), tensors: vec![tensor] }
+    }
+}
+
+impl From<&str> for Stored {
+    fn from(tensor: &str) -> Self {
+        tensor.to_owned().into()
+    }
+}
+
+/// Stored tensors and the initializers that they become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Weight {
-    /// Canonical name of the stored tensor.
-    pub(crate) tensor: String,
-    /// How it is written.
+    /// Canonical names of the stored tensors, one of which follows the other.
+    pub(crate) tensors: Vec<String>,
+    /// How each is written.
     pub(crate) encoding: Encoding,
     /// One initializer, or integers, scales and zero points.
     pub(crate) parts: Vec<Part>,

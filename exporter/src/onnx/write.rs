@@ -15,7 +15,7 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     error::ExportError,
-    quantize::{Encoder, Quantizer},
+    quantize::Quantizer,
 };
 
 /// ONNX IR version; the first with opset 21.
@@ -49,9 +49,9 @@ pub(crate) struct Plan {
     jobs: Vec<Job>,
 }
 
-/// A tensor in one encoding in one data file.
+/// Tensors that follow each other, in one encoding in one data file.
 struct Job {
-    tensor: String,
+    tensors: Vec<String>,
     encoding: Encoding,
     data_file: usize,
     /// Which models use it, and as which initializers. Their sizes are the same.
@@ -70,14 +70,14 @@ impl Plan {
                 data_files.len() - 1
             });
             for weight in &model.graph.weights {
-                let (tensor, encoding) = (weight.tensor.clone(), weight.encoding);
+                let (tensors, encoding) = (weight.tensors.clone(), weight.encoding);
                 let is_same = |job: &&mut Job| {
-                    (&job.tensor, job.encoding, job.data_file) == (&tensor, encoding, data_file)
+                    (&job.tensors, job.encoding, job.data_file) == (&tensors, encoding, data_file)
                 };
                 let used = (index, weight.parts.clone());
                 match jobs.iter_mut().find(is_same) {
                     Some(job) => job.uses.push(used),
-                    None => jobs.push(Job { tensor, encoding, data_file, uses: vec![used] }),
+                    None => jobs.push(Job { tensors, encoding, data_file, uses: vec![used] }),
                 }
             }
         }
@@ -128,7 +128,7 @@ impl Plan {
                 _ => rounds.push(Round::new(round, checkpoint)),
             }
         }
-        let reads: Vec<Read> = rounds.iter().map(|round| round.read.clone()).collect();
+        let reads: Vec<Read> = rounds.iter().flat_map(|round| round.reads.clone()).collect();
         thread::scope(|scope| {
             let (filled, to_take) = mpsc::sync_channel(1);
             let (give_back, emptied) = mpsc::channel();
@@ -156,7 +156,7 @@ impl Plan {
         Ok(written)
     }
 
-    /// Writes a tensor for all jobs of a round.
+    /// Writes the tensors of a round for all of its jobs.
     fn write_round(
         &mut self,
         round: Round,
@@ -165,36 +165,41 @@ impl Plan {
         data_files: &mut [DataFile],
         on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), ExportError> {
-        let Read { tensor, columns, .. } = &round.read;
-        let mut encoders: Vec<(Encoding, Encoder, Vec<Sink>)> = Vec::new();
+        let mut outlets: Vec<Outlet> = Vec::new();
         for job in round.jobs {
             let encoding = job.encoding;
             let sink = Sink { job, parts: Vec::new() };
-            match encoders.iter_mut().find(|(known, _, _)| *known == encoding) {
-                Some((_, _, sinks)) => sinks.push(sink),
-                None => {
-                    let encoder = quantizer.encoder(tensor, encoding, *columns)?;
-                    encoders.push((encoding, encoder, vec![sink]));
-                }
+            match outlets.iter_mut().find(|outlet| outlet.encoding == encoding) {
+                Some(outlet) => outlet.sinks.push(sink),
+                None => outlets.push(Outlet { encoding, sinks: vec![sink], others: Vec::new() }),
             }
         }
         let mut buffer = Vec::new();
-        for _ in 0..round.read.chunks() {
-            let values = chunks.next()?;
-            for (_, encoder, sinks) in &mut encoders {
-                let bytes = encoder.encode(&values, &mut buffer)?;
-                for sink in sinks {
-                    sink.append(0, bytes, data_files, on_bytes)?;
+        for read in &round.reads {
+            let encoder = |outlet: &Outlet| {
+                let Read { tensor, columns, .. } = read;
+                quantizer.encoder(tensor, outlet.encoding, *columns)
+            };
+            let mut encoders = outlets.iter().map(encoder).collect::<Result<Vec<_>, _>>()?;
+            for _ in 0..read.chunks() {
+                let values = chunks.next()?;
+                for (encoder, outlet) in encoders.iter_mut().zip(&mut outlets) {
+                    let bytes = encoder.encode(&values, &mut buffer)?;
+                    outlet.append(0, bytes, data_files, on_bytes)?;
                 }
+                chunks.give_back(values);
             }
-            chunks.give_back(values);
+            for (encoder, outlet) in encoders.into_iter().zip(&mut outlets) {
+                let mut parts = encoder.finish().into_iter();
+                outlet.append(0, &parts.next().unwrap_or_default(), data_files, on_bytes)?;
+                outlet.keep(parts);
+            }
         }
-        for (_, encoder, sinks) in encoders {
-            let parts = encoder.finish();
-            for mut sink in sinks {
-                for (index, bytes) in parts.iter().enumerate() {
-                    sink.append(index, bytes, data_files, on_bytes)?;
-                }
+        for mut outlet in outlets {
+            for (index, bytes) in std::mem::take(&mut outlet.others).iter().enumerate() {
+                outlet.append(1 + index, bytes, data_files, on_bytes)?;
+            }
+            for sink in outlet.sinks {
                 let file = &self.data_files[sink.job.data_file];
                 for (model, parts) in &sink.job.uses {
                     let initializers = &mut self.models[*model].graph.proto.initializer;
@@ -240,7 +245,7 @@ impl Plan {
 
     /// Points models to where the checkpoint itself has a tensor.
     fn refer(&mut self, job: &Job, checkpoint: &Checkpoint) {
-        let Some(stored) = checkpoint.tensor(&job.tensor) else { return };
+        let Some(stored) = checkpoint.tensor(&job.tensors[0]) else { return };
         for (model, parts) in &job.uses {
             for part in parts {
                 let place = Place::External { offset: stored.offset, length: part.bytes() };
@@ -252,19 +257,21 @@ impl Plan {
     }
 }
 
-/// The jobs of one tensor that are done at a time: one for each data file, which is written front to
-/// back.
+/// The jobs of the same tensors that are done at a time: one for each data file, which is written front
+/// to back.
 struct Round {
-    read: Read,
+    reads: Vec<Read>,
     jobs: Vec<Job>,
 }
 
 impl Round {
     fn new(jobs: Vec<Job>, checkpoint: &Checkpoint) -> Self {
-        let tensor = jobs[0].tensor.clone();
-        let shape = checkpoint.tensor(&tensor).map_or(&[][..], |stored| &stored.shape);
-        let (elements, columns) = (shape.iter().product(), shape.last().copied().unwrap_or(1));
-        Round { read: Read { tensor, elements, columns: columns.max(1) }, jobs }
+        let read = |tensor: &String| {
+            let shape = checkpoint.tensor(tensor).map_or(&[][..], |stored| &stored.shape);
+            let (elements, columns) = (shape.iter().product(), shape.last().copied().unwrap_or(1));
+            Read { tensor: tensor.clone(), elements, columns: columns.max(1) }
+        };
+        Round { reads: jobs[0].tensors.iter().map(read).collect(), jobs }
     }
 }
 
@@ -272,10 +279,10 @@ impl Round {
 fn into_rounds(mut jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut rounds = Vec::new();
     while !jobs.is_empty() {
-        let tensor = jobs[0].tensor.clone();
+        let tensors = jobs[0].tensors.clone();
         let mut files = Vec::new();
         let (round, rest) = jobs.into_iter().partition(|job: &Job| {
-            let now = job.tensor == tensor && !files.contains(&job.data_file);
+            let now = job.tensors == tensors && !files.contains(&job.data_file);
             if now {
                 files.push(job.data_file);
             }
@@ -384,6 +391,39 @@ impl Place {
                     entry("length", length.to_string()),
                 ];
                 proto.data_location = Some(DataLocation::External as i32);
+            }
+        }
+    }
+}
+
+/// The jobs of a round that write the same bytes.
+struct Outlet {
+    encoding: Encoding,
+    sinks: Vec<Sink>,
+    /// What there is of the initializers after the first, which come behind it in the data files.
+    others: Vec<Vec<u8>>,
+}
+
+impl Outlet {
+    fn append(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        data_files: &mut [DataFile],
+        on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ExportError> {
+        let mut sinks = self.sinks.iter_mut();
+        sinks.try_for_each(|sink| sink.append(index, bytes, data_files, on_bytes))
+    }
+
+    /// Keeps the initializers of one tensor after the first, behind those of the tensors before it.
+    fn keep(&mut self, parts: impl ExactSizeIterator<Item = Vec<u8>>) {
+        self.others.resize(parts.len(), Vec::new());
+        for (kept, part) in self.others.iter_mut().zip(parts) {
+            if kept.is_empty() {
+                *kept = part;
+            } else {
+                kept.extend_from_slice(&part);
             }
         }
     }

@@ -7,6 +7,6 @@ mod format;
 pub(crate) mod gptq;
 mod rows;
 
-pub(crate) use encoder::{Encoder, Quantizer};
+pub(crate) use encoder::Quantizer;
 pub(crate) use format::{BlockFormat, Packing};
 pub(crate) use rows::BlockEncoder;

@@ -85,9 +85,12 @@ pub struct ModuleQuality {
 /// Whether there can be a report on an export with this recipe.
 ///
 /// # Errors
-/// [`ExportError::ReportSizes`].
+/// [`ExportError::ReportSizes`] and [`ExportError::ReportPacked`].
 pub fn check(recipe: &Recipe) -> Result<(), ExportError> {
-    if recipe.sizes.is_some() { Err(ExportError::ReportSizes) } else { Ok(()) }
+    if recipe.sizes.is_some() {
+        return Err(ExportError::ReportSizes);
+    }
+    if recipe.packed_qkv { Err(ExportError::ReportPacked) } else { Ok(()) }
 }
 
 /// Compares an export in `folder` with float32 on the samples in `samples` (see

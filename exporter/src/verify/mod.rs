@@ -47,6 +47,11 @@ pub enum VerifyError {
     /// The settings of the image processor do not go together.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A decoder that the CPU does not run.
+    #[error(
+        "verifying runs graphs on the CPU, which does not run the decoders of a recipe with 'packed_qkv'; leave --verify or 'packed_qkv' out, or name other --graphs"
+    )]
+    Packed,
     /// The contract is not valid.
     #[error(transparent)]
     Contract(#[from] YamlError),
@@ -237,6 +242,9 @@ pub fn verify(
     for files in &manifest.graphs {
         if on_graph(files.graph).is_break() {
             return Err(VerifyError::Interrupted);
+        }
+        if manifest.recipe.packed_qkv && files.graph.weights() == Graph::Decoder {
+            return Err(VerifyError::Packed);
         }
         let dims = checkpoint.config().dims();
         let Some(spec) =

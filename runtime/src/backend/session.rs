@@ -147,6 +147,13 @@ impl GraphSession {
         &self.assignments
     }
 
+    /// Whether the CPU has a node of this operator.
+    pub(crate) fn has_on_cpu(&self, operator: &str) -> bool {
+        let cpu = Provider::Cpu.ep_names();
+        let mut on_cpu = self.assignments.iter().filter(|a| cpu.contains(&a.provider));
+        on_cpu.any(|assignment| assignment.operators.contains_key(operator))
+    }
+
     pub(crate) fn inputs(&self) -> &[Outlet] {
         &self.inputs
     }

@@ -398,6 +398,10 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn check(&self, session: &GraphSession) -> Result<GraphSpec, Error> {
         let graph = session.graph();
+        // ONNX Runtime would find out in the first run.
+        if self.recipe.packed_qkv && session.has_on_cpu("com.microsoft:GroupQueryAttention") {
+            return Err(Error::PackedAttention(graph));
+        }
         let spec = self
             .contract
             .resolve(graph, self.dims, self.recipe, state_dtype(session))
