@@ -4,8 +4,8 @@
 
 Runs in the folder that `cargo xtask gpu-check` makes, and needs nothing else. With torch installed it measures
 what the device can do at most, with transformers that one in bfloat16, and with onnxruntime-genai-cuda that
-one in float16; all take turns. What would not end in time is left out: rounds after the first, and what peers
-take more than a quarter of the time for that is left.
+one in float16; all take turns. It is to end in so many minutes: no round begins that would not, and a program that
+takes more than a quarter of the time that is left is stopped, and told of. FILE.json has what there is at any time.
 """
 
 import argparse
@@ -33,30 +33,38 @@ deadline = time.monotonic() + 60 * args.minutes
 (library,) = here.glob("lib/libonnxruntime.so*")
 environment = os.environ | {"ORT_DYLIB_PATH": str(library)}
 config = json.loads((here / "checkpoint/config.json").read_text())
-
-
 TOO_LONG = "takes more than"
 
 
 def process(command, seconds=None):
     """A program that has ended, or was stopped after so many seconds: what it printed, and an error, if any."""
     command = list(map(str, command))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as started:
-        try:
-            output, errors = started.communicate(timeout=seconds)
-            failure = f"{' '.join(command)}\n{errors}" if started.returncode else None
-        except subprocess.TimeoutExpired:
-            started.kill()
-            output, _ = started.communicate()
-            failure = f"{TOO_LONG} {seconds:.0f} seconds"
-    return output, failure
+    # Files, which processes that it started may keep open.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        failure = None
+        with subprocess.Popen(command, env=environment, stdout=output, stderr=errors, text=True) as started:
+            try:
+                started.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                failure = f"{TOO_LONG} {seconds:.0f} seconds"
+        if started.returncode and not failure:
+            errors.seek(0)
+            failure = f"{' '.join(command)}\n{errors.read()}"
+        output.seek(0)
+        return output.read(), failure
 
 
 def call(*command):
-    """What a program prints; a failure is the end."""
+    """What a program prints; Failed where it fails."""
     output, failure = process(command)
-    return sys.exit(failure) if failure else output
+    if failure:
+        raise Failed(failure)
+    return output
+
+
+class Failed(Exception):
+    """A program of ours does not do what it should."""
 
 
 def run(*command):
@@ -132,8 +140,11 @@ def answers(model, precision, provider, questions):
         requests.write_text("".join(json.dumps(request(question)) + "\n" for question in questions))
         options = ["--precision", precision, *provider, "--slots", 1]
         call(here / "lfm2vl", "batch", model, requests, "--output", output, *options)
-        lines = map(json.loads, output.read_text().splitlines())
-        return [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
+        bodies = [json.loads(line)["response"]["body"] for line in output.read_text().splitlines()]
+        errors = [body["error"]["message"] for body in bodies if "error" in body]
+        if errors:
+            raise Failed(f"{len(errors)} of {len(bodies)} are not answered: {errors[0]}")
+        return [body["choices"][0]["message"]["content"] for body in bodies]
 
 
 def request(question):
@@ -212,45 +223,47 @@ def measured(command, scenarios, seconds):
         file.write_text(json.dumps([SCENARIOS[scenario][1] for scenario in scenarios]))
         output, failure = process([*command, "--scenarios", file, "--repeat", args.repeat], seconds)
     lines = [line for line in output.split("\n")[:-1] if line.startswith("{")]
-    return [json.loads(line)[SCENARIOS[scenario][0]] for line, scenario in zip(lines, scenarios)], failure
+    found = [json.loads(line).get(SCENARIOS[scenario][0]) for line, scenario in zip(lines, scenarios)]
+    return found[: found.index(None)] if None in found else found, failure
 
 
-def speed():
-    """The figures of each scenario, how many rounds they are of, and what peers failed at, who have none there."""
-    figures, failures = {}, {}
-    for rounds in range(1, args.rounds + 1):
+def speed(report):
+    """Adds the figures of each scenario, of how many rounds they are, and what was not measured, with the reason."""
+    figures, failures, report["medians"], report["failures"] = {}, {}, {}, []
+    for rounds in range(1, max(1, args.rounds) + 1):
         start = time.monotonic()
         for name, (command, can) in contenders().items():
             can_do = [s for s, (_, what) in SCENARIOS.items() if all(k in can for k in ("image", "batch") if k in what)]
             left = [scenario for scenario in can_do if (name, scenario) not in failures]
             while left:
-                is_ours = name.startswith("lfm2vl")
-                seconds = None if is_ours else max(20, (deadline - time.monotonic()) / 4)
-                found, failure = measured(command, left, seconds)
-                if failure and is_ours:
-                    sys.exit(failure)
+                found, failure = measured(command, left, max(20, (deadline - time.monotonic()) / 4))
                 for scenario, figure in zip(left, found):
-                    figures.setdefault(scenario, {}).setdefault(name, []).append(figure)
+                    of = figures.setdefault(scenario, {}).setdefault(name, [])
+                    of.append(figure)
+                    report["medians"].setdefault(scenario, {})[name] = statistics.median(of)
                 left = left[len(found) :]
-                if left:
-                    # It goes on behind the one that it failed at, if it was not for the time.
-                    failures[name, left[0]] = failure or "prints no figure"
-                    left = [] if failures[name, left[0]].startswith(TOO_LONG) else left[1:]
+                # It goes on behind the one that it failed at, if it was not for the time.
+                lost = len(left) if failure and failure.startswith(TOO_LONG) else 1
+                failures.update({(name, scenario): failure or "prints no figure" for scenario in left[:lost]})
+                left = left[lost:]
+        report["rounds"] = rounds
+        report["failures"] = [[*key, error] for key, error in failures.items()]
         if 2 * time.monotonic() - start > deadline:
             break
-    return {s: {n: statistics.median(f) for n, f in of.items()} for s, of in figures.items()}, rounds, failures
 
 
 def shares(figures, most):
     """What the figures are of the device's limits."""
     # 8 tiles of 32x32 patches, and a thumbnail of 22x44.
     work = vision_flops([1024] * TILES + [968])
-    for name, ms in figures[f"vision, {TILES} tiles and thumbnail, ms"].items():
+    for name, ms in figures.get(f"vision, {TILES} tiles and thumbnail, ms", {}).items():
         yield f"vision, {TILES} tiles, share of the float16 products' rate", name, work / (ms / 1e3) / most["flops"]
     for precision in ("fp16", "q4f16"):
         decoder = here / f"450m/onnx/decoder_model_merged_{precision}.onnx_data"
         for rows in (1, *BATCHES):
             scenario = "decode after 128, tokens/s" if rows == 1 else f"decode of {rows} together, tokens/s"
+            if f"lfm2vl {precision}" not in figures.get(scenario, {}):
+                continue
             steps = figures[scenario][f"lfm2vl {precision}"] / rows
             # In q4f16 the table of embeddings is float16, and a step reads one row of it.
             unread = config["text_config"]["vocab_size"] * config["text_config"]["hidden_size"] * 2
@@ -259,32 +272,53 @@ def shares(figures, most):
             yield f"decode of {rows}, share of the memory's rate", f"lfm2vl {precision}", share
 
 
-print(device())
+def shown(report):
+    names = list(contenders())
+    print(f"the 450M shape, medians of {report['rounds']} rounds in turns\n")
+    print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
+    for scenario, figures in report["medians"].items():
+        print(f"| {scenario} |", " | ".join(f"{figures[n]:.1f}" if n in figures else "-" for n in names), "|")
+    if args.provider == "cuda" and has("torch"):
+        report["limits"] = limits()
+        print(f"\nlimits, measured with torch: {report['limits']['flops'] / 1e12:.0f} TFLOP/s in float16, ", end="")
+        print(f"{report['limits']['bytes'] / 1e12:.2f} TB/s")
+        report["shares"] = [[*entry] for entry in shares(report["medians"], report["limits"])]
+        for what, name, share in report["shares"]:
+            print(f"  {what}, {name}: {share:.2f}")
+    for name, scenario, error in report["failures"]:
+        print(f"\n{name}: no figure for {scenario}: {error.strip().splitlines()[-1]}")
+
+
+def check(report):
+    print(report["device"])
+    models = [("tiny-shapes", "fp16", False), ("tiny-shapes", "q4f16", False)]
+    recorded_models = [("tiny-shapes", "fp16", True), ("tiny-shapes", "q4f16", True), ("tiny-shapes-graph", "fp16", True)]
+    recorded_models += [("tiny-shapes-packed", "fp16", True), ("tiny-shapes-packed", "q4f16", True)]
+    for model, precision, recorded in models + recorded_models * (args.provider == "cuda"):
+        name = precision + ", fixed sizes" * model.endswith("-graph") + ", packed" * model.endswith("-packed")
+        name += ", recorded steps" * recorded
+        print(f"{name} on {args.provider}, the sample model")
+        try:
+            report["parity"][name] = parity(here / model, precision, recorded)
+        except Failed as error:
+            report["parity"][name] = {"error": str(error)}
+            print(f"  {error}")
+    speed(report)
+    shown(report)
+    missing = [p for p in ("torch", "transformers", "onnxruntime_genai") if not has(p)]
+    print(f"\nnot installed, and so left out: {', '.join(missing)}" if missing else "")
+
+
+def is_right(report):
+    """Whether answers are the CPU's, but for a few in 4 bits, and each of ours has every figure that it can have."""
+    parts = {name: 0.95 if name.startswith("q4") else 1 for name in report["parity"]}
+    same = all("error" not in of and of["same"] >= parts[name] * of["of"] for name, of in report["parity"].items())
+    return same and not any(name.startswith("lfm2vl") for name, *_ in report["failures"])
+
+
 report = {"device": device(), "provider": args.provider, "parity": {}}
-models = [("tiny-shapes", "fp16", False), ("tiny-shapes", "q4f16", False)]
-recorded_models = [("tiny-shapes", "fp16", True), ("tiny-shapes", "q4f16", True), ("tiny-shapes-graph", "fp16", True)]
-recorded_models += [("tiny-shapes-packed", "fp16", True), ("tiny-shapes-packed", "q4f16", True)]
-for model, precision, recorded in models + recorded_models * (args.provider == "cuda"):
-    name = precision + ", fixed sizes" * model.endswith("-graph") + ", packed" * model.endswith("-packed")
-    name += ", recorded steps" * recorded
-    print(f"{name} on {args.provider}, the sample model")
-    report["parity"][name] = parity(here / model, precision, recorded)
-report["figures"], report["rounds"], failures = speed()
-report["failures"] = [[*key, error] for key, error in failures.items()]
-names = list(contenders())
-print(f"the 450M shape, medians of {report['rounds']} rounds in turns\n")
-print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
-for scenario, figures in report["figures"].items():
-    print(f"| {scenario} |", " | ".join(f"{figures[n]:.1f}" if n in figures else "-" for n in names), "|")
-if args.provider == "cuda" and has("torch"):
-    report["limits"] = limits()
-    print(f"\nlimits, measured with torch: {report['limits']['flops'] / 1e12:.0f} TFLOP/s in float16, ", end="")
-    print(f"{report['limits']['bytes'] / 1e12:.2f} TB/s")
-    report["shares"] = [[*entry] for entry in shares(report["figures"], report["limits"])]
-    for what, name, share in report["shares"]:
-        print(f"  {what}, {name}: {share:.2f}")
-args.out.write_text(json.dumps(report, indent=1))
-for (name, scenario), error in failures.items():
-    print(f"\n{name} failed at {scenario}: {error.strip().splitlines()[-1]}")
-missing = [p for p in ("torch", "transformers", "onnxruntime_genai") if not has(p)]
-print(f"\nnot installed, and so left out: {', '.join(missing)}" if missing else "")
+try:
+    check(report)
+finally:
+    args.out.write_text(json.dumps(report, indent=1))
+sys.exit(0 if is_right(report) else "not all is as it should be: see above")

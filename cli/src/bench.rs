@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
     };
     let mut engine: Option<(usize, Engine)> = None;
-    for scenario in read_scenarios(file)? {
+    for (index, scenario) in read_scenarios(file)?.into_iter().enumerate() {
         let loaded = match engine.take() {
             Some((batch, engine)) if batch == scenario.batch => engine,
             other => {
@@ -113,7 +113,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
         };
         let (_, loaded) = engine.insert((scenario.batch, loaded));
-        print(&format!("{}\n", Report::measure(loaded, arguments, scenario)?.json()))?;
+        let report = Report::measure(loaded, arguments, scenario);
+        let report = report.with_context(|| format!("scenario {}", index + 1))?;
+        print(&format!("{}\n", report.json()))?;
     }
     Ok(())
 }
@@ -158,7 +160,8 @@ impl Report {
     }
 
     fn second_question_ms(&self) -> Option<f64> {
-        let seconds: Option<Vec<f64>> = self.runs.iter().map(|run| run.second_first_token).collect();
+        let seconds: Option<Vec<f64>> =
+            self.runs.iter().map(|run| run.second_first_token).collect();
         Some(1e3 * median(seconds?))
     }
 
@@ -297,7 +300,7 @@ fn batch_speed(
     for mut answer in answers {
         answer.try_for_each(|event| event.map(drop))?;
     }
-    ensure!(after > before, "more tokens are needed to time a batch; raise --new-tokens");
+    ensure!(after > before, "a batch ended before it could be timed; generate more new tokens");
     Ok((after - before) as f64 / (end - start).as_secs_f64())
 }
 
@@ -306,7 +309,8 @@ pub(crate) fn filler(engine: &Engine, tokens: usize) -> Result<String> {
     let words = "The image shows a red square and a blue circle. ";
     let tokenizer = engine.processor().tokenizer();
     let per_repeat = tokenizer.encode(words)?.len().max(1);
-    Ok(words.repeat(tokens.div_ceil(per_repeat)))
+    // More than any model takes, which it will say.
+    Ok(words.repeat(tokens.min(1 << 24).div_ceil(per_repeat)))
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

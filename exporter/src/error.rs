@@ -140,11 +140,9 @@ pub enum ExportError {
         "--weights reference reads the checkpoint's own files, which do not have the adapter's part; leave --weights or the adapter out"
     )]
     ReferenceAdapter,
-    /// Weights that stay where they are do not follow each other.
-    #[error(
-        "--weights reference leaves the weights as they are, and the recipe's 'packed_qkv' puts some behind each other; leave one of them out"
-    )]
-    ReferencePacked,
+    /// Queries, keys and values cannot be one product.
+    #[error("the recipe's 'packed_qkv' cannot be: {0}; leave it out")]
+    Packed(&'static str),
     /// A report on graphs that the CPU does not run.
     #[error(
         "a report runs graphs on the CPU, which does not run those of a recipe with 'packed_qkv'; leave --report or 'packed_qkv' out"

@@ -96,11 +96,7 @@ impl ExportedWeights {
     }
 
     /// What the graph has quantized under this name.
-    fn whole(
-        &self,
-        name: &str,
-        [rows, columns]: [usize; 2],
-    ) -> io::Result<Option<ExportedWeight>> {
+    fn whole(&self, name: &str, [rows, columns]: [usize; 2]) -> io::Result<Option<ExportedWeight>> {
         let quantized = format!("{name}.quantized");
         let Some(integers) = self.initializers.get(&quantized) else { return Ok(None) };
         let node = self.nodes.iter().find(|node| node.input.contains(&quantized));

@@ -54,4 +54,4 @@ pub use package::{
 pub use partition::{Left, Partition, partitions};
 pub use progress::ProgressDisplay;
 pub use session::SessionError;
-pub use verify::{GraphCheck, Verification, VerifyError, verify};
+pub use verify::{GraphCheck, Verification, VerifyError, check_verifiable, verify};

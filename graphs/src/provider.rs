@@ -35,6 +35,9 @@ pub struct OperatorSupport {
     /// Inputs that must be constants, by their places.
     #[serde(default)]
     pub constant: Vec<usize>,
+    /// Inputs that must not be given, by their places.
+    #[serde(default)]
+    pub without: Vec<usize>,
     /// Whether the sizes of the main input must all be known beforehand.
     #[serde(default)]
     pub static_input: bool,

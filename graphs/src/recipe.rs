@@ -306,7 +306,8 @@ impl Recipe {
         quantization: &Quantization,
         modules: &'m [Module],
     ) -> Option<&'m str> {
-        let names = modules.iter().map(Module::name).filter(|name| name.starts_with("language_model."));
+        let names =
+            modules.iter().map(Module::name).filter(|name| name.starts_with("language_model."));
         let mut attentions = names.filter_map(|name| name.strip_suffix(".q_proj"));
         let form = |attention: &str, projection: &str| {
             let name = format!("{attention}.{projection}");
@@ -463,7 +464,7 @@ impl RecipeSource {
             }
             if let Some(attention) = self.recipe.unlike_projections(quantization, modules) {
                 let message = format!(
-                    "'packed_qkv' needs q_proj, k_proj and v_proj of {attention} in one form, whose rows follow each other: give {precision} the same for all three"
+                    "'packed_qkv' needs q_proj, k_proj and v_proj of {attention} in one form, and not with activations 'tensor'; give {precision} such a one for all three"
                 );
                 return Err(self.mismatch("packed_qkv", message));
             }
@@ -643,7 +644,11 @@ mod tests {
         let text = "packed_qkv: true\n".to_owned() + include_str!("../recipes/cuda.yaml");
         let attention = "language_model.layers.2.self_attn";
         let projections = ["q_proj", "k_proj", "v_proj"].map(|name| format!("{attention}.{name}"));
-        let others = [EMBEDDING, "vision_tower.encoder.layers.0.self_attn.q_proj", "multi_modal_projector.x"];
+        let others = [
+            EMBEDDING,
+            "vision_tower.encoder.layers.0.self_attn.q_proj",
+            "multi_modal_projector.x",
+        ];
         let names = others.into_iter().chain(projections.iter().map(String::as_str));
         let modules: Vec<Module> = names.map(|name| Module::new(name, 6)).collect();
         let error = |text: &str| {
@@ -655,10 +660,10 @@ mod tests {
         let exception = "      - &embedding {modules: language_model.embed_tokens, float: true}\n";
         let another = format!("{exception}      - {{modules: '*.k_proj', block_size: 64}}\n");
         let message = error(&text.replace(exception, &another)).unwrap_err();
-        assert!(message.contains(attention) && message.contains("give q8 the same"), "{message}");
+        assert!(message.contains(attention) && message.contains("give q8 such a one"), "{message}");
         let columns = text.replacen("activations: int8", "activations: tensor", 1);
         let message = error(&columns).unwrap_err();
-        assert!(message.contains(attention) && message.contains("give q8 the same"), "{message}");
+        assert!(message.contains(attention) && message.contains("give q8 such a one"), "{message}");
     }
 
     #[test]

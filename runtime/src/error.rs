@@ -94,9 +94,9 @@ pub enum Error {
         "graph_capture needs a decoder without speculation whose steps have the same sizes each time, on the same device as its state and another graph (of vision or of embeddings); export with --recipe cuda or cuda-graph, or leave the setting out"
     )]
     NothingToRecord,
-    /// The decoder's attention norms and rotates one product of queries, keys and values, which the CPU's does not.
+    /// Attention that takes queries, keys and values as one was left to the CPU, whose does not.
     #[error(
-        "{0} was exported with 'packed_qkv', which the CPU does not run; use CUDA or WebGPU, or export without it"
+        "{0} was exported with 'packed_qkv', and its attention is left to the CPU, which does not run it; use CUDA with fp16 or q4f16, or WebGPU, or export without 'packed_qkv'"
     )]
     PackedAttention(Graph),
     /// ONNX Runtime is not available.

@@ -1,7 +1,5 @@
 //! The language model's grouped-query attention, on what is projected from the stream.
 
-use lfm2vl_graphs::Activations;
-
 use super::{
     Model,
     blocks::{Norm, Residual},
@@ -22,9 +20,11 @@ impl<'g> Model<'g> {
         let _scope = self.g.enter("self_attn");
 
         let (attended, keys, values) = match step.attention {
-            AttentionInputs::Fused { last_position, total, rotary: Rotary::Attention { cos, sin } }
-                if self.packed_qkv =>
-            {
+            AttentionInputs::Fused {
+                last_position,
+                total,
+                rotary: Rotary::Attention { cos, sin },
+            } if self.packed_qkv => {
                 let packed = self.by_sequence(self.packed_projections(x), step);
                 let cache = [past_keys, past_values, last_position, total];
                 self.packed_attention(packed, cache, [cos, sin])
@@ -51,12 +51,11 @@ impl<'g> Model<'g> {
     /// their weights can follow each other.
     fn projections(self, x: Value<'g>, step: Step<'g>) -> [Value<'g>; 3] {
         let layers = self.projection_widths();
-        let rotates =
-            matches!(step.attention, AttentionInputs::Fused { rotary: Rotary::Attention { .. }, .. });
-        let formats = layers.map(|(name, _)| self.format_of(&self.g.path(name)));
-        let in_columns = formats[0].is_some_and(|f| f.activations == Activations::Tensor);
-        let have_one_form = formats.iter().all(|format| *format == formats[0]) && !in_columns;
-        if rotates && have_one_form && !self.g.has_weights_in_place() {
+        let rotates = matches!(
+            step.attention,
+            AttentionInputs::Fused { rotary: Rotary::Attention { .. }, .. }
+        );
+        if rotates && self.packs_projections {
             return self.packed_projections(x).split_into(layers.map(|(_, width)| width), -1);
         }
         layers.map(|(name, width)| self.linear(x, name, self.config.text.hidden_size, width, false))

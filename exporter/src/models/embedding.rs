@@ -31,7 +31,8 @@ impl<'g> Model<'g> {
                 input_ids.gather_from_blocks(EMBEDDING, shape, blocks(packing))
             }
             Operators::Standard => {
-                let table = self.g.dequantized(EMBEDDING.into(), shape, blocks(Packing::DEQUANTIZE));
+                let table =
+                    self.g.dequantized(EMBEDDING.into(), shape, blocks(Packing::DEQUANTIZE));
                 table.gather(input_ids, 0)
             }
         }

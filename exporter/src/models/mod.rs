@@ -13,8 +13,8 @@ mod step;
 mod vision_tower;
 
 use lfm2vl_graphs::{
-    Activations, CacheUpdate, Fusion, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization,
-    Recipe,
+    Activations, CacheUpdate, Fusion, GeluForm, Graph, GraphSpec, LayerKind, Logits, Operators,
+    Quantization, Recipe,
 };
 
 pub(crate) use stage::{Stage, build_stage};
@@ -37,7 +37,9 @@ struct Model<'a> {
     /// Whether the decoder's layers work on rows [tokens, hidden], as `Gemm` needs them, or on
     /// [batch, sequence, hidden], which other products take as it is.
     flat_rows: bool,
-    /// Whether queries, keys and values are one product, where attention can norm and rotate them itself.
+    /// Whether queries, keys and values are one product, where attention rotates.
+    packs_projections: bool,
+    /// Whether attention takes that product whole.
     packed_qkv: bool,
 }
 
@@ -56,7 +58,18 @@ impl<'a> Model<'a> {
         });
         let attention = decoder::attention_operators(config, operators);
         let flat_rows = attention == Operators::Standard || !are_in_blocks;
-        Model { g, config, operators, fusion, gelu, quantization, flat_rows, packed_qkv }
+        let packs_projections = build.keeps_projections_apart().is_none();
+        Model {
+            g,
+            config,
+            operators,
+            fusion,
+            gelu,
+            quantization,
+            flat_rows,
+            packs_projections,
+            packed_qkv,
+        }
     }
 }
 
@@ -83,6 +96,35 @@ impl Build<'_> {
                 operators == Operators::OnnxRuntime
             }
         }
+    }
+
+    /// Why queries, keys and values of the language model cannot be one product; nothing where they can.
+    pub(crate) fn keeps_projections_apart(&self) -> Option<&'static str> {
+        let operators = decoder::attention_operators(self.config, self.recipe.operators);
+        if operators == Operators::Standard {
+            return Some("ONNX Runtime's attention does not take this model's heads");
+        }
+        if matches!(self.floats, Floats::InPlace(_)) {
+            return Some("the weights stay where they are, apart from each other");
+        }
+        for (layer, kind) in self.config.text.layer_types.iter().enumerate() {
+            if *kind != LayerKind::FullAttention {
+                continue;
+            }
+            let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| {
+                let module = format!("language_model.layers.{layer}.self_attn.{name}");
+                self.quantization?.format_of(&self.config.module(&module))
+            });
+            if q != k || q != v {
+                return Some(
+                    "q_proj, k_proj and v_proj of a layer are quantized in different ways",
+                );
+            }
+            if q.is_some_and(|format| format.activations == Activations::Tensor) {
+                return Some("with activations 'tensor' the rows of weights are columns");
+            }
+        }
+        None
     }
 
     /// The stored tensor and the blocks of a linear layer, where it has any.

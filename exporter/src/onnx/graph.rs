@@ -246,11 +246,6 @@ impl GraphBuilder {
         matches!(self.floats, Floats::Half)
     }
 
-    /// Whether weights stay in the checkpoint's own files.
-    pub(crate) fn has_weights_in_place(&self) -> bool {
-        matches!(self.floats, Floats::InPlace(_))
-    }
-
     /// The name of `name` in the current module.
     pub(crate) fn path(&self, name: &str) -> String {
         let state = self.state.borrow();
@@ -478,6 +473,7 @@ impl GraphBuilder {
         }
         let uses_microsoft = any_node(&state.nodes, &|node| node.domain == "com.microsoft");
         let (nodes, mut constants) = (state.nodes, state.constants);
+        // ONNX Runtime warns of those that nothing uses.
         constants.retain(|constant| any_node(&nodes, &|node| node.input.contains(&constant.name)));
         let proto = GraphProto {
             node: nodes,

@@ -71,6 +71,12 @@ pub(super) fn models(
                 && has_decoder;
             let data_graph = if shares { Graph::Decoder } else { graph.weights() };
             let build = build(checkpoint, recipe, precision, &floats);
+            if recipe.packed_qkv
+                && graph.weights() == Graph::Decoder
+                && let Some(why) = build.keeps_projections_apart()
+            {
+                return Err(ExportError::Packed(why));
+            }
             let mut metadata = metadata(checkpoint, contract, recipe, precision);
             if graph.weights() == Graph::Decoder && build.is_in_place() {
                 metadata.push((IN_PLACE.to_owned(), "true".to_owned()));

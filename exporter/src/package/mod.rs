@@ -125,9 +125,6 @@ pub fn export(
     if options.weights == Weights::Reference && checkpoint.adapter().is_some() {
         return Err(ExportError::ReferenceAdapter);
     }
-    if options.weights == Weights::Reference && options.recipe.packed_qkv {
-        return Err(ExportError::ReferencePacked);
-    }
     tokenizer::check(checkpoint.folder(), checkpoint.config())?;
     let contract = Contract::builtin(&options.recipe.contract)?;
     let bundles = bundles::recommended(&options.precisions);

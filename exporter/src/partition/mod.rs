@@ -180,6 +180,10 @@ impl Values {
         if let Some(place) = support.constant.iter().find(not_constant) {
             return Verdict::Left(format!("input {place} is no constant"));
         }
+        let is_given = |&&place: &&usize| node.input.get(place).is_some_and(|i| !i.is_empty());
+        if let Some(place) = support.without.iter().find(is_given) {
+            return Verdict::Left(format!("it does not take input {place}"));
+        }
         if let Some(reason) = self.unfit_shape(node, support) {
             return Verdict::Left(reason);
         }

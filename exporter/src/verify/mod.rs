@@ -16,6 +16,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     exported::ExportedWeights,
     metrics::Comparison,
+    package::{ExportOptions, Part},
     reference::ReferenceModel,
     session::{GraphSession, SessionError},
 };
@@ -220,6 +221,15 @@ fn check_weights(
         }
     }
     Ok(())
+}
+
+/// Whether an export with these options can be verified.
+///
+/// # Errors
+/// [`VerifyError::Packed`].
+pub fn check_verifiable(options: &ExportOptions) -> Result<(), VerifyError> {
+    let has_decoder = options.parts.is_empty() || options.parts.contains(&Part::Decoder);
+    if options.recipe.packed_qkv && has_decoder { Err(VerifyError::Packed) } else { Ok(()) }
 }
 
 /// Runs every graph of the exported `folder` and compares it with the reference: a ragged batch

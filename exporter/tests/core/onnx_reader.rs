@@ -3,17 +3,22 @@
 use std::{fs, ops::ControlFlow, path::Path};
 
 use lfm2vl_exporter::{ExportOptions, checkpoint::Checkpoint, export};
-use lfm2vl_graphs::{Precision, Recipe};
+use lfm2vl_graphs::{Fusion, Method, Precision, Recipe};
 use onnx_protobuf::{ModelProto, NodeProto, tensor_proto::DataType};
 use protobuf::{Enum, Message};
 
 use crate::common::testdata;
 
 fn models(recipe: &str, folder: &Path) -> Vec<(String, ModelProto)> {
+    models_of(Recipe::builtin(recipe).unwrap(), folder)
+}
+
+fn models_of(recipe: Recipe, folder: &Path) -> Vec<(String, ModelProto)> {
     let checkpoint = Checkpoint::open(&testdata("tiny-shapes")).unwrap();
     let options = ExportOptions {
         precisions: Precision::ALL.to_vec(),
-        ..ExportOptions::new(Recipe::builtin(recipe).unwrap())
+        calibration: Some(testdata("tiny-shapes/calibration")),
+        ..ExportOptions::new(recipe)
     };
     let draft = export(&checkpoint, folder, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     draft.publish().unwrap();
@@ -91,6 +96,60 @@ fn biases_are_left_to_the_operators_that_follow() {
         assert_eq!(counts(&cuda, stem), (2, [8, 4, 1, 0]), "{stem}");
         assert_eq!(counts(&default, stem), (4 * 6 + 3, [0, 0, 0, 5]), "{stem}");
     }
+}
+
+/// The rows of queries' weights, keys' and values' follow each other, in every form that they have.
+#[test]
+fn projections_are_one_weight_where_attention_rotates() {
+    let out = tempfile::tempdir().unwrap();
+    let mut cuda = Recipe::builtin("cuda").unwrap();
+    cuda.quantization.get_mut(&Precision::Q4).unwrap().method = Method::Gptq;
+    let apart = Recipe {
+        contract: "community".to_owned(),
+        fusion: Fusion::Cpu,
+        feedback: false,
+        ..cuda.clone()
+    };
+    let packed = Recipe { packed_qkv: true, ..cuda.clone() };
+    let [apart, cuda, packed] = [("apart", apart), ("cuda", cuda), ("packed", packed)]
+        .map(|(name, recipe)| (out.path().join(name), recipe))
+        .map(|(folder, recipe)| (models_of(recipe, &folder), folder.join("onnx")));
+    let layers = [1, 3, 5].map(|layer| format!("language_model.layers.{layer}.self_attn"));
+    let mut compared = 0;
+    for (name, model) in apart.0.iter().filter(|(name, _)| name.starts_with("decoder")) {
+        let same = |models: &[(String, ModelProto)]| {
+            models.iter().find(|(other, _)| other == name).unwrap().1.clone()
+        };
+        let (cuda_model, packed_model) = (same(&cuda.0), same(&packed.0));
+        for (layer, part) in layers.iter().flat_map(|layer| {
+            ["", ".quantized", ".scales", ".zero_points"].map(|part| (layer, part))
+        }) {
+            let of = |projection: &str| {
+                data(model, &apart.1, &format!("{layer}.{projection}.weight{part}"))
+            };
+            let name = format!("{layer}.qkv_proj.weight{part}");
+            let whole = data(&cuda_model, &cuda.1, &name);
+            assert_eq!(data(&packed_model, &packed.1, &name), whole, "{name}");
+            let three: Option<Vec<_>> =
+                ["q_proj", "k_proj", "v_proj"].into_iter().map(of).collect();
+            assert_eq!(whole, three.map(|three| three.concat()), "{name}");
+            compared += usize::from(whole.is_some());
+        }
+    }
+    // Three graphs; floats in two precisions, two parts in q8 and three in both with 4 bits.
+    assert_eq!(compared, 3 * layers.len() * (2 + 2 + 3 + 3));
+}
+
+/// The bytes of an initializer, if there is one of that name.
+fn data(model: &ModelProto, folder: &Path, name: &str) -> Option<Vec<u8>> {
+    let tensor = model.graph.initializer.iter().find(|tensor| tensor.name == name)?;
+    if tensor.external_data.is_empty() {
+        return Some(tensor.raw_data.clone());
+    }
+    let entry = |key: &str| &tensor.external_data.iter().find(|e| e.key == key).unwrap().value;
+    let number = |key: &str| entry(key).parse::<usize>().unwrap();
+    let file = fs::read(folder.join(entry("location"))).unwrap();
+    Some(file[number("offset")..][..number("length")].to_vec())
 }
 
 /// Every weight lies inside its file, aligned, and none overlaps another.

@@ -44,6 +44,13 @@ impl DeviceMemory {
         keeps_tensors.then_some(memory)
     }
 
+    /// The host's, for tests of what is done in a device's.
+    #[cfg(test)]
+    pub(crate) fn of_host() -> Self {
+        let allocator = Arc::new(Mutex::new(Allocator::default()));
+        DeviceMemory { name: HOST.to_owned(), id: 0, allocator }
+    }
+
     /// Whether it is where that is.
     pub(crate) fn is_at(&self, location: &Location) -> bool {
         (&self.name, self.id) == (&location.name, location.id)
@@ -79,13 +86,22 @@ impl DeviceMemory {
     /// Whether a part of a tensor there is its address and a number of bytes. Elsewhere, what a tensor
     /// says is its address may be the handle of a buffer.
     pub(crate) fn has_addresses(&self) -> bool {
-        ["Cuda", "Hip"].iter().any(|name| self.name.starts_with(name))
+        has_addresses(&self.name)
     }
 
     /// ONNX Runtime's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
+}
+
+fn has_addresses(device: &str) -> bool {
+    ["Cuda", "Hip"].iter().any(|name| device.starts_with(name))
+}
+
+/// Whether parts of a tensor on a device can be read by their address.
+pub(crate) fn has_address(tensor: &DynTensor) -> bool {
+    has_addresses(tensor.memory_info().allocation_device().as_str())
 }
 
 /// Whether a session reads its inputs where they are, if that is `memory`, and the host's for those that

@@ -10,12 +10,12 @@ mod tensors;
 
 pub use assignment::Assignment;
 pub(crate) use memory::{
-    DeviceMemory, HOST, Location, inputs_on_host, memory_info, new_tensor, on_host, overwrite,
-    reads_in_place,
+    DeviceMemory, HOST, Location, has_address, inputs_on_host, memory_info, new_tensor, on_host,
+    overwrite, reads_in_place,
 };
 pub use session::Skipped;
 pub(crate) use session::{GraphSession, Outlet, SessionOptions};
 pub(crate) use tensors::{
-    Copies, TensorSlice, TensorView, alias, axis_2, bytes, copy_of, copy_part, copy_within, cut,
-    shape, slice, swap_within, unwritten, view,
+    Copies, Piece, TensorSlice, TensorView, alias, axis_2, bytes, copy_of, copy_part, cut,
+    read_part, shape, slice, swap_within, unwritten, view,
 };

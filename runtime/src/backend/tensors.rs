@@ -240,6 +240,21 @@ pub(crate) fn copy_part(
     copies.make()
 }
 
+/// Elements that are copied: from where, to where, and how many.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    pub(crate) from: usize,
+    pub(crate) into: usize,
+    pub(crate) length: usize,
+}
+
+impl Piece {
+    /// So many from here to there.
+    pub(crate) fn at(from: usize, into: usize, length: usize) -> Self {
+        Piece { from, into, length }
+    }
+}
+
 /// Copies that are made together, so that a device is waited for once.
 #[derive(Default)]
 pub(crate) struct Copies<'t> {
@@ -260,12 +275,45 @@ impl<'t> Copies<'t> {
         into_start: usize,
         length: usize,
     ) -> ort::Result<()> {
-        let (from, into) = (part(from, from_start, &[length])?, part(into, into_start, &[length])?);
+        self.add_pieces(from, into, [Piece::at(from_start, into_start, length)])
+    }
+
+    /// Adds copies of several pieces, of which none overlaps another one's target.
+    ///
+    /// # Errors
+    /// When the elements do not lie within the tensors.
+    pub(crate) fn add_pieces(
+        &mut self,
+        from: &'t DynTensor,
+        into: &'t mut DynTensor,
+        pieces: impl IntoIterator<Item = Piece>,
+    ) -> ort::Result<()> {
         if from.data_type() != into.data_type() {
             return Err(ort::Error::new("tensors of different types"));
         }
-        if length > 0 {
-            self.pairs.push((from, into));
+        for Piece { from: source, into: target, length } in pieces {
+            let pair = (part(from, source, &[length])?, part(into, target, &[length])?);
+            if length > 0 {
+                self.pairs.push(pair);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same within a tensor.
+    ///
+    /// # Errors
+    /// When the elements do not lie within it, or overlap.
+    pub(crate) fn add_within(
+        &mut self,
+        tensor: &'t mut DynTensor,
+        pieces: impl IntoIterator<Item = Piece>,
+    ) -> ort::Result<()> {
+        for Piece { from, into, length } in pieces {
+            let pair = parts_within(tensor, from, into, length)?;
+            if length > 0 {
+                self.pairs.push(pair);
+            }
         }
         Ok(())
     }
@@ -293,61 +341,46 @@ impl<'t> Copies<'t> {
     }
 }
 
-/// Copies `length` elements of a tensor from `from` on to those from `into` on, which are others.
+/// Swaps each piece of a tensor on the host with its target.
 ///
 /// # Errors
-/// When they do not lie within or overlap, or ONNX Runtime's.
-pub(crate) fn copy_within(
+/// When they do not lie within it or overlap.
+pub(crate) fn swap_within(
     tensor: &mut DynTensor,
-    from: usize,
-    into: usize,
-    length: usize,
+    pieces: impl IntoIterator<Item = Piece>,
 ) -> ort::Result<()> {
-    if length == 0 {
-        return Ok(());
+    if !is_on_host(tensor) {
+        return Err(ort::Error::new("only tensors on the host are swapped in place"));
     }
-    let (source, mut target) = parts_within(tensor, from, into, length)?;
-    if !is_on_host(&source) {
-        return copy([(&source, &mut target)]);
-    }
-    // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
-    // overlap.
-    unsafe {
-        let (source_data, target_data) = (source.data_ptr(), target.data_ptr_mut());
-        let count = bytes(&source);
-        ptr::copy_nonoverlapping(source_data.cast::<u8>(), target_data.cast::<u8>(), count);
+    for Piece { from, into, length } in pieces {
+        let (mut first, mut second) = parts_within(tensor, from, into, length)?;
+        let count = bytes(&first);
+        // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
+        // overlap.
+        unsafe {
+            let (first, second) = (first.data_ptr_mut(), second.data_ptr_mut());
+            ptr::swap_nonoverlapping(first.cast::<u8>(), second.cast::<u8>(), count);
+        }
     }
     Ok(())
 }
 
-/// Swaps `length` elements of a tensor from `a` on with those from `b` on.
+/// Copies numbers of a tensor from `start` on to the host, as many as there is room for. A tensor on a device must have an
+/// address there.
 ///
 /// # Errors
-/// When they do not lie within or overlap, or ONNX Runtime's.
-pub(crate) fn swap_within(
-    tensor: &mut DynTensor,
-    a: usize,
-    b: usize,
-    length: usize,
-    memory: Option<&DeviceMemory>,
-) -> ort::Result<()> {
-    if length == 0 {
-        return Ok(());
+/// When they do not lie within it or are no float32, or ONNX Runtime's.
+pub(crate) fn read_part(whole: &DynTensor, start: usize, into: &mut [f32]) -> ort::Result<()> {
+    let source = part(whole, start, &[into.len()])?;
+    if *source.data_type() != TensorElementType::Float32 {
+        return Err(ort::Error::new("numbers of another type"));
     }
-    if !is_on_host(tensor) {
-        let saved = copy_of(tensor, a, &[length], memory)?;
-        copy_within(tensor, b, a, length)?;
-        return copy_part(&saved, 0, tensor, b, length);
-    }
-    let (mut first, mut second) = parts_within(tensor, a, b, length)?;
-    let count = bytes(&first);
-    // SAFETY: the parts lie within the tensor, which is borrowed mutably and on the host, and do not
-    // overlap.
-    unsafe {
-        let (first, second) = (first.data_ptr_mut(), second.data_ptr_mut());
-        ptr::swap_nonoverlapping(first.cast::<u8>(), second.cast::<u8>(), count);
-    }
-    Ok(())
+    let (data, bytes) = (into.as_mut_ptr().cast(), size_of_val(into));
+    // SAFETY: the numbers are borrowed mutably as long as the tensor lives.
+    let mut target = unsafe {
+        tensor_at(&MemoryInfo::default(), data, bytes, &[into.len()], TensorElementType::Float32)?
+    };
+    copy([(&source, &mut target)])
 }
 
 /// Two parts of `length` elements that do not overlap.

@@ -16,8 +16,8 @@ use super::{
     no_room, take,
 };
 use crate::backend::{
-    Copies, DeviceMemory, TensorSlice, alias, copy_part, copy_within, memory_info, new_tensor,
-    slice, swap_within, unwritten,
+    Copies, DeviceMemory, Piece, TensorSlice, alias, memory_info, new_tensor, slice, swap_within,
+    unwritten,
 };
 
 /// Tokens by which buffers grow at least.
@@ -134,18 +134,17 @@ impl Slots {
     fn bring_together(&mut self, slots: impl IntoIterator<Item = usize>) -> ort::Result<usize> {
         let slots: Vec<usize> = slots.into_iter().collect();
         let turn = self.turn_of(&slots);
-        for slot in slots {
-            if self.turns[slot] != turn {
-                let mut copies = Copies::default();
-                for (kind, [first, second]) in self.convs() {
-                    let length = kind.elements(0);
-                    let (from, into) = if turn == 0 { (second, first) } else { (first, second) };
-                    copies.add(from, slot * length, into, slot * length, length)?;
-                }
-                copies.make()?;
-                self.turns[slot] = turn;
-            }
+        let moved: Vec<usize> =
+            slots.into_iter().filter(|&slot| self.turns[slot] != turn).collect();
+        let mut copies = Copies::default();
+        for (kind, [first, second]) in self.convs() {
+            let length = kind.elements(0);
+            let (from, into) = if turn == 0 { (second, first) } else { (first, second) };
+            let pieces = moved.iter().map(|slot| Piece::at(slot * length, slot * length, length));
+            copies.add_pieces(from, into, pieces)?;
         }
+        copies.make()?;
+        moved.into_iter().for_each(|slot| self.turns[slot] = turn);
         Ok(turn)
     }
 
@@ -204,6 +203,68 @@ impl Slots {
         // After a failure a recording may be one of half a step.
         steps.insert((rows, turn), step);
         Ok(outputs)
+    }
+
+    /// Swaps keys and values of two slots, of which the first has `most` tokens and the other one `least`; how
+    /// many elements were copied.
+    fn swap_caches(
+        &mut self,
+        [longer, shorter]: [usize; 2],
+        [most, least]: [usize; 2],
+    ) -> ort::Result<usize> {
+        let capacity = self.capacity;
+        // From the longer one to the shorter one, for each head: the first `count` tokens of these from `start` on.
+        let pieces = |[heads_, head_dim]: [usize; 2], start: usize, count: usize| {
+            let starts = heads(longer, capacity, heads_, head_dim);
+            let starts = starts.zip(heads(shorter, capacity, heads_, head_dim));
+            let (start, length) = (start * head_dim, count * head_dim);
+            starts.map(move |(from, into)| Piece::at(from + start, into + start, length))
+        };
+        let both = |sizes| pieces(sizes, 0, least);
+        let rest = |sizes| pieces(sizes, least, most - least);
+        let mut copied = 0;
+        for (_, [count, head_dim]) in self.caches() {
+            copied += (most + least) * count * head_dim;
+        }
+        let Some(memory) = self.memory.clone() else {
+            for (cache, sizes) in self.caches() {
+                swap_within(cache, both(sizes))?;
+                let mut copies = Copies::default();
+                copies.add_within(cache, rest(sizes))?;
+                copies.make()?;
+            }
+            return Ok(copied);
+        };
+        // A device is waited for three times, and not for each piece.
+        let save = |tensor: &StateTensor| match tensor.kind {
+            Kind::KeyValue { heads, head_dim } if least > 0 => {
+                Some(unwritten(tensor.dtype, &[heads * least * head_dim], Some(&memory)))
+            }
+            _ => None,
+        };
+        let mut saved =
+            self.layout.tensors.iter().filter_map(save).collect::<ort::Result<Vec<_>>>()?;
+        let mut copies = Copies::default();
+        for ((cache, sizes), saved) in self.caches().zip(&mut saved) {
+            let pieces = both(sizes).enumerate();
+            let pieces = pieces.map(|(head, piece)| Piece { into: head * piece.length, ..piece });
+            copies.add_pieces(cache, saved, pieces)?;
+        }
+        copies.make()?;
+        let mut copies = Copies::default();
+        for (cache, sizes) in self.caches() {
+            let back = both(sizes).map(|piece| Piece::at(piece.into, piece.from, piece.length));
+            copies.add_within(cache, back.chain(rest(sizes)))?;
+        }
+        copies.make()?;
+        let mut copies = Copies::default();
+        for ((cache, sizes), saved) in self.caches().zip(&saved) {
+            let pieces = both(sizes).enumerate();
+            let pieces = pieces.map(|(head, piece)| Piece { from: head * piece.length, ..piece });
+            copies.add_pieces(saved, cache, pieces)?;
+        }
+        copies.make()?;
+        Ok(copied)
     }
 
     /// Conv states of one slot, in the order of the layout.
@@ -292,13 +353,15 @@ impl KvCache for Slots {
                 continue;
             };
             let mut new_buffer = unwritten(tensor.dtype, &tensor.kind.shape(slots, new), memory)?;
-            for (slot, &tokens) in self.tokens.iter().enumerate() {
+            let pieces = self.tokens.iter().enumerate().flat_map(|(slot, &tokens)| {
                 let starts = heads(slot, old, count, head_dim);
-                for (from, into) in starts.zip(heads(slot, new, count, head_dim)) {
-                    copy_part(buffer, from, &mut new_buffer, into, tokens * head_dim)?;
-                }
-                copied += tokens * count * head_dim;
-            }
+                let starts = starts.zip(heads(slot, new, count, head_dim));
+                starts.map(move |(from, into)| Piece::at(from, into, tokens * head_dim))
+            });
+            let mut copies = Copies::default();
+            copies.add_pieces(buffer, &mut new_buffer, pieces)?;
+            copies.make()?;
+            copied += self.tokens.iter().sum::<usize>() * count * head_dim;
             larger.push(Some(new_buffer));
         }
         for (buffer, larger) in self.buffers.iter_mut().zip(larger) {
@@ -377,11 +440,13 @@ impl KvCache for Slots {
             let last = self.earlier(&convs, 0)?;
             // From here on, a failure would leave some layers moved on.
             self.lost[slots.clone()].fill(true);
+            let mut copies = Copies::default();
             for (((kind, pair), conv), last) in self.convs().zip(&convs).zip(&last) {
                 let length = kind.elements(0);
                 let state = last.as_ref().unwrap_or(conv);
-                copy_part(state, 0, &mut pair[turn], slots.start * length, rows * length)?;
+                copies.add(state, 0, &mut pair[turn], slots.start * length, rows * length)?;
             }
+            copies.make()?;
             self.lost[slots.clone()].fill(false);
             self.kept = last.iter().any(Option::is_some).then_some((slots.start, convs));
         } else {
@@ -430,14 +495,15 @@ impl KvCache for Slots {
         let (capacity, tokens) = (self.capacity, snapshot.tokens);
         // Until it goes back to the snapshot.
         self.lost[into] = true;
-        let mut copied = 0;
+        let (mut copied, mut copies) = (0, Copies::default());
         for (cache, [count, head_dim]) in self.caches() {
             let starts = heads(from, capacity, count, head_dim);
-            for (from, into) in starts.zip(heads(into, capacity, count, head_dim)) {
-                copy_within(cache, from, into, tokens * head_dim)?;
-            }
-            copied += tokens * count * head_dim;
+            let starts = starts.zip(heads(into, capacity, count, head_dim));
+            let length = tokens * head_dim;
+            copies.add_within(cache, starts.map(|(from, into)| Piece::at(from, into, length)))?;
+            copied += count * length;
         }
+        copies.make()?;
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
         self.rewind(into, snapshot)
     }
@@ -450,26 +516,18 @@ impl KvCache for Slots {
         let lost = [a, b].map(|slot| std::mem::replace(&mut self.lost[slot], true));
         let (longer, shorter) = if self.tokens[a] < self.tokens[b] { (b, a) } else { (a, b) };
         let (most, least) = (self.tokens[longer], self.tokens[shorter]);
-        let (capacity, memory) = (self.capacity, self.memory.clone());
-        let mut copied = 0;
-        for (cache, [count, head_dim]) in self.caches() {
-            let (both, rest) = (least * head_dim, (most - least) * head_dim);
-            let starts = heads(longer, capacity, count, head_dim);
-            for (from, into) in starts.zip(heads(shorter, capacity, count, head_dim)) {
-                swap_within(cache, from, into, both, memory.as_ref())?;
-                copy_within(cache, from + both, into + both, rest)?;
-            }
-            copied += (2 * both + rest) * count;
-        }
+        let mut copied = self.swap_caches([longer, shorter], [most, least])?;
         // Each goes to where the other one's state is not.
         let turn = self.bring_together([a, b])?;
+        let mut copies = Copies::default();
         for (kind, [first, second]) in self.convs() {
             let length = kind.elements(0);
             let (from, into) = if turn == 0 { (first, second) } else { (second, first) };
-            copy_part(from, a * length, into, b * length, length)?;
-            copy_part(from, b * length, into, a * length, length)?;
+            let [a, b] = [a, b].map(|slot| slot * length);
+            copies.add_pieces(from, into, [Piece::at(a, b, length), Piece::at(b, a, length)])?;
             copied += 2 * length;
         }
+        copies.make()?;
         (self.turns[a], self.turns[b]) = (1 - turn, 1 - turn);
         self.copied_bytes += (copied * self.layout.element_bytes()) as u64;
         self.tokens.swap(a, b);
@@ -502,5 +560,117 @@ impl KvCache for Slots {
 
     fn copied_bytes(&self) -> u64 {
         self.copied_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lfm2vl_onnxruntime::environment;
+    use ort::value::TensorElementType;
+
+    use super::*;
+
+    const SLOTS: usize = 3;
+    const TOKENS: [usize; SLOTS] = [5, 0, 9];
+
+    /// Slots whose states are all different numbers, with some of them in the other turn.
+    fn filled(memory: Option<DeviceMemory>) -> Slots {
+        let tensor = |kind| StateTensor {
+            past: String::new(),
+            present: String::new(),
+            kind,
+            dtype: TensorElementType::Float32,
+        };
+        let kinds = [
+            Kind::KeyValue { heads: 2, head_dim: 4 },
+            Kind::Conv { hidden: 6, inputs: 2, axis: 1 },
+            Kind::KeyValue { heads: 2, head_dim: 4 },
+            Kind::Conv { hidden: 6, inputs: 2, axis: 1 },
+        ];
+        let layout = Layout {
+            tensors: kinds.map(tensor).into(),
+            fixed_capacity: None,
+            gives_rows: false,
+            gives_history: false,
+        };
+        let limits = Limits {
+            slots: SLOTS,
+            tokens: 4096,
+            at_once: false,
+            keeps_steps: false,
+            records: false,
+        };
+        let mut slots = Slots::new(layout, memory, limits).unwrap();
+        slots.reserve(12).unwrap();
+        let mut number = 0.0_f32;
+        for buffer in &mut slots.buffers {
+            let tensors = match buffer {
+                Buffer::Cache(cache) => std::slice::from_mut(cache),
+                Buffer::Conv(pair) => &mut pair[..],
+            };
+            for value in tensors.iter_mut().flat_map(|t| t.try_extract_tensor_mut().unwrap().1) {
+                number += 1.0;
+                *value = number;
+            }
+        }
+        slots.tokens = TOKENS.to_vec();
+        slots.turns = vec![0, 1, 1];
+        slots
+    }
+
+    /// All numbers of a slot's state.
+    fn state(slots: &mut Slots, slot: usize) -> Vec<f32> {
+        let (capacity, tokens, turn) = (slots.capacity, slots.tokens[slot], slots.turns[slot]);
+        let mut state = Vec::new();
+        for (cache, [count, head_dim]) in slots.caches() {
+            let numbers = cache.try_extract_tensor::<f32>().unwrap().1;
+            for start in heads(slot, capacity, count, head_dim) {
+                state.extend_from_slice(&numbers[start..][..tokens * head_dim]);
+            }
+        }
+        for (kind, pair) in slots.convs() {
+            let length = kind.elements(0);
+            let numbers = pair[turn].try_extract_tensor::<f32>().unwrap().1;
+            state.extend_from_slice(&numbers[slot * length..][..length]);
+        }
+        state
+    }
+
+    /// As on the host, so in memory that is treated as a device's.
+    #[test]
+    fn states_stay_what_they_are_wherever_they_go() {
+        environment().unwrap();
+        for memory in [None, Some(DeviceMemory::of_host())] {
+            let mut slots = filled(memory);
+            let before = [0, 1, 2].map(|slot| state(&mut slots, slot));
+            for [a, b] in [[0, 2], [2, 1], [1, 0]] {
+                slots.swap(a, b).unwrap();
+            }
+            // 0 went to 2 and 1, and then to 0; 2 to 0 and 1; 1 to 2.
+            assert_eq!([0, 1, 2].map(|slot| slots.tokens(slot)), [TOKENS[0], TOKENS[2], TOKENS[1]]);
+            assert_eq!(
+                [0, 1, 2].map(|slot| state(&mut slots, slot)),
+                [0, 2, 1].map(|slot| before[slot].clone())
+            );
+
+            slots.reserve(2000).unwrap();
+            assert!(slots.capacity >= 2000);
+            assert_eq!(
+                [0, 1, 2].map(|slot| state(&mut slots, slot)),
+                [0, 2, 1].map(|slot| before[slot].clone())
+            );
+
+            let snapshot = slots.snapshot(1).unwrap();
+            slots.copy(1, 2, &snapshot).unwrap();
+            assert_eq!(state(&mut slots, 2), before[2]);
+            assert_eq!(slots.tokens(2), TOKENS[2]);
+
+            slots.bring_together([0, 1, 2]).unwrap();
+            assert!(slots.turns.iter().all(|turn| *turn == slots.turns[0]));
+            assert_eq!(
+                [0, 1, 2].map(|slot| state(&mut slots, slot)),
+                [0, 2, 2].map(|slot| before[slot].clone())
+            );
+        }
     }
 }

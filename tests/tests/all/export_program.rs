@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lfm2vl_tests::{fail, program, succeed, testdata};
+use lfm2vl_tests::{fail, program, root, succeed, testdata};
 use serde_json::{Value, json};
 
 fn export(checkpoint: &Path, out: &Path) -> Command {
@@ -90,6 +90,28 @@ fn messages_are_one_sentence() {
         let message = fail(export(&source, &folder).arg("--recipe").arg(&recipe));
         assert!(message.contains("line 9 column"), "{expected}: {message}");
     }
+    let cuda = fs::read_to_string(root().join("graphs/recipes/cuda.yaml")).unwrap();
+    fs::write(&recipe, cuda + "packed_qkv: true\n").unwrap();
+    let samples = source.join("samples");
+    let page = out.path().join("page.html");
+    let report = ["--report".as_ref(), page.as_os_str(), "--samples".as_ref(), samples.as_os_str()];
+    for (arguments, expected) in [
+        (
+            &["--weights".as_ref(), "reference".as_ref()][..],
+            "'packed_qkv' cannot be: the weights stay",
+        ),
+        (&["--verify".as_ref()], "leave --verify or 'packed_qkv' out"),
+        (&report, "leave --report or 'packed_qkv' out"),
+    ] {
+        let mut export = export(&source, &folder);
+        export.arg("--recipe").arg(&recipe).args(["--precision", "fp32"]).args(arguments);
+        assert!(fail(&mut export).contains(expected), "{expected}");
+        assert!(!folder.exists(), "{expected}");
+    }
+    // Of 8 values each.
+    let mut odd_heads = export(&testdata("variants/conv-bias"), &folder);
+    let message = fail(odd_heads.arg("--recipe").arg(&recipe));
+    assert!(message.contains("does not take this model's heads"), "{message}");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("mine.txt"), "").unwrap();
     assert!(fail(&mut export(&source, &folder)).contains("already exists"));
@@ -222,7 +244,7 @@ fn large_checkpoint(folder: &Path) -> std::path::PathBuf {
             .arg(&out)
             .arg("1")
             .arg(testdata("tiny-shapes"))
-            .current_dir(lfm2vl_tests::root()),
+            .current_dir(root()),
     );
     out
 }

@@ -33,6 +33,40 @@ fn graphs_in_plain_onnxruntime_agree_with_transformers() {
     println!("{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// What only CUDA and WebGPU run, with its attention spelled out as ONNX Runtime documents it.
+#[test]
+fn packed_attention_spelled_out_agrees_with_transformers() {
+    let out = tempfile::tempdir().unwrap();
+    let (mut unpack, mut goldens) = (python("unpack_attention.py"), python("goldens.py"));
+    goldens.arg(testdata(""));
+    let checkpoints = VARIANTS.map(|variant| format!("variants/{variant}"));
+    let mut attentions = Vec::new();
+    for checkpoint in checkpoints.into_iter().chain(["tiny-shapes".to_owned()]) {
+        let config = Checkpoint::open(&testdata(&checkpoint)).unwrap().config().text.clone();
+        if !config.head_dim.is_multiple_of(16) {
+            continue;
+        }
+        let folder = out.path().join(checkpoint.replace('/', "-"));
+        let recipe = Recipe { packed_qkv: true, ..Recipe::builtin("cuda").unwrap() };
+        export_with(&folder, &checkpoint, recipe, &[Precision::Fp32]);
+        unpack.arg(&folder);
+        let golden = match &*checkpoint {
+            "tiny-shapes" => "goldens/tiled.safetensors",
+            _ => "golden.safetensors",
+        };
+        goldens.arg(format!("{}={checkpoint}/{golden}", folder.display()));
+        let is_attention = |kind: &&LayerKind| **kind == LayerKind::FullAttention;
+        attentions.push(config.layer_types.iter().filter(is_attention).count());
+    }
+    let report: Value = serde_json::from_slice(&succeed(&mut unpack).stdout).unwrap();
+    assert_eq!(attentions.len(), VARIANTS.len());
+    // Of the decoder, onnxruntime-genai's and the one for drafts.
+    let spelled_out: usize = attentions.iter().sum::<usize>() * 3;
+    let found = report.as_object().unwrap().values().filter_map(Value::as_u64).sum::<u64>();
+    assert_eq!(found, spelled_out as u64, "{report}");
+    println!("{}", String::from_utf8_lossy(&succeed(&mut goldens).stdout));
+}
+
 /// In the releases that are installed, the graphs of all recipes in all precisions, and the vision encoder and
 /// the embedding of the default recipe alone.
 #[test]

@@ -29,6 +29,21 @@ fn answer(engine: &Engine, question: &Value) -> Vec<u32> {
     engine.answer(&mut conversation, &GenerationOptions::default()).unwrap().token_ids
 }
 
+/// Which it would find out when it answers.
+#[test]
+fn a_cpu_refuses_attention_that_only_devices_have() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("m");
+    let recipe = Recipe { packed_qkv: true, ..Recipe::builtin("cuda").unwrap() };
+    export_with(&folder, "tiny-shapes", recipe, &[Precision::Fp32]);
+    for (speculation, expected) in [(false, Graph::Decoder), (true, Graph::SpeculativeDecoder)] {
+        let Err(error) = Engine::builder(&folder).speculation(speculation).build() else {
+            panic!("loaded {expected}")
+        };
+        assert!(matches!(error, Error::PackedAttention(graph) if graph == expected), "{error}");
+    }
+}
+
 #[test]
 fn a_plugin_gives_the_same_tokens() {
     let Some(ggml) = plugin("LFM2VL_GGML") else { return };

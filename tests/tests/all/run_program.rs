@@ -139,6 +139,33 @@ fn bench_measures_every_part() {
 }
 
 #[test]
+fn bench_measures_several_scenarios() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("scenarios.json");
+    let bench = || {
+        let mut command = lfm2vl("bench");
+        command.arg(tiny_shapes("default")).args(["--repeat", "1", "--scenarios"]).arg(&file);
+        command
+    };
+    let scenarios = json!([
+        {"image": sample("plain.png"), "prompt_tokens": 16, "new_tokens": 2},
+        {"prompt_tokens": 64, "new_tokens": 8},
+        {"prompt_tokens": 32, "new_tokens": 128, "batch": 2},
+    ]);
+    fs::write(&file, scenarios.to_string()).unwrap();
+    let output = stdout(&mut bench());
+    let reports: Vec<Value> = output.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let figure = |at: usize, key: &str| reports[at][key].as_f64().unwrap();
+    assert_eq!(reports.len(), 3);
+    assert!(figure(0, "vision_ms") > 0.0 && figure(1, "vision_ms") == 0.0, "{output}");
+    assert!(figure(1, "prompt_tokens") > figure(2, "prompt_tokens"), "{output}");
+    for (wrong, expected) in [("[{\"promptt\": 1}]", "`promptt`"), ("{}", "JSON list")] {
+        fs::write(&file, wrong).unwrap();
+        assert!(fail(&mut bench()).contains(expected), "{expected}");
+    }
+}
+
+#[test]
 fn folders_that_are_not_whole() {
     assert!(fail(&mut run(Path::new("/no/such/folder"))).contains("not a folder"));
 

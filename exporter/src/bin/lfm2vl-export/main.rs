@@ -19,7 +19,7 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use lfm2vl_exporter::{
-    ExportError, ExportOptions, LeftOut, ProgressDisplay, builtin_recipes,
+    ExportError, ExportOptions, LeftOut, ProgressDisplay, builtin_recipes, check_verifiable,
     checkpoint::Checkpoint,
     export,
     hub::{self, HubSettings},
@@ -156,6 +156,9 @@ fn write_folder(
     options: &ExportOptions,
     go_on: GoOn<'_>,
 ) -> Result<()> {
+    if arguments.verify {
+        check_verifiable(options)?;
+    }
     if arguments.report.is_some() {
         report::check(&options.recipe)?;
     }
