@@ -3,12 +3,13 @@
     python3 count_kernels.py FOLDER [--model 450m] [--precision fp16] [--rows 1 8]
 
 FOLDER is what `cargo xtask gpu-check` makes. The provider runs on a runtime of CUDA that counts kernels and runs none
-(`runtime.cc`, built with g++), so what is printed are counts, and no times or answers. Fails where the provider does
-what cannot be recorded. Needs nm and c++filt.
+(`runtime.cc`, built with g++), so what is printed are counts, and how long the host takes for a step, a prompt and for
+loading, of which a device's work is no part. Fails where the provider does what cannot be recorded. Needs nm and c++filt.
 """
 
 import argparse
 import collections
+import json
 import os
 import pathlib
 import re
@@ -20,7 +21,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("--model", default="450m")
 parser.add_argument("--precision", default="fp16")
-parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+parser.add_argument("--repeat", type=int, default=3)
 args = parser.parse_args()
 here = pathlib.Path(__file__).resolve().parent
 (library,) = args.folder.resolve().glob("lib/libonnxruntime.so*")
@@ -76,14 +78,14 @@ def build(folder):
 
 
 def events(folder, rows):
-    """What happens in a bench with so many answers together."""
+    """What happens in a bench with so many answers together, and its figures."""
     path = folder / "events"
     environment = {"LD_LIBRARY_PATH": str(folder), "ORT_DYLIB_PATH": str(library), "CUDA_EVENTS": str(path)}
     command = [args.folder / "lfm2vl", "bench", args.folder / args.model, "--precision", args.precision]
     command += ["--provider", "cuda", "--provider-option", "cuda.graph_capture=true", "--batch", rows]
-    command += ["--prompt-tokens", 128, "--new-tokens", 64, "--repeat", 1, "--json"]
-    output_of(*map(str, command), env=os.environ | environment)
-    return [line.split(" ", 1) for line in path.read_text().splitlines()]
+    command += ["--prompt-tokens", 128, "--new-tokens", 128, "--repeat", args.repeat, "--json"]
+    figures = json.loads(output_of(*map(str, command), env=os.environ | environment))
+    return [line.split(" ", 1) for line in path.read_text().splitlines()], figures
 
 
 def readable(names):
@@ -96,7 +98,7 @@ with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     build(folder)
     for rows in args.rows:
-        happened = events(folder, rows)
+        happened, figures = events(folder, rows)
         refused = [what for kind, what in happened if kind == "refused"]
         if refused:
             sys.exit(f"the provider calls {', '.join(sorted(set(refused)))} while it records")
@@ -110,6 +112,8 @@ with tempfile.TemporaryDirectory() as scratch:
         replays = [at for at, (kind, _) in enumerate(happened) if kind == "replay"]
         between = [happened[a + 1 : b] for a, b in zip(replays, replays[1:])]
         to_device = [sum(kind == "copy" and what.startswith("host device") for kind, what in e) for e in between]
+        step = 1e6 * rows / figures["decode_tokens_per_second"]
+        print(f"  of the host: {step:.0f} us a step, {figures['prefill_ms']:.1f} ms a prompt, {figures['load_ms']:.0f} ms loading")
         print(f"  {len(replays)} replays; before {sum(n == 0 for n in to_device)} of them nothing went to the device")
         for name, count in collections.Counter(kernels).most_common():
             print(f"  {count:4} {name}")

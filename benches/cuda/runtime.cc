@@ -78,6 +78,18 @@ int copy(void *into, const void *from, size_t bytes) {
   return SUCCESS;
 }
 
+// The last kernel of `TopK` (largest values, their places), whose results the host reads: as of a model that is sure, so
+// that answers go on without all logits. They stay for each replay.
+void write_candidates(dim3 grid, void **arguments) {
+  const int count = 64;
+  float *values = *(float **)arguments[2];
+  long *places = *(long **)arguments[3];
+  for (int i = 0; i < int(grid.x) * count; i++) {
+    values[i] = 10.0f - 0.1f * (i % count);
+    places[i] = 1000 + i % count;
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -102,8 +114,13 @@ int __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *st
   return SUCCESS;
 }
 int __cudaGetKernel(const void **out, const void *function) { *out = function; return SUCCESS; }
-int __cudaLaunchKernel(const void *function, dim3, dim3, void **, size_t, void *) { return kernel(names[function]); }
-int cudaLaunchKernel(const void *function, dim3, dim3, void **, size_t, void *) { return kernel(names[function]); }
+int cudaLaunchKernel(const void *function, dim3 grid, dim3, void **arguments, size_t, void *) {
+  if (names[function].find("WriteOutput") != std::string::npos) write_candidates(grid, arguments);
+  return kernel(names[function]);
+}
+int __cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) {
+  return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
+}
 int cudaLaunchCooperativeKernel(const void *function, dim3, dim3, void **, size_t, void *) { return kernel(names[function]); }
 int cudaLaunchKernelExC(const void *, const void *function, void **) { return kernel(names[function]); }
 int cudaLibraryLoadData(void **library, ...) { static int dummy; *library = &dummy; return SUCCESS; }
