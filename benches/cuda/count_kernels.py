@@ -1,4 +1,4 @@
-"""What a recorded step of the decoder is on CUDA, by ONNX Runtime's own provider, where there is no GPU.
+"""What a recorded step of the decoder and a run of the vision encoder are on CUDA, by ONNX Runtime's own provider, where there is no GPU.
 
     python3 count_kernels.py FOLDER [--model 450m] [--precision fp16] [--rows 1 8]
 
@@ -27,6 +27,10 @@ args = parser.parse_args()
 here = pathlib.Path(__file__).resolve().parent
 (library,) = args.folder.resolve().glob("lib/libonnxruntime.so*")
 provider = library.with_name("libonnxruntime_providers_cuda.so")
+
+# Of a tile of 32x32 patches, which are 16x16 pixels of three float32; its features are of 2x2 patches.
+TILE_BYTES = 32 * 32 * 16 * 16 * 3 * 4
+TILE_TOKENS = 32 * 32 // 4
 
 # Functions that start a kernel; the others only answer that all is well.
 KERNELS = re.compile("gemm|Gemm|Matmul$|geam|MatrixTransform$|copy|scal|getr|ReduceTensor$|Forward$|Execute$")
@@ -77,15 +81,38 @@ def build(folder):
         compiled(library, "c", source, "-Wno-builtin-declaration-mismatch", "-l:libcudart.so.13")
 
 
-def events(folder, rows):
-    """What happens in a bench with so many answers together, and its figures."""
+def events(folder, *options):
+    """What happens in a bench with these options, and its figures."""
     path = folder / "events"
     environment = {"LD_LIBRARY_PATH": str(folder), "ORT_DYLIB_PATH": str(library), "CUDA_EVENTS": str(path)}
+    environment["CUDA_PLACES"] = str(TILE_TOKENS)
+    path.unlink(missing_ok=True)
     command = [args.folder / "lfm2vl", "bench", args.folder / args.model, "--precision", args.precision]
-    command += ["--provider", "cuda", "--provider-option", "cuda.graph_capture=true", "--batch", rows]
-    command += ["--prompt-tokens", 128, "--new-tokens", 128, "--repeat", args.repeat, "--json"]
+    command += ["--provider", "cuda", "--provider-option", "cuda.graph_capture=true"]
+    command += [*options, "--repeat", args.repeat, "--json"]
     figures = json.loads(output_of(*map(str, command), env=os.environ | environment))
     return [line.split(" ", 1) for line in path.read_text().splitlines()], figures
+
+
+def vision(folder):
+    """Prints what a tile is."""
+    image = args.folder / "photos/512x512.png"
+    happened, figures = events(folder, "--image", image, "--prompt-tokens", 20, "--new-tokens", 1)
+    # From where its pixels go to the device to where its features are kept there.
+    starts = [at for at, event in enumerate(happened) if event == ["copy", f"host device {TILE_BYTES}"]]
+    run = happened[starts[-1] :]
+    hidden = json.loads((args.folder / "checkpoint/config.json").read_text())["text_config"]["hidden_size"]
+    run = run[: run.index(["copy", f"device device {TILE_TOKENS * hidden * 4}"])]
+    kernels = [what for kind, what in run if kind == "kernel"]
+    waits = sum(kind == "synchronize" or what.startswith("device host") for kind, what in run)
+    print(f"a tile of 512x512: {len(kernels)} kernels; the host waits {waits} times")
+    print(f"  of the host: {figures['vision_ms']:.1f} ms")
+    counted(kernels)
+
+
+def counted(kernels):
+    for name, count in collections.Counter(readable(kernels)).most_common():
+        print(f"  {count:4} {name}")
 
 
 def readable(names):
@@ -98,7 +125,7 @@ with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     build(folder)
     for rows in args.rows:
-        happened, figures = events(folder, rows)
+        happened, figures = events(folder, "--batch", rows, "--prompt-tokens", 128, "--new-tokens", 128)
         refused = [what for kind, what in happened if kind == "refused"]
         if refused:
             sys.exit(f"the provider calls {', '.join(sorted(set(refused)))} while it records")
@@ -106,7 +133,7 @@ with tempfile.TemporaryDirectory() as scratch:
         ends = [at for at, (kind, what) in enumerate(happened) if kind == "capture" and what.startswith("ends")]
         # The last one is over all rows.
         recorded = happened[starts[-1] + 1 : ends[-1]]
-        kernels = readable([what for kind, what in recorded if kind == "captured" and not what.startswith("copy ")])
+        kernels = [what for kind, what in recorded if kind == "captured" and not what.startswith("copy ")]
         copies = sum(what.startswith("copy ") for kind, what in recorded)
         print(f"{rows} together: {len(kernels)} kernels and {copies} copies in a recorded step; {len(starts)} recordings")
         replays = [at for at, (kind, _) in enumerate(happened) if kind == "replay"]
@@ -115,5 +142,5 @@ with tempfile.TemporaryDirectory() as scratch:
         step = 1e6 * rows / figures["decode_tokens_per_second"]
         print(f"  of the host: {step:.0f} us a step, {figures['prefill_ms']:.1f} ms a prompt, {figures['load_ms']:.0f} ms loading")
         print(f"  {len(replays)} replays; before {sum(n == 0 for n in to_device)} of them nothing went to the device")
-        for name, count in collections.Counter(kernels).most_common():
-            print(f"  {count:4} {name}")
+        counted(kernels)
+    vision(folder)

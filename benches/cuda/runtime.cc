@@ -69,12 +69,21 @@ bool is_device(const void *address) {
   return (uintptr_t)address < found->first + found->second;
 }
 
+// What the host is told where it decides by a result that nobody computed: that a condition holds (no view is padded), and
+// that a `NonZero` has found as many places as the variable CUDA_PLACES says.
+void answer(void *into, size_t bytes) {
+  static const char *places = getenv("CUDA_PLACES");
+  if (bytes == 1) *(char *)into = 1;
+  if (bytes == 8 && places && *(long *)into == 0) *(long *)into = atol(places);
+}
+
 int copy(void *into, const void *from, size_t bytes) {
   std::lock_guard<std::mutex> lock(guard);
   const char *names[] = {"host", "device"};
   tell(capturing ? "captured copy" : "copy", std::string(names[is_device(from)]) + " " + names[is_device(into)] + " " + std::to_string(bytes));
   if (capturing) capturing->copies.push_back({into, from, bytes});
   else memcpy(into, from, bytes);
+  if (!capturing && is_device(from) && !is_device(into)) answer(into, bytes);
   return SUCCESS;
 }
 

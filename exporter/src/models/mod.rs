@@ -37,6 +37,8 @@ struct Model<'a> {
     /// Whether the decoder's layers work on rows [tokens, hidden], as `Gemm` needs them, or on
     /// [batch, sequence, hidden], which other products take as it is.
     flat_rows: bool,
+    /// Whether weights stay in the checkpoint's own files.
+    has_weights_in_place: bool,
     /// Whether queries, keys and values are one product, where attention rotates.
     packs_projections: bool,
     /// Whether attention takes that product whole.
@@ -67,6 +69,7 @@ impl<'a> Model<'a> {
             gelu,
             quantization,
             flat_rows,
+            has_weights_in_place: matches!(build.floats, Floats::InPlace(_)),
             packs_projections,
             packed_qkv,
         }

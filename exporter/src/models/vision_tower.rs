@@ -6,7 +6,10 @@ use super::{
     Model,
     blocks::{Norm, Product, Residual},
 };
-use crate::onnx::{Attribute, Gelu, Op, Value};
+use crate::onnx::{Attribute, Gelu, Op, Stored, Value};
+
+/// What attention projects with.
+const PROJECTIONS: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 /// What the attention layers of the tower share.
 #[derive(Clone, Copy)]
@@ -125,40 +128,77 @@ impl<'g> Model<'g> {
         let vision = &self.config.vision;
         let (size, heads) = (vision.hidden_size, vision.num_attention_heads);
         let _scope = self.g.enter("self_attn");
-        let products = ["q_proj", "k_proj", "v_proj"].map(|name| self.product(x, name, size, size));
-        let [query, keys, values] = products.map(|product| product.value.reshape_to(batch.shape));
         let attended = match batch.mask {
             Mask::Fused { all_valid, valid } => {
-                // One bias for the three.
-                let bias = match products.map(|product| product.bias) {
-                    [Some(query), Some(keys), Some(values)] => {
-                        Some(query.concat(&[keys, values], 0))
-                    }
-                    _ => None,
+                let (operator, inputs, place_of_mask) = match self.fusion {
+                    Fusion::Cuda if self.packs_vision() => self.attention_of_one(x, batch),
+                    _ => self.attention_of_three(x, batch),
                 };
-                let masked = [query, keys, values, bias.unwrap_or(self.g.omitted()), valid];
-                let unmasked = if bias.is_some() { &masked[..4] } else { &masked[..3] };
+                let mut masked = inputs.clone();
+                masked.resize(place_of_mask, self.g.omitted());
+                masked.push(valid);
                 let attention = |inputs: &[Value<'g>]| {
-                    let heads = [("num_heads", Attribute::Int(heads as i64))];
-                    self.g.node(Op::microsoft("MultiHeadAttention"), inputs, &heads)
+                    self.g.node(operator, inputs, &[("num_heads", Attribute::Int(heads as i64))])
                 };
                 self.g.either(
                     all_valid,
                     self.g.float_type(),
-                    || attention(unmasked),
+                    || attention(&inputs),
                     || attention(&masked),
                 )
             }
             Mask::Bias(bias) => {
                 let head_dim = size / heads;
-                let [query, keys, values] = [query, keys, values].map(|v| {
-                    v.reshape(&[0, 0, heads as i64, head_dim as i64]).transpose(&[0, 2, 1, 3])
+                let [query, keys, values] = self.vision_projections(x, batch).map(|projected| {
+                    let by_head = [0, 0, heads as i64, head_dim as i64];
+                    projected.value.reshape(&by_head).transpose(&[0, 2, 1, 3])
                 });
                 self.attend(query, keys, values, bias, head_dim, &[0, 1, 3, 2])
                     .transpose(&[0, 2, 1, 3])
             }
         };
         self.product(attended.reshape(&[-1, size as i64]), "out_proj", size, size)
+    }
+
+    /// Whether the weights of the current module's projections can follow each other as floats.
+    fn packs_vision(self) -> bool {
+        let is_float = |name: &&str| self.format_of(&self.g.path(name)).is_none();
+        PROJECTIONS.iter().all(is_float) && !self.has_weights_in_place
+    }
+
+    /// Queries, keys and values [views, patches, hidden] of rows x.
+    fn vision_projections(self, x: Value<'g>, batch: Batch<'g>) -> [Product<'g>; 3] {
+        let size = self.config.vision.hidden_size;
+        PROJECTIONS.map(|name| {
+            let Product { value, bias } = self.product(x, name, size, size);
+            Product { value: value.reshape_to(batch.shape), bias }
+        })
+    }
+
+    /// The operator that is given queries, keys and values, its inputs, and the place of the mask among them.
+    fn attention_of_three(self, x: Value<'g>, batch: Batch<'g>) -> (Op, Vec<Value<'g>>, usize) {
+        let products = self.vision_projections(x, batch);
+        let mut inputs = products.map(|product| product.value).to_vec();
+        if let [Some(query), Some(keys), Some(values)] = products.map(|product| product.bias) {
+            // One bias for the three.
+            inputs.push(query.concat(&[keys, values], 0));
+        }
+        (Op::microsoft("MultiHeadAttention"), inputs, 4)
+    }
+
+    /// The same of the operator that projects as well, from one weight: on CUDA there is one product then, and one
+    /// kernel for all biases.
+    fn attention_of_one(self, x: Value<'g>, batch: Batch<'g>) -> (Op, Vec<Value<'g>>, usize) {
+        let size = self.config.vision.hidden_size;
+        let of_all = |part: &str, shape: &[usize]| {
+            let tensors = PROJECTIONS.map(|name| self.g.path(&format!("{name}.{part}"))).into();
+            let name = self.g.path(&format!("qkv_proj.{part}"));
+            self.g.stored(Stored { name, tensors }, shape)
+        };
+        // It wants columns, which ONNX Runtime makes of the rows when it loads the graph.
+        let weight = of_all("weight", &[3 * size, size]).transpose(&[1, 0]);
+        let inputs = vec![x.reshape_to(batch.shape), weight, of_all("bias", &[3 * size])];
+        (Op::microsoft("Attention"), inputs, 3)
     }
 
     fn vision_mlp(self, x: Value<'g>) -> Product<'g> {

@@ -100,7 +100,7 @@ fn biases_are_left_to_the_operators_that_follow() {
 
 /// The rows of queries' weights, keys' and values' follow each other, in every form that they have.
 #[test]
-fn projections_are_one_weight_where_attention_rotates() {
+fn projections_are_one_weight_on_cuda() {
     let out = tempfile::tempdir().unwrap();
     let mut cuda = Recipe::builtin("cuda").unwrap();
     cuda.quantization.get_mut(&Precision::Q4).unwrap().method = Method::Gptq;
@@ -114,30 +114,35 @@ fn projections_are_one_weight_where_attention_rotates() {
     let [apart, cuda, packed] = [("apart", apart), ("cuda", cuda), ("packed", packed)]
         .map(|(name, recipe)| (out.path().join(name), recipe))
         .map(|(folder, recipe)| (models_of(recipe, &folder), folder.join("onnx")));
-    let layers = [1, 3, 5].map(|layer| format!("language_model.layers.{layer}.self_attn"));
-    let mut compared = 0;
-    for (name, model) in apart.0.iter().filter(|(name, _)| name.starts_with("decoder")) {
-        let same = |models: &[(String, ModelProto)]| {
-            models.iter().find(|(other, _)| other == name).unwrap().1.clone()
-        };
-        let (cuda_model, packed_model) = (same(&cuda.0), same(&packed.0));
-        for (layer, part) in layers.iter().flat_map(|layer| {
-            ["", ".quantized", ".scales", ".zero_points"].map(|part| (layer, part))
-        }) {
-            let of = |projection: &str| {
-                data(model, &apart.1, &format!("{layer}.{projection}.weight{part}"))
+    let decoder = [1, 3, 5].map(|layer| format!("language_model.layers.{layer}.self_attn"));
+    let vision = [0, 1, 2, 3].map(|layer| format!("vision_tower.encoder.layers.{layer}.self_attn"));
+    let weights = ["weight", "weight.quantized", "weight.scales", "weight.zero_points"];
+    for (graph, layers, parts, expected) in [
+        // Three graphs; floats in two precisions, two parts in q8 and three in both with 4 bits.
+        ("decoder", &decoder[..], &weights[..], 3 * 3 * (2 + 2 + 3 + 3)),
+        // Where weights are integers, there are three.
+        ("vision_encoder", &vision, &["weight", "bias"], 4 * 2 * 2),
+    ] {
+        let mut compared = 0;
+        for (name, model) in apart.0.iter().filter(|(name, _)| name.starts_with(graph)) {
+            let same = |models: &[(String, ModelProto)]| {
+                models.iter().find(|(other, _)| other == name).unwrap().1.clone()
             };
-            let name = format!("{layer}.qkv_proj.weight{part}");
-            let whole = data(&cuda_model, &cuda.1, &name);
-            assert_eq!(data(&packed_model, &packed.1, &name), whole, "{name}");
-            let three: Option<Vec<_>> =
-                ["q_proj", "k_proj", "v_proj"].into_iter().map(of).collect();
-            assert_eq!(whole, three.map(|three| three.concat()), "{name}");
-            compared += usize::from(whole.is_some());
+            let (cuda_model, packed_model) = (same(&cuda.0), same(&packed.0));
+            for (layer, part) in layers.iter().flat_map(|l| parts.iter().map(move |p| (l, p))) {
+                let name = format!("{layer}.qkv_proj.{part}");
+                let whole = data(&cuda_model, &cuda.1, &name);
+                assert_eq!(data(&packed_model, &packed.1, &name), whole, "{name}");
+                let Some(whole) = whole else { continue };
+                let three = ["q_proj", "k_proj", "v_proj"].map(|projection| {
+                    data(model, &apart.1, &format!("{layer}.{projection}.{part}")).unwrap()
+                });
+                assert_eq!(whole, three.concat(), "{name}");
+                compared += 1;
+            }
         }
+        assert_eq!(compared, expected, "{graph}");
     }
-    // Three graphs; floats in two precisions, two parts in q8 and three in both with 4 bits.
-    assert_eq!(compared, 3 * layers.len() * (2 + 2 + 3 + 3));
 }
 
 /// The bytes of an initializer, if there is one of that name.
