@@ -1,4 +1,4 @@
-"""What a recorded step of the decoder and a run of the vision encoder are on CUDA, by ONNX Runtime's own provider, where there is no GPU.
+"""What a recorded step of the decoder, a prompt and a tile are on CUDA, by ONNX Runtime's own provider, where there is no GPU.
 
     python3 count_kernels.py FOLDER [--model 450m] [--precision fp16] [--rows 1 8]
 
@@ -110,6 +110,21 @@ def vision(folder):
     counted(kernels)
 
 
+def prompt(folder):
+    """Prints what a prompt is."""
+    happened, figures = events(folder, "--prompt-tokens", 512, "--new-tokens", 1)
+    tokens = figures["prompt_tokens"]
+    # From where its tokens go to the device to where the candidates come from there.
+    starts = [at for at, event in enumerate(happened) if event == ["copy", f"host device {8 * tokens}"]]
+    run = happened[starts[-1] :]
+    run = run[: next(at for at, (kind, what) in enumerate(run) if what.startswith("device host"))]
+    kernels = [what for kind, what in run if kind == "kernel"]
+    sent = sum(int(what.split()[-1]) for kind, what in run if what.startswith("host device"))
+    print(f"a prompt of {tokens} tokens: {len(kernels)} kernels; {sent} bytes go to the device")
+    print(f"  of the host: {figures['prefill_ms']:.1f} ms")
+    counted(kernels)
+
+
 def counted(kernels):
     for name, count in collections.Counter(readable(kernels)).most_common():
         print(f"  {count:4} {name}")
@@ -140,7 +155,8 @@ with tempfile.TemporaryDirectory() as scratch:
         between = [happened[a + 1 : b] for a, b in zip(replays, replays[1:])]
         to_device = [sum(kind == "copy" and what.startswith("host device") for kind, what in e) for e in between]
         step = 1e6 * rows / figures["decode_tokens_per_second"]
-        print(f"  of the host: {step:.0f} us a step, {figures['prefill_ms']:.1f} ms a prompt, {figures['load_ms']:.0f} ms loading")
+        print(f"  of the host: {step:.0f} us a step, {figures['load_ms']:.0f} ms loading")
         print(f"  {len(replays)} replays; before {sum(n == 0 for n in to_device)} of them nothing went to the device")
         counted(kernels)
+    prompt(folder)
     vision(folder)
