@@ -4,8 +4,9 @@
 
 Runs in the folder that `cargo xtask gpu-check` makes, and needs nothing else. With torch installed it measures
 what the device can do at most, with transformers that one in bfloat16, and with onnxruntime-genai-cuda that
-one in float16; all take turns. It is to end in so many minutes: no round begins that would not, and a program that
-takes more than a quarter of the time that is left is stopped, and told of. FILE.json has what there is at any time.
+one in float16; all take turns. It is to end in so many minutes: no second round begins that would not, and a program
+that takes more than a quarter of the time that is left, and 20 seconds, is stopped and told of. FILE.json has what was
+found when each round ends.
 """
 
 import argparse
@@ -55,9 +56,14 @@ def process(command, seconds=None):
         return output.read(), failure
 
 
+def time_limit(least):
+    """Seconds that a program may take."""
+    return max(least, (deadline - time.monotonic()) / 4)
+
+
 def call(*command):
     """What a program prints; Failed where it fails."""
-    output, failure = process(command)
+    output, failure = process(command, time_limit(60))
     if failure:
         raise Failed(failure)
     return output
@@ -229,14 +235,14 @@ def measured(command, scenarios, seconds):
 
 def speed(report):
     """Adds the figures of each scenario, of how many rounds they are, and what was not measured, with the reason."""
-    figures, failures, report["medians"], report["failures"] = {}, {}, {}, []
+    figures, given_up, report["medians"], report["failures"] = {}, {}, {}, []
     for rounds in range(1, max(1, args.rounds) + 1):
         start = time.monotonic()
         for name, (command, can) in contenders().items():
             can_do = [s for s, (_, what) in SCENARIOS.items() if all(k in can for k in ("image", "batch") if k in what)]
-            left = [scenario for scenario in can_do if (name, scenario) not in failures]
+            left = [scenario for scenario in can_do if (name, scenario) not in given_up]
             while left:
-                found, failure = measured(command, left, max(20, (deadline - time.monotonic()) / 4))
+                found, failure = measured(command, left, time_limit(20))
                 for scenario, figure in zip(left, found):
                     of = figures.setdefault(scenario, {}).setdefault(name, [])
                     of.append(figure)
@@ -244,10 +250,13 @@ def speed(report):
                 left = left[len(found) :]
                 # It goes on behind the one that it failed at, if it was not for the time.
                 lost = len(left) if failure and failure.startswith(TOO_LONG) else 1
-                failures.update({(name, scenario): failure or "prints no figure" for scenario in left[:lost]})
+                given_up.update({(name, scenario): failure or "prints no figure" for scenario in left[:lost]})
                 left = left[lost:]
         report["rounds"] = rounds
-        report["failures"] = [[*key, error] for key, error in failures.items()]
+        # What an earlier round has measured is measured.
+        none = {key: error for key, error in given_up.items() if key[0] not in report["medians"].get(key[1], {})}
+        report["failures"] = [[*key, error] for key, error in none.items()]
+        args.out.write_text(json.dumps(report, indent=1))
         if 2 * time.monotonic() - start > deadline:
             break
 
@@ -274,7 +283,7 @@ def shares(figures, most):
 
 def shown(report):
     names = list(contenders())
-    print(f"the 450M shape, medians of {report['rounds']} rounds in turns\n")
+    print(f"the 450M shape, medians of up to {report['rounds']} rounds in turns\n")
     print("| |", " | ".join(names), "|\n|---|" + "---|" * len(names))
     for scenario, figures in report["medians"].items():
         print(f"| {scenario} |", " | ".join(f"{figures[n]:.1f}" if n in figures else "-" for n in names), "|")
@@ -300,8 +309,8 @@ def check(report):
         print(f"{name} on {args.provider}, the sample model")
         try:
             report["parity"][name] = parity(here / model, precision, recorded)
-        except Failed as error:
-            report["parity"][name] = {"error": str(error)}
+        except (Failed, ValueError, KeyError) as error:
+            report["parity"][name] = {"error": repr(error)}
             print(f"  {error}")
     speed(report)
     shown(report)

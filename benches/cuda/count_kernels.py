@@ -1,6 +1,6 @@
 """What a recorded step of the decoder, a prompt and a tile are on CUDA, by ONNX Runtime's own provider, where there is no GPU.
 
-    python3 count_kernels.py FOLDER [--model 450m] [--precision fp16] [--rows 1 8]
+    python3 count_kernels.py FOLDER [--model 450m] [--precision fp16] [--rows 1 8 32]
 
 FOLDER is what `cargo xtask gpu-check` makes. The provider runs on a runtime of CUDA that counts kernels and runs none
 (`runtime.cc`, built with g++), so what is printed are counts, and how long the host takes for a step, a prompt and for

@@ -194,6 +194,21 @@ impl Quantization {
         (!float).then_some(format)
     }
 
+    /// An attention of the language model whose projections have weights that cannot follow each other: they differ
+    /// in form, or their rows are columns.
+    pub fn keeps_projections_apart<'m>(&self, modules: &'m [Module]) -> Option<&'m str> {
+        let names = modules.iter().map(Module::name).filter(|n| n.starts_with("language_model."));
+        let mut attentions = names.filter_map(|name| name.strip_suffix(".q_proj"));
+        let form = |attention: &str, projection: &str| {
+            let name = format!("{attention}.{projection}");
+            self.format_of(modules.iter().find(|module| module.name() == name)?)
+        };
+        attentions.find(|attention| {
+            let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| form(attention, name));
+            q != k || q != v || q.is_some_and(|form| form.activations == Activations::Tensor)
+        })
+    }
+
     /// The first pattern that none of `modules` matches.
     pub fn unmatched(&self, modules: &[Module]) -> Option<&str> {
         let patterns = self.exceptions.iter().map(|exception| exception.modules.as_str());

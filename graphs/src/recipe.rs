@@ -300,26 +300,6 @@ impl Recipe {
         Ok(RecipeSource::load(name_or_path)?.recipe)
     }
 
-    /// An attention whose projections cannot be one product.
-    fn unlike_projections<'m>(
-        &self,
-        quantization: &Quantization,
-        modules: &'m [Module],
-    ) -> Option<&'m str> {
-        let names =
-            modules.iter().map(Module::name).filter(|name| name.starts_with("language_model."));
-        let mut attentions = names.filter_map(|name| name.strip_suffix(".q_proj"));
-        let form = |attention: &str, projection: &str| {
-            let name = format!("{attention}.{projection}");
-            quantization.format_of(modules.iter().find(|module| module.name() == name)?)
-        };
-        attentions.find(|attention| {
-            let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| form(attention, name));
-            let in_columns = q.is_some_and(|format| format.activations == Activations::Tensor);
-            self.packed_qkv && (q != k || q != v || in_columns)
-        })
-    }
-
     /// A key that does not go with the contract, and why.
     fn unlike_its_contract(&self) -> Option<(&'static str, &'static str)> {
         if self.contract == CUDA && self.fusion != Fusion::Cuda {
@@ -462,7 +442,9 @@ impl RecipeSource {
                 );
                 return Err(self.mismatch("feedback", message));
             }
-            if let Some(attention) = self.recipe.unlike_projections(quantization, modules) {
+            if self.recipe.packed_qkv
+                && let Some(attention) = quantization.keeps_projections_apart(modules)
+            {
                 let message = format!(
                     "'packed_qkv' needs q_proj, k_proj and v_proj of {attention} in one form, and not with activations 'tensor'; give {precision} such a one for all three"
                 );

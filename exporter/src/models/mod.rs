@@ -13,8 +13,8 @@ mod step;
 mod vision_tower;
 
 use lfm2vl_graphs::{
-    Activations, CacheUpdate, Fusion, GeluForm, Graph, GraphSpec, LayerKind, Logits, Operators,
-    Quantization, Recipe,
+    Activations, CacheUpdate, Fusion, GeluForm, Graph, GraphSpec, Logits, Operators, Quantization,
+    Recipe,
 };
 
 pub(crate) use stage::{Stage, build_stage};
@@ -110,24 +110,11 @@ impl Build<'_> {
         if matches!(self.floats, Floats::InPlace(_)) {
             return Some("the weights stay where they are, apart from each other");
         }
-        for (layer, kind) in self.config.text.layer_types.iter().enumerate() {
-            if *kind != LayerKind::FullAttention {
-                continue;
-            }
-            let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| {
-                let module = format!("language_model.layers.{layer}.self_attn.{name}");
-                self.quantization?.format_of(&self.config.module(&module))
-            });
-            if q != k || q != v {
-                return Some(
-                    "q_proj, k_proj and v_proj of a layer are quantized in different ways",
-                );
-            }
-            if q.is_some_and(|format| format.activations == Activations::Tensor) {
-                return Some("with activations 'tensor' the rows of weights are columns");
-            }
-        }
-        None
+        let modules = self.config.quantizable_modules();
+        let is_apart = self.quantization.and_then(|q| q.keeps_projections_apart(&modules));
+        is_apart.map(|_| {
+            "q_proj, k_proj and v_proj of a layer are quantized in different ways or with activations 'tensor'"
+        })
     }
 
     /// The stored tensor and the blocks of a linear layer, where it has any.

@@ -86,7 +86,7 @@ impl DeviceMemory {
     /// Whether a part of a tensor there is its address and a number of bytes. Elsewhere, what a tensor
     /// says is its address may be the handle of a buffer.
     pub(crate) fn has_addresses(&self) -> bool {
-        has_addresses(&self.name)
+        is_addressable(&self.name)
     }
 
     /// ONNX Runtime's name.
@@ -95,13 +95,13 @@ impl DeviceMemory {
     }
 }
 
-fn has_addresses(device: &str) -> bool {
+fn is_addressable(device: &str) -> bool {
     ["Cuda", "Hip"].iter().any(|name| device.starts_with(name))
 }
 
 /// Whether parts of a tensor on a device can be read by their address.
-pub(crate) fn has_address(tensor: &DynTensor) -> bool {
-    has_addresses(tensor.memory_info().allocation_device().as_str())
+pub(crate) fn has_parts(tensor: &DynTensor) -> bool {
+    is_addressable(tensor.memory_info().allocation_device().as_str())
 }
 
 /// Whether a session reads its inputs where they are, if that is `memory`, and the host's for those that

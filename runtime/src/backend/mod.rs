@@ -10,7 +10,7 @@ mod tensors;
 
 pub use assignment::Assignment;
 pub(crate) use memory::{
-    DeviceMemory, HOST, Location, has_address, inputs_on_host, memory_info, new_tensor, on_host,
+    DeviceMemory, HOST, Location, has_parts, inputs_on_host, memory_info, new_tensor, on_host,
     overwrite, reads_in_place,
 };
 pub use session::Skipped;

@@ -431,3 +431,24 @@ pub(crate) fn cut(
         None => Ok(cut),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lfm2vl_onnxruntime::environment;
+    use ndarray::arr2;
+    use ort::value::Tensor;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_read_and_no_more() {
+        environment().unwrap();
+        let whole = Tensor::from_array(arr2(&[[1.0_f32, 2.0, 3.0], [4.0, 5.0, 6.0]])).unwrap();
+        let (whole, mut numbers) = (whole.upcast(), [0.0; 2]);
+        read_part(&whole, 3, &mut numbers).unwrap();
+        assert_eq!(numbers, [4.0, 5.0]);
+        assert!(read_part(&whole, 5, &mut numbers).is_err());
+        let integers = Tensor::from_array(arr2(&[[1_i32, 2, 3]])).unwrap().upcast();
+        assert!(read_part(&integers, 0, &mut numbers).is_err());
+    }
+}

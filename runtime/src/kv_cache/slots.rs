@@ -22,6 +22,8 @@ use crate::backend::{
 
 /// Tokens by which buffers grow at least.
 const GROWTH: usize = 1024;
+/// Bytes of a device that a swap takes for what it saves, or those of one cache.
+const SAVED_AT_A_TIME: usize = 32 << 20;
 
 /// How large buffers may be.
 #[derive(Debug, Clone, Copy)]
@@ -205,12 +207,25 @@ impl Slots {
         Ok(outputs)
     }
 
+    /// On a device, memory for as many tokens of some of the caches, where a swap saves them; nothing on the
+    /// host, which swaps in place.
+    fn room_to_swap(&self, tokens: usize) -> ort::Result<Vec<DynTensor>> {
+        let Some(memory) = self.memory.clone() else { return Ok(Vec::new()) };
+        let caches = self.layout.tensors.iter().filter(|tensor| !tensor.kind.is_conv());
+        let elements = |tensor: &StateTensor| tensor.kind.elements(tokens.max(1));
+        let largest = caches.clone().map(elements).max().unwrap_or(1);
+        let count = (SAVED_AT_A_TIME / (largest * self.layout.element_bytes())).max(1);
+        let new = |tensor: &StateTensor| unwritten(tensor.dtype, &[largest], Some(&memory));
+        caches.take(count).map(new).collect()
+    }
+
     /// Swaps keys and values of two slots, of which the first has `most` tokens and the other one `least`; how
     /// many elements were copied.
     fn swap_caches(
         &mut self,
         [longer, shorter]: [usize; 2],
         [most, least]: [usize; 2],
+        mut saved: Vec<DynTensor>,
     ) -> ort::Result<usize> {
         let capacity = self.capacity;
         // From the longer one to the shorter one, for each head: the first `count` tokens of these from `start` on.
@@ -222,11 +237,12 @@ impl Slots {
         };
         let both = |sizes| pieces(sizes, 0, least);
         let rest = |sizes| pieces(sizes, least, most - least);
-        let mut copied = 0;
+        let (mut caches, mut copied) = (0, 0);
         for (_, [count, head_dim]) in self.caches() {
+            caches += 1;
             copied += (most + least) * count * head_dim;
         }
-        let Some(memory) = self.memory.clone() else {
+        if saved.is_empty() {
             for (cache, sizes) in self.caches() {
                 swap_within(cache, both(sizes))?;
                 let mut copies = Copies::default();
@@ -234,36 +250,33 @@ impl Slots {
                 copies.make()?;
             }
             return Ok(copied);
-        };
-        // A device is waited for three times, and not for each piece.
-        let save = |tensor: &StateTensor| match tensor.kind {
-            Kind::KeyValue { heads, head_dim } if least > 0 => {
-                Some(unwritten(tensor.dtype, &[heads * least * head_dim], Some(&memory)))
+        }
+        // A device is waited for three times for so many caches, and not for each piece.
+        let at_a_time = saved.len();
+        for first in (0..caches).step_by(at_a_time) {
+            let mut copies = Copies::default();
+            for ((cache, sizes), saved) in self.caches().skip(first).zip(&mut saved) {
+                let pieces = both(sizes).enumerate();
+                let pieces =
+                    pieces.map(|(head, piece)| Piece { into: head * piece.length, ..piece });
+                copies.add_pieces(cache, saved, pieces)?;
             }
-            _ => None,
-        };
-        let mut saved =
-            self.layout.tensors.iter().filter_map(save).collect::<ort::Result<Vec<_>>>()?;
-        let mut copies = Copies::default();
-        for ((cache, sizes), saved) in self.caches().zip(&mut saved) {
-            let pieces = both(sizes).enumerate();
-            let pieces = pieces.map(|(head, piece)| Piece { into: head * piece.length, ..piece });
-            copies.add_pieces(cache, saved, pieces)?;
+            copies.make()?;
+            let mut copies = Copies::default();
+            for (cache, sizes) in self.caches().skip(first).take(at_a_time) {
+                let back = both(sizes).map(|piece| Piece::at(piece.into, piece.from, piece.length));
+                copies.add_within(cache, back.chain(rest(sizes)))?;
+            }
+            copies.make()?;
+            let mut copies = Copies::default();
+            for ((cache, sizes), saved) in self.caches().skip(first).zip(&saved) {
+                let pieces = both(sizes).enumerate();
+                let pieces =
+                    pieces.map(|(head, piece)| Piece { from: head * piece.length, ..piece });
+                copies.add_pieces(saved, cache, pieces)?;
+            }
+            copies.make()?;
         }
-        copies.make()?;
-        let mut copies = Copies::default();
-        for (cache, sizes) in self.caches() {
-            let back = both(sizes).map(|piece| Piece::at(piece.into, piece.from, piece.length));
-            copies.add_within(cache, back.chain(rest(sizes)))?;
-        }
-        copies.make()?;
-        let mut copies = Copies::default();
-        for ((cache, sizes), saved) in self.caches().zip(&saved) {
-            let pieces = both(sizes).enumerate();
-            let pieces = pieces.map(|(head, piece)| Piece { from: head * piece.length, ..piece });
-            copies.add_pieces(saved, cache, pieces)?;
-        }
-        copies.make()?;
         Ok(copied)
     }
 
@@ -512,11 +525,12 @@ impl KvCache for Slots {
         if a == b {
             return Ok(());
         }
-        // A failure would leave them half swapped.
-        let lost = [a, b].map(|slot| std::mem::replace(&mut self.lost[slot], true));
         let (longer, shorter) = if self.tokens[a] < self.tokens[b] { (b, a) } else { (a, b) };
         let (most, least) = (self.tokens[longer], self.tokens[shorter]);
-        let mut copied = self.swap_caches([longer, shorter], [most, least])?;
+        let saved = self.room_to_swap(least)?;
+        // A failure would leave them half swapped.
+        let lost = [a, b].map(|slot| std::mem::replace(&mut self.lost[slot], true));
+        let mut copied = self.swap_caches([longer, shorter], [most, least], saved)?;
         // Each goes to where the other one's state is not.
         let turn = self.bring_together([a, b])?;
         let mut copies = Copies::default();
@@ -642,6 +656,12 @@ mod tests {
         environment().unwrap();
         for memory in [None, Some(DeviceMemory::of_host())] {
             let mut slots = filled(memory);
+            assert_eq!(
+                slots.room_to_swap(9).unwrap().len(),
+                if slots.memory.is_some() { 2 } else { 0 }
+            );
+            // Of these, one has place at a time.
+            assert!(slots.room_to_swap(1 << 20).unwrap().len() < 2);
             let before = [0, 1, 2].map(|slot| state(&mut slots, slot));
             for [a, b] in [[0, 2], [2, 1], [1, 0]] {
                 slots.swap(a, b).unwrap();
@@ -652,6 +672,17 @@ mod tests {
                 [0, 1, 2].map(|slot| state(&mut slots, slot)),
                 [0, 2, 1].map(|slot| before[slot].clone())
             );
+
+            // There and back, with place for one cache at a time.
+            let states = |slots: &mut Slots| [0, 1, 2].map(|slot| state(slots, slot));
+            let (here, [longer, shorter]) = (states(&mut slots), [1, 0]);
+            for back in [false, true] {
+                let mut saved = slots.room_to_swap(TOKENS[0]).unwrap();
+                saved.truncate(1);
+                let tokens = [TOKENS[2], TOKENS[0]];
+                slots.swap_caches([longer, shorter], tokens, saved).unwrap();
+                assert_eq!(states(&mut slots) == here, back);
+            }
 
             slots.reserve(2000).unwrap();
             assert!(slots.capacity >= 2000);

@@ -5,7 +5,7 @@ use std::{borrow::Cow, cell::OnceCell, marker::PhantomData};
 use ort::value::DynTensor;
 
 use crate::{
-    backend::{has_address, on_host, read_part, shape},
+    backend::{has_parts, on_host, read_part, shape},
     kv_cache::Outputs,
 };
 
@@ -89,7 +89,7 @@ impl<'r> Logits<'r> {
         let [_, positions, vocab] = self.run.sizes;
         let start = (self.row * positions + self.position) * vocab;
         let range = start..start + vocab;
-        if has_address(&self.run.logits) {
+        if has_parts(&self.run.logits) {
             let mut numbers = vec![0.0; vocab];
             read_part(&self.run.logits, start, &mut numbers)?;
             return Ok(Cow::Owned(numbers));
