@@ -122,12 +122,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn read_scenarios(file: &Path) -> Result<Vec<Scenario>> {
     let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_slice(&text).with_context(|| {
+    let scenarios: Vec<Scenario> = serde_json::from_slice(&text).with_context(|| {
         format!(
             "{} is no JSON list of objects with image, prompt_tokens, new_tokens and batch",
             file.display()
         )
-    })
+    })?;
+    ensure!(!scenarios.is_empty(), "{} lists no scenario; add one", file.display());
+    Ok(scenarios)
 }
 
 /// An engine for a scenario, in which each run encodes the image anew.

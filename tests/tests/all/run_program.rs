@@ -159,7 +159,9 @@ fn bench_measures_several_scenarios() {
     assert_eq!(reports.len(), 3);
     assert!(figure(0, "vision_ms") > 0.0 && figure(1, "vision_ms") == 0.0, "{output}");
     assert!(figure(1, "prompt_tokens") > figure(2, "prompt_tokens"), "{output}");
-    for (wrong, expected) in [("[{\"promptt\": 1}]", "`promptt`"), ("{}", "JSON list")] {
+    for (wrong, expected) in
+        [("[{\"promptt\": 1}]", "`promptt`"), ("{}", "JSON list"), ("[]", "no scenario")]
+    {
         fs::write(&file, wrong).unwrap();
         assert!(fail(&mut bench()).contains(expected), "{expected}");
     }

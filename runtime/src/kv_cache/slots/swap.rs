@@ -18,7 +18,7 @@ impl Slots {
         let Some(memory) = self.memory.clone() else { return Ok(Vec::new()) };
         let caches = self.layout.tensors.iter().filter(|tensor| !tensor.kind.is_conv());
         let elements = |tensor: &StateTensor| tensor.kind.elements(tokens.max(1));
-        let largest = caches.clone().map(elements).max().unwrap_or(1);
+        let largest = caches.clone().map(elements).max().unwrap_or(0).max(1);
         let count = (SAVED_AT_A_TIME / (largest * self.layout.element_bytes())).max(1);
         let new = |tensor: &StateTensor| unwritten(tensor.dtype, &[largest], Some(&memory));
         caches.take(count).map(new).collect()
